@@ -1,0 +1,234 @@
+//! The VM spec as users write it: plain JSON types, nearly everything optional, unknown fields refused.
+//!
+//! A `VmConfig` promises only its shape. What its values must be is said at each field and checked in one place, the
+//! conversion into a [`VmSpec`](super::VmSpec). Sizes are texts like `"512MiB"` or integers in bytes; relative paths start
+//! at the working directory of the process.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::types::{ByteSize, ConsoleTarget, DirectIo, DiskEngine, OnReset};
+
+/// A VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object that describes a VM"
+)]
+pub struct VmConfig {
+    /// What people call the VM: 1 to 63 of `a-z`, `0-9` and `-`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The VM's identity, such as `"6ba7b810-9dad-11d1-80b4-00c04fd430c8"`. NICs without a MAC address derive theirs from it,
+    /// so that it stays the same when the VM is started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What the VM starts with. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootConfig>,
+    /// Its processors; one by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<CpuConfig>,
+    /// Its RAM; 512 MiB by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryConfig>,
+    /// Its disks, in the order in which the guest finds them. At most 128.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
+    /// Its network interfaces, in the order in which the guest finds them. At most 32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicConfig>,
+    /// Its consoles and byte channels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleConfig>,
+    /// Whether it gets a source of randomness from the host; `true` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rng: Option<bool>,
+    /// What happens when the guest asks for a reset; `"reboot"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_reset: Option<OnReset>,
+}
+
+/// What the VM starts with: a Linux kernel. (The field that is given chooses the kind; more kinds may come.)
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"kernel\": \"/boot/vmlinuz\"}"
+)]
+pub struct BootConfig {
+    /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// An initramfs for the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line, up to 2047 bytes; empty by default. Nothing is added to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
+}
+
+/// Processors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"count\": 2}"
+)]
+pub struct CpuConfig {
+    /// How many, 1 to 254; the product of the topology by default, or one. The host may allow fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// How the guest sees them arranged; one socket, one thread a core by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<TopologyConfig>,
+    /// Whether the guest may run VMs of its own; `false` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nested: Option<bool>,
+}
+
+/// How the guest sees its processors arranged. The product of the three is the number of processors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"sockets\": 1, \"cores\": 2, \"threads\": 1}"
+)]
+pub struct TopologyConfig {
+    /// Sockets; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u64>,
+    /// Cores in a socket; what the count leaves by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u64>,
+    /// Threads in a core; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u64>,
+}
+
+/// Guest RAM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"size\": \"512MiB\"}"
+)]
+pub struct MemoryConfig {
+    /// How much: 64 MiB to 16 TiB, a multiple of 2 MiB and of the huge pages' size; 512 MiB by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// Whether it lies in a memfd that other processes can map; `false` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+    /// Takes it from the host's pool of huge pages: `"2MiB"` or `"1GiB"`. Ordinary pages by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugepages: Option<ByteSize>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"path\": \"disk.img\"}"
+)]
+pub struct DiskConfig {
+    /// Its name in the API, unique among all devices: 1 to 32 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, a letter or digit
+    /// first; `disk0`, `disk1`, … by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// A raw image file or a block device. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Whether the guest may only read; `false` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+    /// Whether the host's page cache is bypassed; `"auto"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct: Option<DirectIo>,
+    /// How the host does the I/O; `"auto"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<DiskEngine>,
+    /// Request queues, 1 to 64; one for each processor, up to 4, by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u64>,
+    /// Requests a queue holds: a power of two, 16 to 1024; 256 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u64>,
+    /// The serial number that the guest reads: 1 to 20 printable ASCII characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// A network interface. Exactly one of `tap` and `bridge` says what it is attached to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"tap\": \"tap0\"} or {\"bridge\": \"br0\"}"
+)]
+pub struct NicConfig {
+    /// Its name in the API, unique among all devices, as for a disk; `nic0`, `nic1`, … by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// An existing tap of the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// An existing bridge of the host; a tap is made on it and removed with the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// The VLAN, 1 to 4094, of which the guest is an untagged member. Only with `bridge`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u64>,
+    /// The guest's MAC address, such as `"02:00:5e:10:00:01"`, unicast; by default one derived from the
+    /// VM's UUID and the NIC's id, or a random one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The largest packet, 1280 to 65521 bytes; the tap's own by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u64>,
+    /// Pairs of queues, 1 to 8; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_pairs: Option<u64>,
+    /// Packets a queue holds: a power of two, 16 to 1024; 256 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u64>,
+}
+
+/// Consoles and byte channels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"serial\": \"terminal\"}"
+)]
+pub struct ConsoleConfig {
+    /// The serial port, the guest's `ttyS0`: `"terminal"`, `"off"` or `{"file": "PATH"}`. The terminal by default, unless
+    /// `hvc0` has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<ConsoleTarget>,
+    /// The virtio console, the guest's `hvc0`, likewise; `"off"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hvc0: Option<ConsoleTarget>,
+    /// Named byte channels between the guest (`/dev/virtio-ports/NAME`) and the host. At most 14.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortConfig>,
+}
+
+/// A named byte channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"name\": \"agent\", \"socket\": \"agent.sock\"}"
+)]
+pub struct PortConfig {
+    /// Its name in the guest, unique: 1 to 63 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The unix socket on which the host's side connects; made by Paddock. Required, at most 107 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+}

@@ -1,0 +1,268 @@
+//! The VM spec as the machine trusts it: complete, every value in range, no contradictions.
+//!
+//! The structs are `#[non_exhaustive]`: only validation makes them. A spec turns back into a [`VmConfig`] that says
+//! everything explicitly and validates to the same spec.
+
+use std::path::PathBuf;
+
+use serde::{Serialize, Serializer};
+
+use super::config::{
+    BootConfig, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig, PortConfig,
+    TopologyConfig, VmConfig,
+};
+use super::types::{
+    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
+    InterfaceName, MacAddr, Mtu, OnReset, PortName, QueueSize, Uuid, VlanId, VmName,
+};
+
+/// A VM that can be built, as far as one can tell without looking at the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VmSpec {
+    /// What people call it.
+    pub name: Option<VmName>,
+    /// Its identity.
+    pub uuid: Option<Uuid>,
+    /// What it starts with.
+    pub boot: Boot,
+    /// Its processors.
+    pub cpus: Cpus,
+    /// Its RAM.
+    pub memory: Memory,
+    /// Its disks, at most 128, in the guest's order.
+    pub disks: Vec<Disk>,
+    /// Its network interfaces, at most 32, in the guest's order.
+    pub nics: Vec<Nic>,
+    /// Its consoles and byte channels.
+    pub console: Console,
+    /// Whether it gets a source of randomness.
+    pub rng: bool,
+    /// What happens when the guest asks for a reset.
+    pub on_reset: OnReset,
+}
+
+/// What a VM starts with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// A Linux kernel, loaded by the VMM.
+    Kernel(KernelBoot),
+}
+
+/// A Linux kernel with what it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KernelBoot {
+    /// A bzImage, or an ELF file with a PVH entry.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// At most 2047 bytes without control characters. Nothing is to be added to it.
+    pub command_line: String,
+}
+
+/// Processors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cpus {
+    /// How many, 1 to 254.
+    pub count: u8,
+    /// Their arrangement; its product is `count`.
+    pub topology: Topology,
+    /// Whether the guest may run VMs of its own.
+    pub nested: bool,
+}
+
+/// How the guest sees its processors arranged. No factor is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Topology {
+    /// Sockets.
+    pub sockets: u8,
+    /// Cores in a socket.
+    pub cores: u8,
+    /// Threads in a core.
+    pub threads: u8,
+}
+
+/// Guest RAM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Memory {
+    /// 64 MiB to 16 TiB, a multiple of 2 MiB and of the huge pages' size.
+    pub size: ByteSize,
+    /// Whether it lies in a memfd that other processes can map.
+    pub shared: bool,
+    /// Whether it comes from the host's pool of huge pages, and of which size.
+    pub hugepages: Option<HugePageSize>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Disk {
+    /// Unique among all devices.
+    pub id: DeviceId,
+    /// A raw image file or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Whether the host's page cache is bypassed.
+    pub direct: DirectIo,
+    /// How the host does the I/O.
+    pub engine: DiskEngine,
+    /// Request queues, 1 to 64.
+    pub queues: u16,
+    /// Requests a queue holds.
+    pub queue_size: QueueSize,
+    /// The serial number that the guest reads.
+    pub serial: Option<DiskSerial>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Nic {
+    /// Unique among all devices.
+    pub id: DeviceId,
+    /// What it is attached to.
+    pub attachment: NicAttachment,
+    /// The guest's MAC address; `None`, which happens only without a UUID, asks for a random one.
+    pub mac: Option<MacAddr>,
+    /// The largest packet; `None` means the tap's own.
+    pub mtu: Option<Mtu>,
+    /// Pairs of queues, 1 to 8.
+    pub queue_pairs: u16,
+    /// Packets a queue holds.
+    pub queue_size: QueueSize,
+}
+
+/// What a network interface is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicAttachment {
+    /// An existing tap, which no other NIC of the VM uses.
+    Tap(InterfaceName),
+    /// A tap that is made on an existing bridge and removed with the VM.
+    Bridge {
+        /// The bridge.
+        bridge: InterfaceName,
+        /// The VLAN of which the guest is an untagged member.
+        vlan: Option<VlanId>,
+    },
+}
+
+/// Consoles and byte channels. At most one of the two consoles has the terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Console {
+    /// The serial port, the guest's `ttyS0`.
+    pub serial: ConsoleTarget,
+    /// The virtio console, the guest's `hvc0`.
+    pub hvc0: ConsoleTarget,
+    /// Named byte channels, at most 14.
+    pub ports: Vec<Port>,
+}
+
+/// A named byte channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Port {
+    /// Its name in the guest, unique in the VM.
+    pub name: PortName,
+    /// The unix socket on which the host's side connects, at most 107 bytes, used once in the VM.
+    pub socket: PathBuf,
+}
+
+impl From<&VmSpec> for VmConfig {
+    fn from(spec: &VmSpec) -> Self {
+        let Boot::Kernel(kernel) = &spec.boot;
+        Self {
+            name: spec.name.as_ref().map(VmName::to_string),
+            uuid: spec.uuid.as_ref().map(Uuid::to_string),
+            boot: Some(BootConfig {
+                kernel: Some(kernel.kernel.clone()),
+                initramfs: kernel.initramfs.clone(),
+                command_line: Some(kernel.command_line.clone()),
+            }),
+            cpus: Some(CpuConfig::from(&spec.cpus)),
+            memory: Some(MemoryConfig {
+                size: Some(spec.memory.size),
+                shared: Some(spec.memory.shared),
+                hugepages: spec.memory.hugepages.map(HugePageSize::size),
+            }),
+            disks: spec.disks.iter().map(DiskConfig::from).collect(),
+            nics: spec.nics.iter().map(NicConfig::from).collect(),
+            console: Some(ConsoleConfig::from(&spec.console)),
+            rng: Some(spec.rng),
+            on_reset: Some(spec.on_reset),
+        }
+    }
+}
+
+impl From<&Cpus> for CpuConfig {
+    fn from(cpus: &Cpus) -> Self {
+        Self {
+            count: Some(cpus.count.into()),
+            topology: Some(TopologyConfig {
+                sockets: Some(cpus.topology.sockets.into()),
+                cores: Some(cpus.topology.cores.into()),
+                threads: Some(cpus.topology.threads.into()),
+            }),
+            nested: Some(cpus.nested),
+        }
+    }
+}
+
+impl From<&Disk> for DiskConfig {
+    fn from(disk: &Disk) -> Self {
+        Self {
+            id: Some(disk.id.to_string()),
+            path: Some(disk.path.clone()),
+            read_only: Some(disk.read_only),
+            direct: Some(disk.direct),
+            engine: Some(disk.engine),
+            queues: Some(disk.queues.into()),
+            queue_size: Some(disk.queue_size.get().into()),
+            serial: disk.serial.as_ref().map(DiskSerial::to_string),
+        }
+    }
+}
+
+impl From<&Nic> for NicConfig {
+    fn from(nic: &Nic) -> Self {
+        let (tap, bridge, vlan) = match &nic.attachment {
+            NicAttachment::Tap(tap) => (Some(tap), None, None),
+            NicAttachment::Bridge { bridge, vlan } => (None, Some(bridge), *vlan),
+        };
+        Self {
+            id: Some(nic.id.to_string()),
+            tap: tap.map(InterfaceName::to_string),
+            bridge: bridge.map(InterfaceName::to_string),
+            vlan: vlan.map(|vlan| vlan.get().into()),
+            mac: nic.mac.as_ref().map(MacAddr::to_string),
+            mtu: nic.mtu.map(|mtu| mtu.get().into()),
+            queue_pairs: Some(nic.queue_pairs.into()),
+            queue_size: Some(nic.queue_size.get().into()),
+        }
+    }
+}
+
+impl From<&Console> for ConsoleConfig {
+    fn from(console: &Console) -> Self {
+        let port = |port: &Port| PortConfig {
+            name: Some(port.name.to_string()),
+            socket: Some(port.socket.clone()),
+        };
+        Self {
+            serial: Some(console.serial.clone()),
+            hvc0: Some(console.hvc0.clone()),
+            ports: console.ports.iter().map(port).collect(),
+        }
+    }
+}
+
+impl Serialize for VmSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        VmConfig::from(self).serialize(serializer)
+    }
+}

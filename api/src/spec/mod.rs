@@ -1,0 +1,46 @@
+//! The VM spec, twice: [`VmConfig`] as users write it (JSON or TOML, everything optional, unknown fields refused) and
+//! [`VmSpec`] as the machine trusts it (defaults filled in, every value in range, every cross-reference checked).
+//!
+//! The only way from one to the other is validation ([`VmSpec::try_from`], [`Draft::validate`]), and it reports *all*
+//! problems at once ([`InvalidSpec`]): each with a JSON pointer that resolves in the document it was read from, a stable
+//! [`ProblemCode`] and a sentence that says what is allowed.
+//!
+//! ```
+//! use paddock_api::spec::VmSpec;
+//!
+//! let spec = VmSpec::from_json(
+//!     r#"{"boot": {"kernel": "/boot/vmlinuz"}, "memory": {"size": "1GiB"}, "disks": [{"path": "root.img"}]}"#,
+//! )?;
+//! assert_eq!(spec.disks[0].id.as_str(), "disk0");
+//!
+//! let error = VmSpec::from_json(r#"{"boot": {"kernel": ""}, "cpus": {"cout": 2}}"#).unwrap_err();
+//! let pointers: Vec<_> = error.problems().iter().map(|p| p.pointer.as_str()).collect();
+//! assert_eq!(pointers, ["/boot/kernel", "/cpus/cout"]);
+//! # Ok::<(), paddock_api::spec::SpecError>(())
+//! ```
+
+mod config;
+mod machine;
+mod pointer;
+mod problem;
+mod source;
+pub mod types;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{
+    BootConfig, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig, PortConfig,
+    TopologyConfig, VmConfig,
+};
+pub use machine::{
+    Boot, Console, Cpus, Disk, KernelBoot, Memory, Nic, NicAttachment, Port, Topology, VmSpec,
+};
+pub use pointer::JsonPointer;
+pub use problem::{InvalidSpec, Problem, ProblemCode};
+pub use source::{Draft, SpecError, SyntaxError};
+pub use types::{
+    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
+    InterfaceName, MacAddr, Mtu, OnReset, PortName, QueueSize, Uuid, ValueError, VlanId, VmName,
+};

@@ -1,0 +1,572 @@
+//! The spec as a whole: what is read, what is refused and how.
+
+mod properties;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn valid(document: &Value) -> VmSpec {
+    Draft::from_value(document.clone()).validate().unwrap()
+}
+
+/// Pointer and code of each problem.
+fn refused(document: &Value) -> Vec<(String, ProblemCode)> {
+    let error = Draft::from_value(document.clone()).validate().unwrap_err();
+    error
+        .problems()
+        .iter()
+        .map(|problem| (problem.pointer.as_str().to_owned(), problem.code))
+        .collect()
+}
+
+#[track_caller]
+fn refuses(document: &Value, expected: &[(&str, ProblemCode)]) {
+    let found = refused(document);
+    let found: Vec<_> = found
+        .iter()
+        .map(|(at, code)| (at.as_str(), *code))
+        .collect();
+    assert_eq!(found, expected, "{document}");
+}
+
+/// A valid document with `section` set to `value`.
+fn with(section: &str, value: Value) -> Value {
+    let mut document = json!({"boot": {"kernel": "k"}});
+    document[section] = value;
+    document
+}
+
+use ProblemCode::{
+    Conflict, Duplicate, Malformed, MissingField, OutOfRange, UnknownField, UnknownValue, WrongType,
+};
+
+#[test]
+fn defaults() {
+    let spec = valid(&json!({
+        "boot": {"kernel": "k"},
+        "cpus": {"count": 6},
+        "disks": [{"path": "a"}],
+        "nics": [{"bridge": "br0", "vlan": 100}],
+    }));
+    assert_eq!((spec.name, spec.uuid, spec.rng), (None, None, true));
+    let Boot::Kernel(kernel) = spec.boot;
+    assert_eq!((kernel.initramfs, kernel.command_line.as_str()), (None, ""));
+    let Topology {
+        sockets,
+        cores,
+        threads,
+    } = spec.cpus.topology;
+    assert_eq!((spec.cpus.count, sockets, cores, threads), (6, 1, 6, 1));
+    assert!(!spec.cpus.nested);
+    assert_eq!(spec.memory.size, ByteSize::from_mib(512));
+    assert_eq!((spec.memory.shared, spec.memory.hugepages), (false, None));
+    let disk = &spec.disks[0];
+    assert_eq!(
+        (disk.id.as_str(), disk.queues, disk.queue_size.get()),
+        ("disk0", 4, 256)
+    );
+    assert_eq!(
+        (disk.direct, disk.engine),
+        (DirectIo::Auto, DiskEngine::Auto)
+    );
+    let nic = &spec.nics[0];
+    assert_eq!(
+        (nic.id.as_str(), nic.queue_pairs, nic.mac, nic.mtu),
+        ("nic0", 1, None, None)
+    );
+    assert_eq!(spec.console.serial, ConsoleTarget::Terminal);
+    assert_eq!(spec.console.hvc0, ConsoleTarget::Off);
+    assert_eq!(spec.on_reset, OnReset::Reboot);
+}
+
+#[test]
+fn toml_says_the_same_as_json() {
+    let toml = r#"
+        name = "web"
+        rng = false
+        [boot]
+        kernel = "/boot/vmlinuz"
+        command_line = "console=ttyS0"
+        [memory]
+        size = "1GiB"
+        hugepages = "2M"
+        [[disks]]
+        path = "a.img"
+        read_only = true
+        [[nics]]
+        tap = "tap0"
+        mac = "02:00:00:00:00:01"
+        [console]
+        serial = { file = "serial.log" }
+        [[console.ports]]
+        name = "agent"
+        socket = "agent.sock"
+    "#;
+    let json = json!({
+        "name": "web",
+        "rng": false,
+        "boot": {"kernel": "/boot/vmlinuz", "command_line": "console=ttyS0"},
+        "memory": {"size": 1 << 30, "hugepages": "2MiB"},
+        "disks": [{"path": "a.img", "read_only": true}],
+        "nics": [{"tap": "tap0", "mac": "02-00-00-00-00-01"}],
+        "console": {
+            "serial": {"file": "serial.log"},
+            "ports": [{"name": "agent", "socket": "agent.sock"}],
+        },
+    });
+    assert_eq!(VmSpec::from_toml(toml).unwrap(), valid(&json));
+}
+
+#[test]
+fn every_problem_at_once() {
+    refuses(
+        &json!({
+            "nmae": "web",
+            "name": "Web",
+            "boot": {"initramfs": 3},
+            "cpus": {"count": "two", "topology": {"cores": 0}},
+            "memory": {"size": "1GB", "shared": 1},
+            "disks": [{"path": "a", "id": "x"}, "b", {"id": "x", "queues": -1, "direct": "yes"}],
+            "nics": [{"tap": "t", "bridge": "b", "mac": 5}, {}],
+        }),
+        &[
+            ("/boot", MissingField),
+            ("/boot/initramfs", WrongType),
+            ("/cpus/count", WrongType),
+            ("/cpus/topology/cores", OutOfRange),
+            ("/disks/1", WrongType),
+            ("/disks/2", MissingField),
+            ("/disks/2/direct", UnknownValue),
+            ("/disks/2/id", Duplicate),
+            ("/disks/2/queues", WrongType),
+            ("/memory/shared", WrongType),
+            ("/memory/size", Malformed),
+            ("/name", Malformed),
+            ("/nics/0", Conflict),
+            ("/nics/0/mac", WrongType),
+            ("/nics/1", MissingField),
+            ("/nmae", UnknownField),
+        ],
+    );
+}
+
+#[test]
+fn messages_say_what_to_do() {
+    let message = |document: &Value| {
+        Draft::from_value(document.clone())
+            .validate()
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        message(&with("cpus", json!({"cuont": 2}))),
+        "invalid VM spec: /cpus/cuont: unknown field; did you mean \"count\"? \
+         the fields known here are count, topology, nested [unknown-field]"
+    );
+    assert_eq!(
+        message(&with(
+            "disks",
+            json!([{"path": "a", "queue_size": 100, "direct": "maybe"}])
+        )),
+        "invalid VM spec, 2 problems:\n  \
+         /disks/0/direct: unknown value `maybe`, expected `auto`, `on`, `off` [unknown-value]\n  \
+         /disks/0/queue_size: the queue size must be a power of two, 16 to 1024, not 100 [out-of-range]"
+    );
+    assert_eq!(
+        message(&with("rng", json!("yes"))),
+        "invalid VM spec: /rng: expected true or false, found string \"yes\" [wrong-type]"
+    );
+    assert_eq!(
+        message(&with("cpus", json!({"count": -1}))),
+        "invalid VM spec: /cpus/count: expected an integer from 0 up, found integer `-1` [wrong-type]"
+    );
+    assert!(message(&json!("web")).contains("expected an object that describes a VM"));
+    assert!(message(&json!([])).contains("expected no array here"));
+}
+
+#[test]
+fn what_was_wrong_in_shape_is_not_called_missing() {
+    refuses(&json!({"boot": 1}), &[("/boot", WrongType)]);
+    refuses(
+        &json!({"boot": {"kernel": 1}}),
+        &[("/boot/kernel", WrongType)],
+    );
+    refuses(&json!([]), &[("", WrongType)]);
+    refuses(&json!({}), &[("", MissingField)]);
+    refuses(
+        &with("nics", json!([{"tap": 1}])),
+        &[("/nics/0/tap", WrongType)],
+    );
+    refuses(
+        &with("memory", json!({"size": true, "hugepages": "1GiB"})),
+        &[("/memory/size", WrongType)],
+    );
+    refuses(&with("disks", json!({})), &[("/disks", WrongType)]);
+    refuses(
+        &with("console", json!({"ports": [{"socket": []}]})),
+        &[
+            ("/console/ports/0", MissingField),
+            ("/console/ports/0/socket", WrongType),
+        ],
+    );
+}
+
+#[test]
+fn boot() {
+    refuses(&json!({"boot": {}}), &[("/boot", MissingField)]);
+    refuses(
+        &with("boot", json!({"kernel": ""})),
+        &[("/boot/kernel", Malformed)],
+    );
+    refuses(
+        &with("boot", json!({"kernel": "a\0b"})),
+        &[("/boot/kernel", Malformed)],
+    );
+    refuses(
+        &with("boot", json!({"kernel": "a".repeat(4096)})),
+        &[("/boot/kernel", OutOfRange)],
+    );
+    let line = |text: String| with("boot", json!({"kernel": "k", "command_line": text}));
+    valid(&line("x".repeat(2047)));
+    refuses(
+        &line("x".repeat(2048)),
+        &[("/boot/command_line", OutOfRange)],
+    );
+    refuses(&line("a\nb".into()), &[("/boot/command_line", Malformed)]);
+}
+
+#[test]
+fn cpus() {
+    let made = |cpus: Value| {
+        let cpus = valid(&with("cpus", cpus)).cpus;
+        let Topology {
+            sockets,
+            cores,
+            threads,
+        } = cpus.topology;
+        (cpus.count, sockets, cores, threads)
+    };
+    assert_eq!(made(json!({})), (1, 1, 1, 1));
+    assert_eq!(made(json!({"count": 254})), (254, 1, 254, 1));
+    assert_eq!(
+        made(json!({"count": 8, "topology": {"sockets": 2, "threads": 2}})),
+        (8, 2, 2, 2)
+    );
+    assert_eq!(
+        made(json!({"topology": {"sockets": 2, "cores": 3}})),
+        (6, 2, 3, 1)
+    );
+    for count in [0, 255, 256, u64::MAX] {
+        refuses(
+            &with("cpus", json!({"count": count})),
+            &[("/cpus/count", OutOfRange)],
+        );
+    }
+    let at = "/cpus/topology";
+    for (cpus, code) in [
+        (json!({"count": 4, "topology": {"sockets": 3}}), Conflict),
+        (json!({"count": 4, "topology": {"cores": 2}}), Conflict),
+        (
+            json!({"count": 4, "topology": {"sockets": 200, "threads": 200}}),
+            Conflict,
+        ),
+        (
+            json!({"topology": {"sockets": 254, "cores": 254, "threads": 254}}),
+            OutOfRange,
+        ),
+        (json!({"topology": {"sockets": 5, "cores": 51}}), OutOfRange),
+    ] {
+        refuses(&with("cpus", cpus), &[(at, code)]);
+    }
+}
+
+#[test]
+fn memory() {
+    let size = |size: Value| with("memory", json!({"size": size}));
+    for good in [
+        json!("64M"),
+        json!("16TiB"),
+        json!("66MiB"),
+        json!(1_u64 << 26),
+    ] {
+        valid(&size(good));
+    }
+    for bad in [
+        json!("62M"),
+        json!("65M"),
+        json!(0),
+        json!("17TiB"),
+        json!((1_u64 << 26) + 1),
+    ] {
+        refuses(&size(bad), &[("/memory/size", OutOfRange)]);
+    }
+    let spec = valid(&with(
+        "memory",
+        json!({"size": "2GiB", "hugepages": "1GiB"}),
+    ));
+    assert_eq!(spec.memory.hugepages, Some(HugePageSize::OneGib));
+    refuses(
+        &with("memory", json!({"size": "1536MiB", "hugepages": "1GiB"})),
+        &[("/memory/size", OutOfRange)],
+    );
+    refuses(
+        &with("memory", json!({"hugepages": "1GiB"})),
+        &[("/memory/hugepages", Conflict)],
+    );
+    refuses(
+        &with("memory", json!({"hugepages": "4KiB"})),
+        &[("/memory/hugepages", OutOfRange)],
+    );
+}
+
+#[test]
+fn ids_are_unique_among_all_devices() {
+    let spec = valid(&json!({
+        "boot": {"kernel": "k"},
+        "disks": [{"path": "a"}, {"path": "b", "id": "disk0"}, {"path": "c"}, {"path": "d", "id": "disk3"}],
+        "nics": [{"tap": "a"}, {"tap": "b", "id": "nic0"}],
+    }));
+    let disks: Vec<_> = spec.disks.iter().map(|disk| disk.id.as_str()).collect();
+    let nics: Vec<_> = spec.nics.iter().map(|nic| nic.id.as_str()).collect();
+    assert_eq!(disks, ["disk1", "disk0", "disk2", "disk3"]);
+    assert_eq!(nics, ["nic1", "nic0"]);
+    refuses(
+        &json!({
+            "boot": {"kernel": "k"},
+            "disks": [{"path": "a", "id": "x"}, {"path": "b", "id": "rng"}],
+            "nics": [{"tap": "a", "id": "x"}],
+        }),
+        &[("/disks/1/id", Duplicate), ("/nics/0/id", Duplicate)],
+    );
+}
+
+#[test]
+fn disks() {
+    let same = |first, second| {
+        with(
+            "disks",
+            json!([{"path": "a", "read_only": first}, {"path": "a", "read_only": second}]),
+        )
+    };
+    valid(&same(true, true));
+    for (first, second) in [(true, false), (false, true), (false, false)] {
+        refuses(&same(first, second), &[("/disks/1/path", Duplicate)]);
+    }
+    for (field, value, code) in [
+        ("queues", json!(0), OutOfRange),
+        ("queues", json!(65), OutOfRange),
+        ("queue_size", json!(8), OutOfRange),
+        ("serial", json!(""), Malformed),
+        ("serial", json!("x".repeat(21)), Malformed),
+        ("engine", json!("aio"), UnknownValue),
+        ("readonly", json!(true), UnknownField),
+    ] {
+        let mut disk = json!({"path": "a"});
+        disk[field] = value;
+        refuses(
+            &with("disks", json!([disk])),
+            &[(&format!("/disks/0/{field}"), code)],
+        );
+    }
+    let many = |count: usize| {
+        let disks: Vec<_> = (0..count).map(|n| json!({"path": n.to_string()})).collect();
+        with("disks", disks.into())
+    };
+    assert_eq!(valid(&many(128)).disks[127].id.as_str(), "disk127");
+    refuses(&many(129), &[("/disks", OutOfRange)]);
+}
+
+#[test]
+fn nics() {
+    let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    let spec = |uuid: &str| {
+        valid(&json!({
+            "uuid": uuid,
+            "boot": {"kernel": "k"},
+            "nics": [{"tap": "a"}, {"tap": "b"}, {"tap": "c", "mac": "52:54:00:00:00:01"}],
+        }))
+    };
+    let macs: Vec<_> = spec(uuid).nics.iter().filter_map(|nic| nic.mac).collect();
+    assert_eq!(macs.len(), 3);
+    assert_ne!(macs[0], macs[1]);
+    assert_eq!(macs[2].to_string(), "52:54:00:00:00:01");
+    assert_eq!(
+        spec(uuid),
+        spec(&uuid.to_uppercase()),
+        "derived addresses stay the same"
+    );
+    assert_ne!(
+        spec("6ba7b810-9dad-11d1-80b4-00c04fd430c9").nics[0].mac,
+        Some(macs[0])
+    );
+
+    for (nic, at, code) in [
+        (json!({}), "/nics/0", MissingField),
+        (json!({"tap": "a", "bridge": "b"}), "/nics/0", Conflict),
+        (json!({"tap": "a", "vlan": 1}), "/nics/0/vlan", Conflict),
+        (json!({"tap": "a/b"}), "/nics/0/tap", Malformed),
+        (
+            json!({"bridge": "sixteen-bytes-ab"}),
+            "/nics/0/bridge",
+            Malformed,
+        ),
+        (
+            json!({"bridge": "b", "vlan": 0}),
+            "/nics/0/vlan",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "vlan": 4095}),
+            "/nics/0/vlan",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "mac": "01:00:00:00:00:00"}),
+            "/nics/0/mac",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "mtu": 1279}),
+            "/nics/0/mtu",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "queue_pairs": 9}),
+            "/nics/0/queue_pairs",
+            OutOfRange,
+        ),
+    ] {
+        refuses(&with("nics", json!([nic])), &[(at, code)]);
+    }
+    refuses(
+        &with(
+            "nics",
+            json!([
+                {"tap": "a", "mac": "02:00:00:00:00:0a"},
+                {"tap": "a", "mac": "02:00:00:00:00:0A"},
+            ]),
+        ),
+        &[("/nics/1/mac", Duplicate), ("/nics/1/tap", Duplicate)],
+    );
+    valid(&with("nics", json!([{"bridge": "a"}, {"bridge": "a"}])));
+}
+
+#[test]
+fn console() {
+    let spec = valid(&with("console", json!({"hvc0": "terminal"})));
+    assert_eq!(spec.console.serial, ConsoleTarget::Off);
+    for (console, at, code) in [
+        (
+            json!({"serial": "terminal", "hvc0": "terminal"}),
+            "/console/hvc0",
+            Conflict,
+        ),
+        (json!({"serial": "tty"}), "/console/serial", UnknownValue),
+        (
+            json!({"serial": {"file": ""}}),
+            "/console/serial/file",
+            Malformed,
+        ),
+        (
+            json!({"serial": {"fiel": "a"}}),
+            "/console/serial",
+            UnknownValue,
+        ),
+        (
+            json!({"serial": {"file": "a"}, "hvc0": {"file": "a"}}),
+            "/console/hvc0/file",
+            Duplicate,
+        ),
+        (
+            json!({"ports": [{"name": "a"}]}),
+            "/console/ports/0",
+            MissingField,
+        ),
+        (
+            json!({"ports": [{"name": "a/b", "socket": "s"}]}),
+            "/console/ports/0/name",
+            Malformed,
+        ),
+        (
+            json!({"ports": [{"name": "a", "socket": "x".repeat(108)}]}),
+            "/console/ports/0/socket",
+            OutOfRange,
+        ),
+        (
+            json!({"ports": [{"name": "a", "socket": "s"}, {"name": "a", "socket": "t"}]}),
+            "/console/ports/1/name",
+            Duplicate,
+        ),
+        (
+            json!({"ports": [{"name": "a", "socket": "s"}, {"name": "b", "socket": "s"}]}),
+            "/console/ports/1/socket",
+            Duplicate,
+        ),
+    ] {
+        refuses(&with("console", console), &[(at, code)]);
+    }
+}
+
+#[test]
+fn identity() {
+    for bad in [
+        "",
+        "6ba7b8109dad11d180b400c04fd430c8",
+        "{6ba7b810-9dad-11d1-80b4-00c04fd430c8}",
+    ] {
+        refuses(&with("uuid", json!(bad)), &[("/uuid", Malformed)]);
+    }
+    valid(&with("uuid", json!("00000000-0000-0000-0000-000000000000")));
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    let json = VmSpec::from_json("{\n  \"name\": }").unwrap_err();
+    let SpecError::Syntax(error) = &json else {
+        panic!("{json}");
+    };
+    assert_eq!(
+        (error.line, error.column, error.detail.as_str()),
+        (2, 11, "expected value")
+    );
+
+    let SpecError::Syntax(error) = VmSpec::from_json("{\n\"rng\": true\n\n").unwrap_err() else {
+        panic!("a half object is no JSON");
+    };
+    assert_eq!((error.line, error.column), (2, 12), "{error}");
+
+    let toml = VmSpec::from_toml("name = \"web\"\nrng = tru\n").unwrap_err();
+    let SpecError::Syntax(error) = &toml else {
+        panic!("{toml}");
+    };
+    assert_eq!((error.line, error.column), (2, 7), "{error}");
+    assert!(!error.detail.contains('\n'), "{error}");
+
+    for twice in [
+        VmSpec::from_json("{\"rng\": true, \"rng\": false}"),
+        VmSpec::from_json("{\"boot\": {\"kernel\": \"a\", \"kernel\": \"b\"}}"),
+        VmSpec::from_toml("rng = true\nrng = false"),
+    ] {
+        assert!(matches!(twice, Err(SpecError::Syntax(_))), "{twice:?}");
+    }
+    let deep = "[".repeat(100_000);
+    assert!(matches!(
+        VmSpec::from_json(&deep),
+        Err(SpecError::Syntax(_))
+    ));
+    assert!(matches!(
+        VmSpec::from_toml(&format!("a = {deep}")),
+        Err(SpecError::Syntax(_))
+    ));
+}
+
+#[test]
+fn answers_stay_small() {
+    let fields: serde_json::Map<_, _> = (0..10_000)
+        .map(|n| (format!("field{n}"), json!(n)))
+        .collect();
+    let error = Draft::from_value(fields.into()).validate().unwrap_err();
+    assert_eq!(error.problems().len(), 100);
+    assert!(error.to_string().ends_with("(there may be more)"));
+}

@@ -1,0 +1,54 @@
+//! The words that a field chooses from.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether a disk bypasses the host's page cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DirectIo {
+    /// Where the file or device allows it.
+    #[default]
+    Auto,
+    /// Yes, or the VM does not start.
+    On,
+    /// No.
+    Off,
+}
+
+/// How the host does a disk's I/O.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskEngine {
+    /// io_uring where the host allows it, else threads.
+    #[default]
+    Auto,
+    /// io_uring, or the VM does not start.
+    IoUring,
+    /// Blocking system calls on threads.
+    Threads,
+}
+
+/// What happens when the guest asks for a reset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReset {
+    /// The VM starts again in the same process.
+    #[default]
+    Reboot,
+    /// The process ends, with an exit status of its own.
+    Exit,
+}
+
+/// Where a console's bytes go to and come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleTarget {
+    /// The standard input and output of the process.
+    Terminal,
+    /// Nowhere: the guest finds no such console, or one on which nothing ever happens.
+    Off,
+    /// Output is appended to a file, which is made if need be; there is no input.
+    File(PathBuf),
+}

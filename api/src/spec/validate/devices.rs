@@ -1,0 +1,275 @@
+//! Disks and network interfaces, and the ids they share.
+
+use std::collections::HashSet;
+
+use super::super::config::{DiskConfig, NicConfig, VmConfig};
+use super::super::machine::{Disk, Nic, NicAttachment};
+use super::super::pointer::JsonPointer;
+use super::super::problem::{ProblemCode, Problems, quoted};
+use super::super::types::{DeviceId, MacAddr, Mtu, QueueSize, Uuid, VlanId, in_range};
+use super::{at_most, optional, path};
+
+const MAX_DISKS: usize = 128;
+const MAX_NICS: usize = 32;
+const MAX_DISK_QUEUES: u64 = 64;
+const MAX_QUEUE_PAIRS: u64 = 8;
+/// More queues than this by default are memory and threads that few guests need.
+const DEFAULT_DISK_QUEUES: u8 = 4;
+/// Ids of the devices that are in a VM without being listed in its spec.
+const RESERVED_IDS: [&str; 2] = ["console", "rng"];
+
+/// Checks all disks and NICs of a VM with so many processors.
+pub(super) fn devices(
+    config: &VmConfig,
+    processors: u8,
+    uuid: Option<Uuid>,
+    problems: &mut Problems,
+) -> Option<(Vec<Disk>, Vec<Nic>)> {
+    let (at_disks, at_nics) = (
+        JsonPointer::root().key("disks"),
+        JsonPointer::root().key("nics"),
+    );
+    // A longer list is not looked into: it would only make a long answer.
+    let few_disks = at_most(problems, &at_disks, config.disks.len(), MAX_DISKS, "disks");
+    let few_nics = at_most(problems, &at_nics, config.nics.len(), MAX_NICS, "NICs");
+    few_disks.and(few_nics)?;
+
+    let (disk_ids, nic_ids) = ids(config, problems);
+    let disks: Vec<Option<Disk>> = config
+        .disks
+        .iter()
+        .zip(disk_ids)
+        .enumerate()
+        .map(|(index, (disk_config, id))| {
+            disk(
+                disk_config,
+                id,
+                processors,
+                &at_disks.index(index),
+                problems,
+            )
+        })
+        .collect();
+    let nics: Vec<Option<Nic>> = config
+        .nics
+        .iter()
+        .zip(nic_ids)
+        .enumerate()
+        .map(|(index, (nic_config, id))| nic(nic_config, id, uuid, &at_nics.index(index), problems))
+        .collect();
+    shared_files(&config.disks, &at_disks, problems);
+    shared_taps_and_macs(&config.nics, &at_nics, problems);
+    let disks = disks.into_iter().collect::<Option<_>>()?;
+    Some((disks, nics.into_iter().collect::<Option<_>>()?))
+}
+
+/// The ids of disks and NICs: those given, checked and unique, and for the others the first free `diskN` or `nicN`.
+fn ids(
+    config: &VmConfig,
+    problems: &mut Problems,
+) -> (Vec<Option<DeviceId>>, Vec<Option<DeviceId>>) {
+    let disks = config.disks.iter().map(|disk| &disk.id).enumerate();
+    let nics = config.nics.iter().map(|nic| &nic.id).enumerate();
+    let given = disks
+        .map(|(index, id)| ("disks", index, id))
+        .chain(nics.map(|(index, id)| ("nics", index, id)));
+    let mut taken: HashSet<String> = RESERVED_IDS.map(str::to_owned).into();
+    let mut checked = Vec::new();
+    for (list, index, id) in given {
+        let at = JsonPointer::root().key(list).index(index).key("id");
+        let id = optional(problems, &at, id.as_deref(), str::parse::<DeviceId>);
+        if let Some(Some(id)) = &id {
+            if RESERVED_IDS.contains(&id.as_str()) {
+                let detail = format!("{} is the id of a built-in device", quoted(id.as_str()));
+                problems.add(at, ProblemCode::Duplicate, detail);
+            } else if !taken.insert(id.to_string()) {
+                let detail = format!("another device has the id {}", quoted(id.as_str()));
+                problems.add(at, ProblemCode::Duplicate, detail);
+            }
+        }
+        checked.push(id);
+    }
+    let mut free = |prefix: &str, index: usize| {
+        let mut names = (index..).map(|number| format!("{prefix}{number}"));
+        let name = names.find(|name| taken.insert(name.clone()))?;
+        name.parse().ok()
+    };
+    let mut complete = |prefix: &str, index: usize, id: Option<Option<DeviceId>>| match id? {
+        Some(id) => Some(id),
+        None => free(prefix, index),
+    };
+    let nics = checked.split_off(config.disks.len());
+    let mut fill = |prefix: &str, ids: Vec<Option<Option<DeviceId>>>| {
+        ids.into_iter()
+            .enumerate()
+            .map(|(index, id)| complete(prefix, index, id))
+            .collect()
+    };
+    (fill("disk", checked), fill("nic", nics))
+}
+
+fn disk(
+    config: &DiskConfig,
+    id: Option<DeviceId>,
+    processors: u8,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<Disk> {
+    if config.path.is_none() {
+        let detail = "path is missing: name a raw image file or a block device";
+        problems.missing(at, &["path"], detail);
+    }
+    let path = optional(problems, &at.key("path"), config.path.as_deref(), path);
+    let queues = optional(problems, &at.key("queues"), config.queues, |queues| {
+        in_range("the number of queues", queues, 1..=MAX_DISK_QUEUES)
+    });
+    let queue_size = optional(
+        problems,
+        &at.key("queue_size"),
+        config.queue_size,
+        QueueSize::try_from,
+    );
+    let serial = optional(
+        problems,
+        &at.key("serial"),
+        config.serial.as_deref(),
+        str::parse,
+    );
+    Some(Disk {
+        id: id?,
+        path: path??,
+        read_only: config.read_only.unwrap_or(false),
+        direct: config.direct.unwrap_or_default(),
+        engine: config.engine.unwrap_or_default(),
+        queues: queues?.unwrap_or_else(|| processors.min(DEFAULT_DISK_QUEUES).into()),
+        queue_size: queue_size?.unwrap_or_default(),
+        serial: serial?,
+    })
+}
+
+fn nic(
+    config: &NicConfig,
+    id: Option<DeviceId>,
+    uuid: Option<Uuid>,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<Nic> {
+    let attachment = attachment(config, at, problems);
+    let mac = optional(problems, &at.key("mac"), config.mac.as_deref(), str::parse);
+    let mtu = optional(problems, &at.key("mtu"), config.mtu, Mtu::try_from);
+    let queue_pairs = optional(
+        problems,
+        &at.key("queue_pairs"),
+        config.queue_pairs,
+        |pairs| in_range("the number of queue pairs", pairs, 1..=MAX_QUEUE_PAIRS),
+    );
+    let queue_size = optional(
+        problems,
+        &at.key("queue_size"),
+        config.queue_size,
+        QueueSize::try_from,
+    );
+    let id = id?;
+    Some(Nic {
+        mac: mac?.or_else(|| uuid.map(|uuid| derived_mac(uuid, &id))),
+        id,
+        attachment: attachment?,
+        mtu: mtu?,
+        queue_pairs: queue_pairs?.unwrap_or(1),
+        queue_size: queue_size?.unwrap_or_default(),
+    })
+}
+
+fn attachment(
+    config: &NicConfig,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<NicAttachment> {
+    let tap = optional(problems, &at.key("tap"), config.tap.as_deref(), str::parse);
+    let bridge = optional(
+        problems,
+        &at.key("bridge"),
+        config.bridge.as_deref(),
+        str::parse,
+    );
+    let vlan = optional(problems, &at.key("vlan"), config.vlan, VlanId::try_from);
+    match (&config.tap, &config.bridge) {
+        (None, None) => {
+            let detail =
+                "tap or bridge is missing: name an existing tap, or the bridge to make one on";
+            problems.missing(at, &["tap", "bridge"], detail);
+            None
+        }
+        (Some(_), Some(_)) => {
+            let detail =
+                "a NIC has a tap or a bridge, not both; with a bridge, Paddock makes the tap";
+            problems.add(at.clone(), ProblemCode::Conflict, detail);
+            None
+        }
+        (Some(_), None) => {
+            if config.vlan.is_some() {
+                let detail = "a VLAN is set only where Paddock makes the tap, on a bridge; set an existing tap's VLAN on the host";
+                problems.add(at.key("vlan"), ProblemCode::Conflict, detail);
+                return None;
+            }
+            Some(NicAttachment::Tap(tap??))
+        }
+        (None, Some(_)) => Some(NicAttachment::Bridge {
+            bridge: bridge??,
+            vlan: vlan?,
+        }),
+    }
+}
+
+/// A MAC address that stays the same for the same VM and NIC: the 64-bit FNV-1a hash of both, made local.
+fn derived_mac(uuid: Uuid, id: &DeviceId) -> MacAddr {
+    let bytes = uuid.as_bytes().iter().chain(id.as_str().as_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    // The address takes 46 bits: fold the rest in.
+    MacAddr::locally_administered(hash ^ (hash >> 48))
+}
+
+/// Two read-only views of one file are fine; a writer wants it alone.
+fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mut Problems) {
+    let writes = |disk: &DiskConfig| disk.read_only != Some(true);
+    for (index, disk) in disks.iter().enumerate() {
+        let first = disks[..index].iter().position(|other| {
+            disk.path.is_some() && other.path == disk.path && (writes(disk) || writes(other))
+        });
+        if let Some(first) = first {
+            let detail =
+                format!("disk {first} has the same path; only read-only disks may share one");
+            problems.add(at.index(index).key("path"), ProblemCode::Duplicate, detail);
+        }
+    }
+}
+
+fn shared_taps_and_macs(nics: &[NicConfig], at: &JsonPointer, problems: &mut Problems) {
+    let mac = |nic: &NicConfig| {
+        nic.mac
+            .as_deref()
+            .and_then(|mac| mac.parse::<MacAddr>().ok())
+    };
+    for (index, nic) in nics.iter().enumerate() {
+        let before = &nics[..index];
+        let at = at.index(index);
+        if let Some(first) = before
+            .iter()
+            .position(|other| nic.tap.is_some() && other.tap == nic.tap)
+        {
+            let detail = format!(
+                "NIC {first} has the same tap; use queue_pairs for a tap with several queues"
+            );
+            problems.add(at.key("tap"), ProblemCode::Duplicate, detail);
+        }
+        if let Some(first) = before
+            .iter()
+            .position(|other| mac(nic).is_some() && mac(other) == mac(nic))
+        {
+            let detail = format!("NIC {first} has the same MAC address");
+            problems.add(at.key("mac"), ProblemCode::Duplicate, detail);
+        }
+    }
+}

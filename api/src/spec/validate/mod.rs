@@ -1,0 +1,275 @@
+//! The checks that turn a [`VmConfig`] into a [`VmSpec`], one function a section.
+//!
+//! Each function adds what is wrong to the [`Problems`] and goes on; it gives `None` only if something is wrong, be it found
+//! here or while the document was read.
+
+mod console;
+mod devices;
+
+use std::path::{Path, PathBuf};
+
+use super::config::{BootConfig, CpuConfig, MemoryConfig, TopologyConfig, VmConfig};
+use super::machine::{Boot, Cpus, KernelBoot, Memory, Topology, VmSpec};
+use super::pointer::JsonPointer;
+use super::problem::{ProblemCode, Problems, quoted};
+use super::types::{ByteSize, HugePageSize, Uuid, ValueError, in_range};
+
+/// The kernel's `COMMAND_LINE_SIZE` on x86 is 2048 with the final zero.
+const MAX_COMMAND_LINE: usize = 2047;
+/// `PATH_MAX` without the final zero.
+const MAX_PATH: usize = 4095;
+/// APIC ids go up to 254 without interrupt remapping.
+const MAX_CPUS: u64 = 254;
+const MIN_MEMORY: ByteSize = ByteSize::from_mib(64);
+const MAX_MEMORY: ByteSize = ByteSize::from_bytes(16 << 40);
+const DEFAULT_MEMORY: ByteSize = ByteSize::from_mib(512);
+
+/// Checks a whole spec.
+pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
+    let root = JsonPointer::root();
+    let name = optional(
+        problems,
+        &root.key("name"),
+        config.name.as_deref(),
+        str::parse,
+    );
+    let uuid = optional(problems, &root.key("uuid"), config.uuid.as_deref(), uuid);
+    let boot = boot(config.boot.as_ref(), &root, problems);
+    let cpus = cpus(config.cpus.as_ref(), &root.key("cpus"), problems);
+    let memory = memory(config.memory.as_ref(), &root.key("memory"), problems);
+    let processors = cpus.as_ref().map_or(1, |cpus| cpus.count);
+    let devices = devices::devices(config, processors, uuid.flatten(), problems);
+    let console = console::console(config.console.as_ref(), &root.key("console"), problems);
+    let (disks, nics) = devices?;
+    Some(VmSpec {
+        name: name?,
+        uuid: uuid?,
+        boot: boot?,
+        cpus: cpus?,
+        memory: memory?,
+        disks,
+        nics,
+        console: console?,
+        rng: config.rng.unwrap_or(true),
+        on_reset: config.on_reset.unwrap_or_default(),
+    })
+}
+
+fn boot(config: Option<&BootConfig>, root: &JsonPointer, problems: &mut Problems) -> Option<Boot> {
+    const NEEDED: &str = "say what to boot, such as {\"kernel\": \"/boot/vmlinuz\"}";
+    let Some(config) = config else {
+        problems.missing(root, &["boot"], format!("boot is missing: {NEEDED}"));
+        return None;
+    };
+    let at = root.key("boot");
+    if config.kernel.is_none() {
+        problems.missing(&at, &["kernel"], format!("kernel is missing: {NEEDED}"));
+    }
+    let kernel = optional(problems, &at.key("kernel"), config.kernel.as_deref(), path);
+    let initramfs = optional(
+        problems,
+        &at.key("initramfs"),
+        config.initramfs.as_deref(),
+        path,
+    );
+    let command_line = optional(
+        problems,
+        &at.key("command_line"),
+        config.command_line.as_deref(),
+        command_line,
+    );
+    Some(Boot::Kernel(KernelBoot {
+        kernel: kernel??,
+        initramfs: initramfs?,
+        command_line: command_line?.unwrap_or_default(),
+    }))
+}
+
+fn command_line(text: &str) -> Result<String, ValueError> {
+    if text.len() > MAX_COMMAND_LINE {
+        return Err(ValueError::out_of_range(format!(
+            "the command line has {} bytes; the kernel takes {MAX_COMMAND_LINE}",
+            text.len()
+        )));
+    }
+    if text.contains(char::is_control) {
+        return Err(ValueError::malformed(
+            "the command line must not contain control characters such as new lines",
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn cpus(config: Option<&CpuConfig>, at: &JsonPointer, problems: &mut Problems) -> Option<Cpus> {
+    let default = CpuConfig::default();
+    let config = config.unwrap_or(&default);
+    let count = optional(problems, &at.key("count"), config.count, |count| {
+        in_range("the number of processors", count, 1..=MAX_CPUS)
+    });
+    let (count, topology) = match &config.topology {
+        Some(given) => topology(given, count.flatten(), &at.key("topology"), problems)?,
+        None => {
+            let count = count.flatten().unwrap_or(1);
+            let topology = Topology {
+                sockets: 1,
+                cores: count,
+                threads: 1,
+            };
+            (count, topology)
+        }
+    };
+    Some(Cpus {
+        count,
+        topology,
+        nested: config.nested.unwrap_or(false),
+    })
+    .filter(|_| !problems.within(at))
+}
+
+/// The topology, and the number of processors that it makes.
+fn topology(
+    config: &TopologyConfig,
+    count: Option<u8>,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<(u8, Topology)> {
+    let mut factor = |name: &str, value: Option<u64>| {
+        optional(problems, &at.key(name), value, |value| {
+            in_range::<u8>(&format!("the number of {name}"), value, 1..=MAX_CPUS)
+        })
+    };
+    let sockets = factor("sockets", config.sockets);
+    let cores = factor("cores", config.cores);
+    let threads = factor("threads", config.threads);
+    if problems.within(at) {
+        return None;
+    }
+    let (sockets, threads) = (sockets?.unwrap_or(1), threads?.unwrap_or(1));
+    let left = count.map_or(1, |count| count / sockets.saturating_mul(threads));
+    let cores = cores?.unwrap_or(left.max(1));
+    let product = u32::from(sockets) * u32::from(cores) * u32::from(threads);
+    let made =
+        format!("{sockets} sockets × {cores} cores × {threads} threads is {product} processors");
+    match count {
+        Some(count) if u32::from(count) != product => problems.add(
+            at.clone(),
+            ProblemCode::Conflict,
+            format!("{made}, but count is {count}; make them equal or leave one out"),
+        ),
+        _ if u64::from(product) > MAX_CPUS => problems.add(
+            at.clone(),
+            ProblemCode::OutOfRange,
+            format!("{made}; at most {MAX_CPUS} are possible"),
+        ),
+        _ => {
+            let topology = Topology {
+                sockets,
+                cores,
+                threads,
+            };
+            return u8::try_from(product).ok().map(|count| (count, topology));
+        }
+    }
+    None
+}
+
+fn memory(
+    config: Option<&MemoryConfig>,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<Memory> {
+    let default = MemoryConfig::default();
+    let config = config.unwrap_or(&default);
+    let (at_size, at_pages) = (at.key("size"), at.key("hugepages"));
+    let pages = optional(
+        problems,
+        &at_pages,
+        config.hugepages,
+        HugePageSize::try_from,
+    );
+    let size = config.size.unwrap_or(DEFAULT_MEMORY);
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&size) {
+        let detail = format!("the memory must be {MIN_MEMORY} to {MAX_MEMORY}, not {size}");
+        problems.add(at_size.clone(), ProblemCode::OutOfRange, detail);
+    }
+    let unit = pages.flatten().unwrap_or(HugePageSize::TwoMib).size();
+    if !problems.within(at) && !size.is_multiple_of(unit) {
+        let detail = format!("the memory must be a multiple of {unit}, not {size}");
+        match config.size {
+            Some(_) => problems.add(at_size, ProblemCode::OutOfRange, detail),
+            None => problems.add(at_pages, ProblemCode::Conflict, detail),
+        }
+    }
+    Some(Memory {
+        size,
+        shared: config.shared.unwrap_or(false),
+        hugepages: pages?,
+    })
+    .filter(|_| !problems.within(at))
+}
+
+fn uuid(text: &str) -> Result<Uuid, ValueError> {
+    // Uuid also reads braced, URN and undashed forms; one form is enough for an API.
+    Some(text)
+        .filter(|text| text.len() == 36)
+        .and_then(|text| Uuid::try_parse(text).ok())
+        .ok_or_else(|| {
+            ValueError::malformed(format!(
+                "{} is not a UUID such as \"6ba7b810-9dad-11d1-80b4-00c04fd430c8\"",
+                quoted(text)
+            ))
+        })
+}
+
+/// A path that the kernel can take. Whether there is such a file is not looked at.
+fn path(path: &Path) -> Result<PathBuf, ValueError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.is_empty() {
+        return Err(ValueError::malformed("the path is empty"));
+    }
+    if bytes.len() > MAX_PATH {
+        return Err(ValueError::out_of_range(format!(
+            "the path has {} bytes; at most {MAX_PATH} are possible",
+            bytes.len()
+        )));
+    }
+    if path.to_str().is_none_or(|text| text.contains('\0')) {
+        return Err(ValueError::malformed(
+            "the path must be UTF-8 without zero bytes",
+        ));
+    }
+    Ok(path.to_owned())
+}
+
+/// Checks a value that need not be there: `Some(None)` if it is not, `None` if it is wrong.
+#[expect(
+    clippy::option_option,
+    reason = "the two mean different things, and `?` reads well"
+)]
+fn optional<T, U>(
+    problems: &mut Problems,
+    at: &JsonPointer,
+    value: Option<T>,
+    check: impl FnOnce(T) -> Result<U, ValueError>,
+) -> Option<Option<U>> {
+    match value {
+        Some(value) => problems.check(at, check(value)).map(Some),
+        None => Some(None),
+    }
+}
+
+/// Checks a list's length.
+fn at_most(
+    problems: &mut Problems,
+    at: &JsonPointer,
+    length: usize,
+    limit: usize,
+    what: &str,
+) -> Option<()> {
+    if length > limit {
+        let detail = format!("{length} {what} are too many; at most {limit} are possible");
+        problems.add(at.clone(), ProblemCode::OutOfRange, detail);
+        return None;
+    }
+    Some(())
+}

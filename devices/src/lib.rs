@@ -1,0 +1,12 @@
+//! What the guest sees of the machine besides CPUs and RAM: buses, PCI, the virtio transport and devices, and the few
+//! legacy devices a PC cannot do without. Knows no KVM: interrupts leave through the traits of [`interrupt`].
+
+pub mod bus;
+pub mod console;
+pub mod interrupt;
+pub mod legacy;
+pub mod pci;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod throttle;
+pub mod virtio;

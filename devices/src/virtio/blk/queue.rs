@@ -1,0 +1,324 @@
+//! The core of a queue: from the available ring to the disk, from the disk's completions to the used ring.
+//!
+//! Runs on the queue's worker; needs no thread itself, so that tests and fuzzers can call it step by step. The guest decides
+//! what is in the rings and when. A broken ring ends service until reset; it never ends the process. At most `queue size`
+//! requests are in flight, each head once.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use paddock_storage::{Completion, DiskQueue, IoError, Request};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddressSpace};
+
+use super::request::{self, Action, Reply, Serial, Status};
+use crate::virtio::chain::{self, RingError};
+use crate::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources};
+
+/// A queue being served: ring, disk queue, and what is between the two.
+pub struct BlkQueue {
+    id: Arc<str>,
+    index: u16,
+    queue: Queue,
+    memory: GuestRam,
+    interrupt: Arc<dyn QueueInterrupt>,
+    features: u64,
+    serial: Serial,
+    disk: Box<dyn DiskQueue>,
+    /// What the disk has, by the chain's head.
+    in_flight: Vec<Option<Reply>>,
+    /// What the disk has completed and the driver was not told of yet. Not empty between calls only while stopped.
+    completions: Vec<Completion>,
+    /// The driver broke the ring: nothing is taken from it or put into it any more.
+    broken: bool,
+    /// The driver has reset the device and knows nothing of the requests in flight.
+    orphaned: bool,
+    /// Requests that failed on the host, those of earlier lives of the queue included.
+    pub(super) host_errors: u64,
+}
+
+impl BlkQueue {
+    /// Joins a ring and a disk queue. The ring is checked here; where it is unusable the queue is broken from the start.
+    #[must_use]
+    pub fn new(
+        id: Arc<str>,
+        index: u16,
+        resources: QueueResources,
+        serial: &[u8],
+        disk: Box<dyn DiskQueue>,
+    ) -> Self {
+        let mut padded = Serial::default();
+        let length = serial.len().min(padded.len());
+        padded[..length].copy_from_slice(&serial[..length]);
+        let size = usize::from(resources.queue.size());
+        let mut this = Self {
+            id,
+            index,
+            queue: resources.queue,
+            memory: resources.memory,
+            interrupt: resources.interrupt,
+            features: resources.features,
+            serial: padded,
+            disk,
+            in_flight: std::iter::repeat_with(|| None).take(size).collect(),
+            completions: Vec::with_capacity(size),
+            broken: false,
+            orphaned: false,
+            host_errors: 0,
+        };
+        this.check_ring();
+        this
+    }
+
+    fn check_ring(&mut self) {
+        let event_idx = self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        self.queue.set_event_idx(event_idx);
+        if !self.queue.is_valid(&*self.memory.memory()) {
+            self.give_up("the rings are not in guest RAM");
+        }
+    }
+
+    /// Readable when [`serve`](Self::serve) has completions to look at.
+    #[must_use]
+    pub fn completion_event(&self) -> BorrowedFd<'_> {
+        self.disk.completion_event()
+    }
+
+    /// Whether the driver broke the ring.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Requests that the disk has, and not those that were answered on the spot.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.disk.in_flight()
+    }
+
+    /// The ring, as it is now.
+    #[must_use]
+    pub fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// One pass: hands what is available to the disk, and what has completed to the driver. Returns whether to come back
+    /// at once because more became available meanwhile; otherwise the next kick or completion event says when.
+    pub fn serve(&mut self) -> bool {
+        let memory = self.memory.memory().into_inner();
+        match self.pass(&memory) {
+            Ok(more) => more,
+            Err(error) => {
+                self.give_up(&error.to_string());
+                false
+            }
+        }
+    }
+
+    fn pass(&mut self, memory: &Arc<GuestMap>) -> Result<bool, RingError> {
+        if self.broken {
+            self.hold();
+            return Ok(false);
+        }
+        self.queue.disable_notification(&**memory)?;
+        let taken = self.take(memory);
+        // Also after an error: what was submitted before it is the disk's.
+        self.disk.kick();
+        let answered = taken?;
+        let completed = self.complete(memory)?;
+        if answered || completed {
+            self.notify(memory)?;
+        }
+        // Looks again after asking for kicks: whatever became available before is seen here, whatever comes later kicks.
+        Ok(self.queue.enable_notification(&**memory)?)
+    }
+
+    /// Takes what is available, at most a full ring of it. Returns whether some were answered on the spot.
+    fn take(&mut self, memory: &Arc<GuestMap>) -> Result<bool, RingError> {
+        let mut answered = false;
+        for _ in 0..self.queue.size() {
+            let Some(chain) = chain::pop(&mut self.queue, memory)? else {
+                break;
+            };
+            let head = chain.head;
+            let slot = usize::from(head);
+            if self.in_flight.get(slot).is_none_or(Option::is_some) {
+                return Err(RingError::Twice { head });
+            }
+            let (reply, action) = request::parse(chain, memory, self.features)?;
+            match action {
+                Action::Submit(operation) => {
+                    self.in_flight[slot] = Some(reply);
+                    let tag = u64::from(head);
+                    self.disk.submit(Request { tag, operation });
+                }
+                Action::Answer(status) => {
+                    self.answer(memory, &reply, status)?;
+                    answered = true;
+                }
+                Action::Identify => {
+                    reply.data.copy_from(memory, 0, &self.serial)?;
+                    self.answer(memory, &reply, Status::Ok)?;
+                    answered = true;
+                }
+            }
+        }
+        Ok(answered)
+    }
+
+    /// Answers what the disk has completed. Returns whether there was something.
+    fn complete(&mut self, memory: &GuestMap) -> Result<bool, RingError> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.disk.reap(&mut completions);
+        let result = self.answer_all(memory, &completions);
+        let any = !completions.is_empty();
+        completions.clear();
+        self.completions = completions;
+        result.map(|()| any)
+    }
+
+    fn answer_all(
+        &mut self,
+        memory: &GuestMap,
+        completions: &[Completion],
+    ) -> Result<(), RingError> {
+        for completion in completions {
+            let slot = usize::try_from(completion.tag).unwrap_or(usize::MAX);
+            let Some(reply) = self.in_flight.get_mut(slot).and_then(Option::take) else {
+                tracing::error!(disk = %self.id, queue = self.index, tag = completion.tag,
+                    "the backend completed a request that it did not have");
+                continue;
+            };
+            let status = match completion.result {
+                Ok(()) => Status::Ok,
+                Err(error) => {
+                    self.log_failure(error);
+                    error.into()
+                }
+            };
+            if reply.read {
+                // A failed read may have written, too.
+                reply.data.mark_written(memory, reply.data.len());
+            }
+            self.answer(memory, &reply, status)?;
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        memory: &GuestMap,
+        reply: &Reply,
+        status: Status,
+    ) -> Result<(), RingError> {
+        memory.write_obj(status as u8, reply.status)?;
+        // Up to the status byte, which is the last. A failed read's data is undefined, as drivers know from the status.
+        let length = u32::try_from(reply.data.len() + 1).unwrap_or(u32::MAX);
+        Ok(self.queue.add_used(memory, reply.head, length)?)
+    }
+
+    fn notify(&mut self, memory: &GuestMap) -> Result<(), RingError> {
+        if chain::wants_interrupt(&mut self.queue, memory)? {
+            self.interrupt.signal_queue(self.index);
+        }
+        Ok(())
+    }
+
+    fn log_failure(&mut self, error: IoError) {
+        let IoError::Os(_) = error else {
+            return; // The guest's own doing.
+        };
+        self.host_errors += 1;
+        // Each doubling is news; a guest that repeats a failing request is not.
+        if self.host_errors.is_power_of_two() {
+            tracing::warn!(disk = %self.id, queue = self.index, failures = self.host_errors, %error,
+                "I/O failed on the host");
+        }
+    }
+
+    /// Takes completions without answering them. A broken ring's are never answered.
+    pub(super) fn hold(&mut self) {
+        self.disk.reap(&mut self.completions);
+        if self.broken {
+            for completion in self.completions.drain(..) {
+                let slot = usize::try_from(completion.tag).unwrap_or(usize::MAX);
+                if let Some(reply) = self.in_flight.get_mut(slot) {
+                    reply.take();
+                }
+            }
+        }
+    }
+
+    /// Stops serving and asks the driver for a reset.
+    pub(super) fn give_up(&mut self, reason: &str) {
+        self.broken = true;
+        self.interrupt.needs_reset(reason);
+    }
+
+    /// The driver has reset the device: what is in flight will be answered to nobody.
+    pub(super) fn orphan(&mut self) {
+        self.broken = true;
+        self.orphaned = true;
+    }
+
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.orphaned
+    }
+
+    /// Waits for the disk to complete what it has and answers that. Nothing new is taken from the ring.
+    ///
+    /// # Errors
+    /// `TimedOut` when the disk still has requests at the deadline. They stay where they are: not answered, not forgotten.
+    pub fn drain(&mut self, deadline: Duration) -> io::Result<()> {
+        let drained = self.disk.drain(deadline, &mut self.completions);
+        let memory = self.memory.memory().into_inner();
+        if self.broken {
+            self.hold();
+            return drained;
+        }
+        let answered = self.complete(&memory).and_then(|any| match any {
+            true => self.notify(&memory),
+            false => Ok(()),
+        });
+        if let Err(error) = answered {
+            self.give_up(&error.to_string());
+        }
+        drained
+    }
+
+    /// Continues with requests that were in flight when the queue was stopped, on the same ring.
+    ///
+    /// # Errors
+    /// Gives the resources back when they are not those of the ring that was stopped.
+    pub(super) fn resume(&mut self, resources: QueueResources) -> Result<(), Box<QueueResources>> {
+        let (theirs, ours) = (resources.queue.state(), self.queue.state());
+        let same = theirs.size == ours.size
+            && (theirs.next_avail, theirs.next_used) == (ours.next_avail, ours.next_used)
+            && (theirs.desc_table, theirs.avail_ring) == (ours.desc_table, ours.avail_ring)
+            && theirs.used_ring == ours.used_ring;
+        if !same {
+            return Err(Box::new(resources));
+        }
+        self.queue = resources.queue;
+        self.memory = resources.memory;
+        self.interrupt = resources.interrupt;
+        self.features = resources.features;
+        self.check_ring();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for BlkQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlkQueue")
+            .field("id", &self.id)
+            .field("index", &self.index)
+            .field("queue", &self.queue)
+            .field("in_flight", &self.in_flight())
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
+    }
+}

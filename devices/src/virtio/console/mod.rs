@@ -1,0 +1,238 @@
+//! Console device (VIRTIO 1.2 §5.3) with named ports: text consoles (hvc0, …) and byte channels such as the guest agent's.
+//!
+//! What stands behind the ports ([`ConsolePorts`]: sockets with their clients, or the host's console code) is made once and outlives the
+//! device, which a VM reset replaces. One worker thread serves all queues, from the first that starts to the last that stops.
+//!
+//! The guest chooses data, buffers, control messages and their pace. Nothing it does makes the host buffer more than a piece of 64
+//! KiB, and a port that is stuck does not hold up another.
+
+mod control;
+mod data;
+mod engine;
+mod error;
+mod ports;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+pub use error::ConsoleError;
+pub use ports::{ConsolePorts, MAX_NAME, MAX_PORTS, PortBackend, PortSpec};
+
+use self::engine::{Command, Engine};
+use super::ring::Ring;
+use super::worker::Worker;
+use super::{DeviceError, QueueResources, VirtioDevice};
+
+/// VIRTIO_ID_CONSOLE.
+const DEVICE_TYPE: u16 = 3;
+/// VIRTIO_CONSOLE_F_SIZE: the configuration has columns and rows.
+const F_SIZE: u64 = 1 << 0;
+/// VIRTIO_CONSOLE_F_MULTIPORT: ports and control queues.
+const F_MULTIPORT: u64 = 1 << 1;
+/// Buffers of a queue; Linux fills each receive queue with pages.
+const QUEUE_SIZE: u16 = 64;
+/// The control queue towards the driver.
+const CONTROL_RX: u16 = 2;
+/// The control queue from the driver.
+const CONTROL_TX: u16 = 3;
+
+/// Queues of a device with this many ports.
+fn queue_count(ports: usize) -> usize {
+    2 * ports + 2
+}
+
+/// The queue towards the driver of a port, which is below [`MAX_PORTS`].
+fn rx_queue(port: usize) -> u16 {
+    let port = u16::try_from(port).unwrap_or_default();
+    if port == 0 { 0 } else { 2 * port + 2 }
+}
+
+/// The queue from the driver of a port.
+fn tx_queue(port: usize) -> u16 {
+    rx_queue(port) + 1
+}
+
+/// A console device.
+#[derive(Debug)]
+pub struct VirtioConsole {
+    id: String,
+    ports: Arc<ConsolePorts>,
+    queue_sizes: Vec<u16>,
+    running: Option<Running>,
+    /// What the worker had, while there is none.
+    idle: Option<Engine>,
+    started: BTreeSet<u16>,
+}
+
+/// The worker and the way to it.
+#[derive(Debug)]
+struct Running {
+    worker: Worker<Engine>,
+    commands: Sender<Command>,
+    doorbell: Arc<EventFd>,
+}
+
+impl VirtioConsole {
+    /// `id` as in the VM spec. Only one device at a time may have the ports.
+    #[must_use]
+    pub fn new(id: impl Into<String>, ports: Arc<ConsolePorts>) -> Self {
+        Self {
+            id: id.into(),
+            queue_sizes: vec![QUEUE_SIZE; queue_count(ports.count())],
+            ports,
+            running: None,
+            idle: None,
+            started: BTreeSet::new(),
+        }
+    }
+
+    /// Starts the worker if it does not run.
+    fn running(&mut self) -> io::Result<&Running> {
+        let running = match self.running.take() {
+            Some(running) => running,
+            None => self.spawn()?,
+        };
+        Ok(self.running.insert(running))
+    }
+
+    fn spawn(&mut self) -> io::Result<Running> {
+        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let (commands, received) = channel();
+        let engine = self
+            .idle
+            .take()
+            .unwrap_or_else(|| Engine::new(self.id.clone(), Arc::clone(&self.ports)));
+        let rung = Arc::clone(&doorbell);
+        let worker = Worker::spawn(&self.id, move |events| {
+            engine.run(&events, &received, &rung)
+        })?;
+        Ok(Running {
+            worker,
+            commands,
+            doorbell,
+        })
+    }
+
+    /// Ends the worker and keeps what it had.
+    fn retire(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.idle = running.worker.stop();
+        }
+    }
+}
+
+impl Running {
+    /// Has the worker do something and waits for its answer; `None` when it has ended.
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = sync_channel(1);
+        self.commands.send(command(reply)).ok()?;
+        self.doorbell.write(1).ok()?;
+        answer.recv().ok()
+    }
+}
+
+impl VirtioDevice for VirtioConsole {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn device_type(&self) -> u16 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        F_SIZE | F_MULTIPORT
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // struct virtio_console_config: cols, rows, max_nr_ports, emerg_wr (§5.3.4).
+        let [columns, rows] = self.ports.size();
+        let ports = u32::try_from(self.ports.count()).unwrap_or(u32::MAX);
+        let mut config = Vec::with_capacity(12);
+        config.extend(columns.to_le_bytes());
+        config.extend(rows.to_le_bytes());
+        config.extend(ports.to_le_bytes());
+        data.fill(0);
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| config.get(offset..))
+            .unwrap_or_default();
+        for (slot, byte) in data.iter_mut().zip(rest) {
+            *slot = *byte;
+        }
+    }
+
+    fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
+        let features = resources.features;
+        let known = usize::from(index) < self.queue_sizes.len();
+        let result = if !known || self.started.contains(&index) {
+            Err(io::ErrorKind::AlreadyExists.into())
+        } else {
+            let ring = Box::new(Ring::new(index, resources));
+            self.running().and_then(|running| {
+                let command = |reply| Command::Start {
+                    index,
+                    features,
+                    ring,
+                    reply,
+                };
+                let ended = || io::Error::other("the device's worker has ended");
+                running.ask(command).unwrap_or_else(|| Err(ended()))
+            })
+        };
+        if result.is_ok() {
+            self.started.insert(index);
+        } else if self.started.is_empty() {
+            self.retire();
+        }
+        result.map_err(|source| DeviceError {
+            device: self.id.clone(),
+            action: format!("starting queue {index}"),
+            source,
+        })
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<Queue> {
+        if !self.started.remove(&index) {
+            return None;
+        }
+        let asked = self
+            .running
+            .as_ref()
+            .and_then(|running| running.ask(|reply| Command::Stop { index, reply }));
+        if asked.is_none() || self.started.is_empty() {
+            self.retire();
+        }
+        // A worker that ended by itself left its queues behind.
+        let ring = asked.unwrap_or_else(|| {
+            self.idle
+                .as_mut()
+                .and_then(|engine| engine.take_ring(index))
+        })?;
+        Some(ring.into_queue())
+    }
+
+    fn reset(&mut self) {
+        self.retire();
+        self.started.clear();
+        self.idle = None;
+    }
+}
+
+impl Drop for VirtioConsole {
+    fn drop(&mut self) {
+        self.retire();
+    }
+}

@@ -1,0 +1,323 @@
+//! A port's unix socket and its client.
+//!
+//! The socket is made once, with mode 0600 from the start, and removed when its owner goes; a leftover that nobody listens on is
+//! replaced. Clients are served one after the other: a second one connects and waits until the first has gone.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::ConsoleError;
+
+/// Clients that may wait for their turn.
+const WAITING_CLIENTS: i32 = 8;
+
+/// A listening socket in the file system.
+#[derive(Debug)]
+pub(super) struct PortSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file we made: a successor's is left alone.
+    file: Option<(u64, u64)>,
+}
+
+impl PortSocket {
+    /// Makes the socket at `path`.
+    pub(super) fn bind(path: &Path) -> Result<Self, ConsoleError> {
+        let failed = |action| {
+            move |source: io::Error| ConsoleError::Socket {
+                path: path.to_owned(),
+                action,
+                source,
+            }
+        };
+        remove_leftover(path)?;
+        let listener = listen(path).map_err(failed("listening on the socket"))?;
+        let metadata = fs::symlink_metadata(path).map_err(failed("looking at the new socket"))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            file: Some((metadata.dev(), metadata.ino())),
+        })
+    }
+
+    /// For waiting for clients.
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// The next client, if one waits.
+    pub(super) fn accept(&self) -> io::Result<Option<Client>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(true)?;
+                Ok(Some(Client::new(stream)))
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::Interrupted
+                        | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for PortSocket {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| self.file == Some((metadata.dev(), metadata.ino())));
+        if ours {
+            if let Err(error) = fs::remove_file(&self.path) {
+                tracing::debug!(path = %self.path.display(), %error, "removing a console socket");
+            }
+        }
+    }
+}
+
+/// The mode is set before the file exists: Linux gives the file that of the socket.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, WAITING_CLIENTS)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Removes a socket that nobody listens on any more.
+fn remove_leftover(path: &Path) -> Result<(), ConsoleError> {
+    let failed = |action, source| ConsoleError::Socket {
+        path: path.to_owned(),
+        action,
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("looking for a leftover socket", error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ConsoleError::NotASocket {
+                path: path.to_owned(),
+            });
+        }
+        Ok(_) => {}
+    }
+    match connect(path) {
+        // Its queue of waiting clients may be full: somebody listens all the same.
+        Ok(_) | Err(rustix::io::Errno::AGAIN) => Err(ConsoleError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(rustix::io::Errno::CONNREFUSED) => {
+            fs::remove_file(path).map_err(|error| failed("removing the leftover socket", error))
+        }
+        Err(error) => Err(failed(
+            "asking whether somebody listens on the existing socket",
+            error.into(),
+        )),
+    }
+}
+
+/// Connects without waiting.
+fn connect(path: &Path) -> rustix::io::Result<rustix::fd::OwnedFd> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// A connected client.
+#[derive(Debug)]
+pub(super) struct Client {
+    stream: UnixStream,
+    /// It sends no more; it may still read.
+    input_ended: bool,
+    /// It is gone; what it sent last may still be unread.
+    gone: bool,
+}
+
+/// What became of a read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transfer {
+    /// This many bytes, at least one.
+    Done(usize),
+    /// Nothing now; later.
+    Later,
+    /// Nothing ever again.
+    Never,
+}
+
+impl Client {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            input_ended: false,
+            gone: false,
+        }
+    }
+
+    /// For waiting.
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Whether it may send more.
+    pub(super) fn sends(&self) -> bool {
+        !self.input_ended
+    }
+
+    /// Whether it has hung up.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Whether there is no reason to keep it: gone, and nothing of it unread.
+    pub(super) fn is_over(&self) -> bool {
+        self.gone && (self.input_ended || !self.has_unread())
+    }
+
+    /// It has hung up.
+    pub(super) fn hang_up(&mut self) {
+        self.gone = true;
+    }
+
+    fn has_unread(&self) -> bool {
+        let mut byte = [0_u8];
+        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        rustix::net::recv(&self.stream, &mut byte[..], peek).is_ok_and(|(count, _)| count > 0)
+    }
+
+    /// Reads into `buffer`, which is not empty.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Transfer {
+        if self.input_ended {
+            return Transfer::Never;
+        }
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => break,
+                Ok(count) => return Transfer::Done(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Transfer::Later,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.gone = true;
+                    break;
+                }
+            }
+        }
+        self.input_ended = true;
+        Transfer::Never
+    }
+
+    /// Writes what the socket takes of `bytes`, which is not empty.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Transfer {
+        if self.gone {
+            return Transfer::Never;
+        }
+        loop {
+            match self.stream.write(bytes) {
+                Ok(0) => return Transfer::Later,
+                Ok(count) => return Transfer::Done(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Transfer::Later,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.gone = true;
+                    return Transfer::Never;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn private_replaced_when_stale_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("port");
+        let socket = PortSocket::bind(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(matches!(
+            PortSocket::bind(&path),
+            Err(ConsoleError::InUse { .. })
+        ));
+        drop(socket);
+        assert!(!path.exists());
+
+        // A leftover: bound once, its listener gone without removing the file.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let socket = PortSocket::bind(&path).unwrap();
+        // Replaced behind our back: the successor's file stays.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "x").unwrap();
+        drop(socket);
+        assert!(path.exists());
+        let error = PortSocket::bind(&path).unwrap_err();
+        assert!(matches!(error, ConsoleError::NotASocket { .. }));
+    }
+
+    #[test]
+    fn bad_paths_are_named() {
+        let missing = PortSocket::bind(Path::new("/nonexistent/port")).unwrap_err();
+        assert_eq!(
+            missing.to_string(),
+            "/nonexistent/port: listening on the socket"
+        );
+        let long = format!("/tmp/{}", "x".repeat(200));
+        let error = PortSocket::bind(Path::new(&long)).unwrap_err();
+        assert!(error.to_string().starts_with(&long), "{error}");
+    }
+
+    #[test]
+    fn a_client_is_over_when_gone_and_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("port");
+        let socket = PortSocket::bind(&path).unwrap();
+        assert!(socket.accept().unwrap().is_none());
+        let mut peer = UnixStream::connect(&path).unwrap();
+        let mut client = socket.accept().unwrap().unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(client.read(&mut buffer), Transfer::Later);
+        peer.write_all(b"bye").unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(client.read(&mut buffer), Transfer::Done(3));
+        assert_eq!(client.read(&mut buffer), Transfer::Never);
+        assert!(!client.sends() && !client.is_over());
+        assert_eq!(client.write(b"hello"), Transfer::Done(5));
+        drop(peer);
+        assert_eq!(client.write(b"hello"), Transfer::Never);
+        assert!(client.is_over());
+
+        let mut peer = UnixStream::connect(&path).unwrap();
+        let mut client = socket.accept().unwrap().unwrap();
+        peer.write_all(b"x").unwrap();
+        drop(peer);
+        client.hang_up();
+        assert!(!client.is_over(), "unread");
+        assert_eq!(client.read(&mut buffer), Transfer::Done(1));
+        assert!(client.is_over());
+    }
+}

@@ -1,0 +1,176 @@
+//! The memory a request reads from or writes to, owned by the request.
+//!
+//! Guest RAM is reached through raw pointers, because the kernel (io_uring, vhost) works on it while the guest
+//! runs. A [`Buffer`] therefore carries whatever keeps that memory mapped, and whoever still has an
+//! operation in flight still holds the `Buffer`: nothing can be unmapped under the kernel's hands.
+#![expect(
+    unsafe_code,
+    reason = "raw segments of guest RAM are handed to the kernel"
+)]
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// A scatter list over memory that stays mapped as long as the buffer lives.
+pub struct Buffer {
+    segments: Vec<libc::iovec>,
+    length: u64,
+    keep_alive: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pointers are to memory that `keep_alive`, itself Send + Sync, keeps mapped; they are tied to no thread.
+unsafe impl Send for Buffer {}
+// SAFETY: a shared `Buffer` only hands out the raw segments; whoever dereferences them does so in unsafe code.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// Makes a buffer of raw segments.
+    ///
+    /// # Safety
+    /// Each segment must be valid for reads and writes for as long as `keep_alive` lives. It may be changed by
+    /// others (the guest) at any time, so it must never be turned into a Rust reference.
+    pub unsafe fn from_raw(
+        segments: Vec<libc::iovec>,
+        keep_alive: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        let length = segments.iter().map(|s| s.iov_len as u64).sum();
+        Self {
+            segments,
+            length,
+            keep_alive,
+        }
+    }
+
+    /// Makes a buffer of `length` zero bytes that it owns, for bounce buffers and tests.
+    #[must_use]
+    pub fn zeroed(length: usize) -> Self {
+        Self::from(vec![0; length])
+    }
+
+    /// What keeps the segments mapped.
+    #[must_use]
+    pub fn keep_alive(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::clone(&self.keep_alive)
+    }
+
+    /// The segments, in order.
+    #[must_use]
+    pub fn segments(&self) -> &[libc::iovec] {
+        &self.segments
+    }
+
+    /// The sum of the segments' lengths in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether there is not a single byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether each segment's address is a multiple of `address` and its length one of `length` (powers of two), as
+    /// O_DIRECT wants.
+    #[must_use]
+    pub fn is_aligned(&self, address: usize, length: usize) -> bool {
+        self.segments.iter().all(|s| {
+            s.iov_base as usize & address.wrapping_sub(1) == 0
+                && s.iov_len & length.wrapping_sub(1) == 0
+        })
+    }
+
+    /// Copies the first `destination.len()` bytes out; returns how many there were.
+    pub fn copy_to(&self, destination: &mut [u8]) -> usize {
+        let mut done = 0;
+        for segment in &self.segments {
+            let part = segment.iov_len.min(destination.len() - done);
+            // SAFETY: the segment is valid (see `from_raw`) and `destination` has `part` bytes left; they cannot
+            // overlap, for `destination` is an exclusive Rust reference.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    segment.iov_base.cast::<u8>(),
+                    destination[done..].as_mut_ptr(),
+                    part,
+                );
+            }
+            done += part;
+        }
+        done
+    }
+
+    /// Copies `source` in from the start; returns how many bytes found room.
+    pub fn copy_from(&self, source: &[u8]) -> usize {
+        let mut done = 0;
+        for segment in &self.segments {
+            let part = segment.iov_len.min(source.len() - done);
+            // SAFETY: as in `copy_to`, the other way round.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    source[done..].as_ptr(),
+                    segment.iov_base.cast::<u8>(),
+                    part,
+                );
+            }
+            done += part;
+        }
+        done
+    }
+}
+
+/// Backing of a buffer that owns its bytes. The bytes are only ever reached through the raw pointer.
+struct Owned {
+    pointer: *mut [u8],
+}
+
+// SAFETY: `Owned` is the only owner of a heap allocation that belongs to no thread.
+unsafe impl Send for Owned {}
+// SAFETY: it gives no access to the bytes.
+unsafe impl Sync for Owned {}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `Box::into_raw` and is freed once, here.
+        drop(unsafe { Box::from_raw(self.pointer) });
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        let pointer = Box::into_raw(bytes.into_boxed_slice());
+        let segments = vec![libc::iovec {
+            iov_base: pointer.cast(),
+            iov_len: pointer.len(),
+        }];
+        // SAFETY: the segment is the whole allocation, which `Owned` frees only when the buffer goes.
+        unsafe { Self::from_raw(segments, Arc::new(Owned { pointer })) }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("segments", &self.segments.len())
+            .field("length", &self.length)
+            .field("owners", &Arc::strong_count(&self.keep_alive))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Buffer;
+
+    #[test]
+    fn bytes_go_in_and_come_out() {
+        let buffer = Buffer::zeroed(8);
+        assert_eq!(buffer.copy_from(b"paddock!more"), 8);
+        let mut out = [0; 12];
+        assert_eq!(buffer.copy_to(&mut out), 8);
+        assert_eq!(&out[..8], b"paddock!");
+        assert_eq!(buffer.len(), 8);
+        assert!(!buffer.is_empty());
+    }
+}

@@ -1,0 +1,17 @@
+//! What stands behind a disk.
+//!
+//! The [`Disk`] contract ([`disk`]) is all that virtio-blk knows of storage; this crate knows no virtio.
+//! Offsets and lengths come from the guest: a backend answers out-of-range with an error and never panics.
+
+pub mod buffer;
+pub mod disk;
+pub mod error;
+mod fd;
+pub mod raw;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
+
+pub use buffer::Buffer;
+pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};
+pub use error::{OpenError, OpenErrorKind};
+pub use raw::{Direct, Engine, RawDisk, RawOptions};

@@ -1,0 +1,149 @@
+//! Raw images: a regular file or a block device, byte for byte the guest's disk.
+//!
+//! Each queue has an engine of its own: a ring of io_uring ([`uring`]), or a few threads where that is forbidden
+//! ([`threads`]). Both carry out the same [`task::Task`]s, so they differ in nothing but how a system call is made.
+//! The file is opened with O_DIRECT where that works, and locked against a second writer for as long as anything,
+//! in-flight requests included, still has it open.
+
+mod memory;
+mod open;
+mod task;
+mod threads;
+mod uring;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::{Capabilities, Disk, DiskQueue, OpenError, OpenErrorKind};
+
+/// Whether to go around the host's page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Direct {
+    /// O_DIRECT where the host does it at the disk's block size.
+    #[default]
+    Auto,
+    /// O_DIRECT or an error.
+    On,
+    /// Through the page cache.
+    Off,
+}
+
+/// How system calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// io_uring where the host allows it, threads otherwise.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+/// Which image, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawOptions {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Refuse writes, and share the image with other readers.
+    pub read_only: bool,
+    /// Page cache or not.
+    pub direct: Direct,
+    /// io_uring or threads.
+    pub engine: Engine,
+    /// Logical block size in bytes that the guest sees: a power of two from 512 to 4096. Default: the device's, or 512 for
+    /// a file. A file keeps the same one wherever it is moved, for the guest's partition table depends on it.
+    pub block_size: Option<u32>,
+}
+
+impl RawOptions {
+    /// An image to be read and written in the best way the host offers.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            direct: Direct::Auto,
+            engine: Engine::Auto,
+            block_size: None,
+        }
+    }
+}
+
+/// What queues and their tasks need of an open image.
+#[derive(Debug)]
+struct Image {
+    file: File,
+    path: PathBuf,
+    capabilities: Capabilities,
+    /// What O_DIRECT asks of memory addresses in bytes; `None` through the page cache.
+    direct: Option<usize>,
+}
+
+/// A raw image, open and locked.
+#[derive(Debug)]
+pub struct RawDisk {
+    image: Arc<Image>,
+    engine: Engine,
+}
+
+impl RawDisk {
+    /// Opens, locks and measures an image.
+    ///
+    /// # Errors
+    /// Says which image, what is wrong with it, and what to do.
+    pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
+        let image = open::open(options)?;
+        let engine = match (options.engine, uring::probe()) {
+            (Engine::Threads, _) => Engine::Threads,
+            (Engine::IoUring | Engine::Auto, Ok(())) => Engine::IoUring,
+            (Engine::Auto, Err(error)) => {
+                tracing::info!(path = %options.path.display(), %error, "no io_uring: using threads");
+                Engine::Threads
+            }
+            (Engine::IoUring, Err(error)) => {
+                let kind = OpenErrorKind::IoUring;
+                return Err(OpenError::because(&options.path, kind, error));
+            }
+        };
+        Ok(Self {
+            image: Arc::new(image),
+            engine,
+        })
+    }
+
+    /// Whether requests go around the host's page cache.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.image.direct.is_some()
+    }
+
+    /// The engine in use: never [`Engine::Auto`].
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+}
+
+impl Disk for RawDisk {
+    fn capabilities(&self) -> Capabilities {
+        self.image.capabilities.clone()
+    }
+
+    fn size(&self) -> u64 {
+        self.image.capabilities.size
+    }
+
+    fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+        let image = Arc::clone(&self.image);
+        Ok(match self.engine {
+            Engine::Threads => Box::new(threads::ThreadQueue::new(image, depth)?),
+            Engine::IoUring | Engine::Auto => Box::new(uring::UringQueue::new(image, depth)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

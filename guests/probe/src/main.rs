@@ -1,0 +1,52 @@
+//! `paddock-probe`: does inside a guest what a test on the host asks for, and answers.
+//!
+//! As process 1 of an initramfs it is the guest's init ([`init`]): it mounts what is needed, loads the modules, starts
+//! itself once more as the agent, and reaps. As the agent ([`agent`]) it serves the protocol on a virtio console port; a
+//! full distribution runs just that as a service.
+//!
+//! It trusts nobody less than itself: the host may send anything and a mistake is answered with an error. But it has
+//! all of the guest's rights and gives them to whoever holds the host's end of the port.
+
+mod agent;
+mod init;
+mod ops;
+mod port;
+mod sysfs;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+paddock-probe: serves Paddock's tests from inside a guest
+
+usage: paddock-probe            wait for the virtio console port `paddock.probe` and serve it
+       paddock-probe --version  print the version
+
+As process 1 it is also the guest's init.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let first = arguments.first().map(String::as_str);
+    if std::process::id() == 1 {
+        // The kernel hands init what it does not know of its command line: no arguments of ours.
+        return init::run();
+    }
+    match first {
+        None => agent::run(false),
+        Some(init::AGENT) => agent::run(true),
+        Some("--version") => {
+            println!("paddock-probe {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Some("--help" | "-h") => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Some(other) => {
+            eprintln!("paddock-probe: unknown argument '{other}'\n\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

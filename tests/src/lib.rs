@@ -1,0 +1,20 @@
+//! What the end-to-end tests share: a `paddock` process with its guest's console and probe, and the host around it.
+//!
+//! The tests are compiled outside and run inside the lab, as root, one at a time (`tests/run --only vm`). Every wait has a
+//! deadline; what fails shows the guest's console and paddock's log.
+
+pub mod files;
+pub mod host;
+pub mod vm;
+
+pub use vm::{Kernel, Vm, VmBuilder};
+
+/// How much of something a test does: `usual` in CI, `soak` under `tests/run --soak`.
+#[must_use]
+pub fn amount(usual: u64, soak: u64) -> u64 {
+    if std::env::var_os("PADDOCK_SOAK").is_some() {
+        soak
+    } else {
+        usual
+    }
+}

@@ -1,0 +1,335 @@
+//! The command line as clap sees it, with all its help.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::terminal::EscapeKey;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const RUN_NOTES: &str = "\
+Option lists
+  CPUS, MEMORY, DISK, NET and PORT are lists of key=value, separated by commas. A comma in a value is written twice. A key \
+without a value switches something on. `paddock run --print-spec …` shows what a command line means.
+
+The terminal
+  Standard input and output are the serial console. On a terminal every key goes to the guest, except the escape key, Ctrl-]:
+    Ctrl-] q  stop the VM at once          Ctrl-] p  press its power button
+    Ctrl-] r  reset it                     Ctrl-] ]  send Ctrl-] to the guest
+    Ctrl-] ?  show these
+
+Signals
+  SIGTERM, SIGINT and SIGHUP press the power button; after --shutdown-timeout, or on a second signal, the VM is stopped. \
+SIGQUIT stops it at once.
+
+Exit status
+  0  the guest powered off
+  1  an error: something is missing on the host, or cannot be opened
+  2  the command line or the VM spec is wrong
+  3  the guest crashed
+  4  the guest asked for a reset, with --on-reset exit
+  5  the VM was stopped: escape key, signals
+
+Examples
+  paddock run --kernel vmlinuz --initramfs initrd.img --memory 1G --cpus 2
+
+  paddock run --kernel vmlinuz --cmdline 'root=/dev/vda1 console=ttyS0' \\
+      --disk root.img --disk data.img,readonly
+
+  paddock run --kernel vmlinuz --disk root.img --net bridge=br0,vlan=100
+
+  paddock run --spec vm.toml --memory 8G,hugepages=2M \\
+      --port name=agent,socket=/run/vm/agent.sock";
+
+/// A lightweight KVM virtual machine manager: one process runs one VM
+#[derive(Debug, Parser)]
+#[command(name = "paddock", version, styles = STYLES, max_term_width = 100, infer_long_args = false)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a VM and attach its console to the terminal
+    ///
+    /// The VM is described by flags, by a JSON or TOML file (--spec), or by both: flags replace what the file says and
+    /// add to its disks, NICs and ports. The command ends when the VM does.
+    #[command(after_long_help = RUN_NOTES, after_help = "Try `paddock run --help` for examples, the escape key and the exit status.")]
+    Run(Box<RunArgs>),
+}
+
+/// `paddock run`
+#[derive(Debug, Default, Args)]
+pub struct RunArgs {
+    /// Read the VM spec from FILE (.json or .toml), or JSON from standard input if it is -
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub spec: Option<PathBuf>,
+
+    /// Boot this Linux kernel: a bzImage, or an ELF file with a PVH entry
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "What to boot",
+        required_unless_present = "spec"
+    )]
+    pub kernel: Option<PathBuf>,
+
+    /// Give the kernel this initramfs
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub initramfs: Option<PathBuf>,
+
+    /// The kernel's command line; console=ttyS0 (or hvc0, if that has the terminal) if none is given
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "What to boot",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: Option<String>,
+
+    /// Processors: N, or count=N,sockets=N,cores=N,threads=N,nested=on|off [default: 1]
+    #[arg(long, value_name = "CPUS", help_heading = "Machine")]
+    pub cpus: Option<String>,
+
+    /// RAM: SIZE, or size=SIZE,shared=on|off,hugepages=2M|1G [default: 512M]
+    ///
+    /// K, M, G and T are powers of 1024, as are KiB, MiB, GiB and TiB.
+    #[arg(long, value_name = "MEMORY", help_heading = "Machine")]
+    pub memory: Option<String>,
+
+    /// Give the guest no source of randomness
+    #[arg(long, help_heading = "Machine")]
+    pub no_rng: bool,
+
+    /// The VM's name: a-z, 0-9 and -
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub name: Option<String>,
+
+    /// Add a disk: PATH, or path=PATH with any of the keys below
+    ///
+    /// readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the host's page cache),
+    /// engine=auto|io_uring|threads.
+    #[arg(long, value_name = "DISK", help_heading = "Devices")]
+    pub disk: Vec<String>,
+
+    /// Add a NIC: tap=NAME for an existing tap, or bridge=NAME to have one made on a bridge
+    ///
+    /// With bridge: vlan=1..4094. With either: mac=ADDRESS, mtu=BYTES, queues=N (pairs), queue-size=N, id=ID.
+    #[arg(long, value_name = "NET", help_heading = "Devices")]
+    pub net: Vec<String>,
+
+    /// Add a byte channel: name=NAME,socket=PATH
+    ///
+    /// The guest finds it as /dev/virtio-ports/NAME, the host connects to the unix socket at PATH.
+    #[arg(long, value_name = "PORT", help_heading = "Devices")]
+    pub port: Vec<String>,
+
+    /// The serial port, ttyS0: terminal, off, or file=PATH [default: terminal, unless hvc0 has it]
+    #[arg(long, value_name = "WHERE", help_heading = "Consoles")]
+    pub serial: Option<String>,
+
+    /// The virtio console, hvc0: terminal, off, or file=PATH [default: off]
+    #[arg(long, value_name = "WHERE", help_heading = "Consoles")]
+    pub hvc0: Option<String>,
+
+    /// The key that introduces commands to Paddock: ctrl-X or ^X, or none [default: ctrl-]]
+    #[arg(long, value_name = "KEY", help_heading = "Consoles", value_parser = escape_key)]
+    pub escape_key: Option<EscapeChoice>,
+
+    /// What a reset by the guest does [default: reboot]
+    #[arg(long, value_name = "WHAT", help_heading = "Behaviour")]
+    pub on_reset: Option<OnResetArg>,
+
+    /// How long the guest has to power off when it is asked to, before the VM is stopped
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        help_heading = "Behaviour",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(0..=86400)
+    )]
+    pub shutdown_timeout: u64,
+
+    /// Print the VM spec that the flags and the file make, as JSON with all defaults, and end
+    #[arg(long, help_heading = "Behaviour")]
+    pub print_spec: bool,
+
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How to log; the same for all commands.
+#[derive(Debug, Default, Clone, Copy, Args)]
+pub struct LogArgs {
+    /// Log this and what is more severe, to standard error
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        help_heading = "Logging",
+        value_enum,
+        default_value_t
+    )]
+    pub log_level: LogLevel,
+
+    /// Log lines of text, or of JSON
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        help_heading = "Logging",
+        value_enum,
+        default_value_t
+    )]
+    pub log_format: LogFormat,
+}
+
+/// How much to log.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Something that was asked for failed.
+    Error,
+    /// Something is not as it should be, but goes on.
+    #[default]
+    Warn,
+    /// The VM's life.
+    Info,
+    /// What the machine does.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// What a log line looks like.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `--on-reset`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnResetArg {
+    /// The VM starts again
+    Reboot,
+    /// The command ends, with status 4
+    Exit,
+}
+
+/// `--escape-key`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EscapeChoice {
+    /// This key.
+    Key(EscapeKey),
+    /// None: every key goes to the guest.
+    None,
+}
+
+fn escape_key(text: &str) -> Result<EscapeChoice, String> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(EscapeChoice::None);
+    }
+    text.parse()
+        .map(EscapeChoice::Key)
+        .map_err(|error: crate::terminal::escape::NotAnEscapeKey| format!("{error}, or none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
+        let words = ["paddock", "run"].iter().chain(args);
+        Cli::try_parse_from(words).map(|cli| {
+            let Command::Run(args) = cli.command;
+            *args
+        })
+    }
+
+    #[test]
+    fn clap_finds_no_mistake() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags() {
+        let args = run(&[
+            "--kernel",
+            "k",
+            "--cmdline",
+            "--a -b",
+            "--disk",
+            "a",
+            "--disk=b",
+            "--log-level",
+            "debug",
+            "--log-format",
+            "json",
+            "--escape-key",
+            "^a",
+            "--on-reset",
+            "exit",
+        ])
+        .unwrap();
+        assert_eq!(args.cmdline.as_deref(), Some("--a -b"));
+        assert_eq!(args.disk, ["a", "b"]);
+        assert_eq!(args.log.log_level, LogLevel::Debug);
+        assert_eq!(args.log.log_format, LogFormat::Json);
+        assert_eq!(args.on_reset, Some(OnResetArg::Exit));
+        assert_eq!(
+            args.escape_key,
+            Some(EscapeChoice::Key("ctrl-a".parse().unwrap()))
+        );
+        assert_eq!(args.shutdown_timeout, 30);
+        assert!(run(&["--spec", "-"]).unwrap().kernel.is_none());
+        assert_eq!(
+            run(&["--kernel", "k", "--escape-key", "none"])
+                .unwrap()
+                .escape_key,
+            Some(EscapeChoice::None)
+        );
+    }
+
+    #[test]
+    fn usage_errors() {
+        let missing = run(&[]).unwrap_err().to_string();
+        assert!(missing.contains("--kernel <FILE>"), "{missing}");
+        for bad in [
+            &["--kernel", "k", "--escape-key", "q"][..],
+            &["--kernel", "k", "--shutdown-timeout", "-1"],
+            &["--kernel", "k", "--disks", "a"],
+            &["--kernel", "k", "extra"],
+            &["--kernel", "k", "--kernel", "k"],
+            &["--kernel", "k", "--log-level", "loud"],
+        ] {
+            assert_eq!(run(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn help_tells_what_matters() {
+        let help = run(&["--help"]).unwrap_err().to_string();
+        for text in [
+            "Exit status",
+            "Ctrl-] q",
+            "Examples",
+            "What to boot:",
+            "io_uring",
+        ] {
+            assert!(help.contains(text), "{text} is not in\n{help}");
+        }
+    }
+}

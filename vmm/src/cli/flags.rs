@@ -1,0 +1,264 @@
+//! The flags with option lists, each turned into its part of the spec. What the values must be is the spec's business.
+
+use std::path::PathBuf;
+
+use paddock_api::spec::{
+    ConsoleTarget, CpuConfig, DirectIo, DiskConfig, DiskEngine, MemoryConfig, NicConfig,
+    PortConfig, TopologyConfig,
+};
+
+use super::options::{Flag, OptionError, OptionList, shown};
+
+type Parsed<T> = Result<T, Vec<OptionError>>;
+
+/// `--cpus`
+pub const CPUS: Flag = Flag {
+    name: "--cpus",
+    bare: Some("count"),
+    keys: &["count", "sockets", "cores", "threads", "nested"],
+};
+/// `--memory`
+pub const MEMORY: Flag = Flag {
+    name: "--memory",
+    bare: Some("size"),
+    keys: &["size", "shared", "hugepages"],
+};
+/// `--disk`
+pub const DISK: Flag = Flag {
+    name: "--disk",
+    bare: Some("path"),
+    keys: &[
+        "path",
+        "id",
+        "readonly",
+        "direct",
+        "engine",
+        "queues",
+        "queue-size",
+        "serial",
+    ],
+};
+/// `--net`
+pub const NET: Flag = Flag {
+    name: "--net",
+    bare: None,
+    keys: &[
+        "tap",
+        "bridge",
+        "vlan",
+        "mac",
+        "mtu",
+        "queues",
+        "queue-size",
+        "id",
+    ],
+};
+/// `--port`
+pub const PORT: Flag = Flag {
+    name: "--port",
+    bare: None,
+    keys: &["name", "socket"],
+};
+
+/// Reads `--cpus`.
+pub fn cpus(text: &str) -> Parsed<CpuConfig> {
+    let mut list = OptionList::parse(CPUS, text);
+    let topology = TopologyConfig {
+        sockets: list.integer("sockets"),
+        cores: list.integer("cores"),
+        threads: list.integer("threads"),
+    };
+    let cpus = CpuConfig {
+        count: list.integer("count"),
+        topology: (topology != TopologyConfig::default()).then_some(topology),
+        nested: list.switch("nested"),
+    };
+    list.finish(cpus)
+}
+
+/// Reads `--memory`.
+pub fn memory(text: &str) -> Parsed<MemoryConfig> {
+    let mut list = OptionList::parse(MEMORY, text);
+    let memory = MemoryConfig {
+        size: list.size("size"),
+        shared: list.switch("shared"),
+        hugepages: list.size("hugepages"),
+    };
+    list.finish(memory)
+}
+
+/// Reads `--disk`.
+pub fn disk(text: &str) -> Parsed<DiskConfig> {
+    let mut list = OptionList::parse(DISK, text);
+    let disk = DiskConfig {
+        id: list.text("id"),
+        path: list.text("path").map(PathBuf::from),
+        read_only: list.switch("readonly"),
+        direct: list.choice(
+            "direct",
+            &[
+                ("auto", DirectIo::Auto),
+                ("on", DirectIo::On),
+                ("off", DirectIo::Off),
+            ],
+        ),
+        engine: list.choice(
+            "engine",
+            &[
+                ("auto", DiskEngine::Auto),
+                ("io_uring", DiskEngine::IoUring),
+                ("threads", DiskEngine::Threads),
+            ],
+        ),
+        queues: list.integer("queues"),
+        queue_size: list.integer("queue-size"),
+        serial: list.text("serial"),
+    };
+    list.finish(disk)
+}
+
+/// Reads `--net`.
+pub fn net(text: &str) -> Parsed<NicConfig> {
+    let mut list = OptionList::parse(NET, text);
+    let nic = NicConfig {
+        id: list.text("id"),
+        tap: list.text("tap"),
+        bridge: list.text("bridge"),
+        vlan: list.integer("vlan"),
+        mac: list.text("mac"),
+        mtu: list.integer("mtu"),
+        queue_pairs: list.integer("queues"),
+        queue_size: list.integer("queue-size"),
+    };
+    list.finish(nic)
+}
+
+/// Reads `--port`.
+pub fn port(text: &str) -> Parsed<PortConfig> {
+    let mut list = OptionList::parse(PORT, text);
+    let port = PortConfig {
+        name: list.text("name"),
+        socket: list.text("socket").map(PathBuf::from),
+    };
+    list.finish(port)
+}
+
+/// Reads `--serial` and `--hvc0`.
+pub fn console(flag: &'static str, text: &str) -> Parsed<ConsoleTarget> {
+    match (text, text.strip_prefix("file=")) {
+        ("terminal", _) => Ok(ConsoleTarget::Terminal),
+        ("off", _) => Ok(ConsoleTarget::Off),
+        (_, Some(path)) => Ok(ConsoleTarget::File(path.into())),
+        _ => Err(vec![OptionError {
+            flag,
+            list: text.to_owned(),
+            detail: format!(
+                "{} is not known; it takes terminal, off, file=PATH",
+                shown(text)
+            ),
+        }]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_api::spec::ByteSize;
+
+    use super::*;
+
+    #[test]
+    fn cpus_and_memory() {
+        let count = |count| CpuConfig {
+            count: Some(count),
+            ..CpuConfig::default()
+        };
+        assert_eq!(cpus("4"), Ok(count(4)));
+        let all = CpuConfig {
+            topology: Some(TopologyConfig {
+                sockets: Some(1),
+                cores: Some(2),
+                threads: Some(2),
+            }),
+            nested: Some(true),
+            ..count(4)
+        };
+        assert_eq!(
+            cpus("count=4,sockets=1,cores=2,threads=2,nested=on"),
+            Ok(all.clone())
+        );
+        assert_eq!(cpus("4,sockets=1,cores=2,threads=2,nested"), Ok(all));
+        for bad in ["four", "4,4", "-1", "4,cpus=2", "", "count", "4,nested=2"] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+        assert_eq!(
+            memory("2G,shared=on,hugepages=2M"),
+            Ok(MemoryConfig {
+                size: Some(ByteSize::from_mib(2048)),
+                shared: Some(true),
+                hugepages: Some(ByteSize::from_mib(2)),
+            })
+        );
+        for bad in ["1MB", "", "size", "512M,512M", "shared=yes", "512M,huge=on"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disks() {
+        assert_eq!(
+            disk(
+                "path=a.img,readonly=on,id=x,serial=S 1,queues=2,queue-size=64,direct=off,engine=threads"
+            ),
+            Ok(DiskConfig {
+                id: Some("x".into()),
+                path: Some("a.img".into()),
+                read_only: Some(true),
+                direct: Some(DirectIo::Off),
+                engine: Some(DiskEngine::Threads),
+                queues: Some(2),
+                queue_size: Some(64),
+                serial: Some("S 1".into()),
+            })
+        );
+        let many = disk("a.img,readonly=1,direct=yes,queues=x,nosuch").unwrap_err();
+        assert_eq!(many.len(), 4, "{many:?}");
+    }
+
+    #[test]
+    fn nets_ports_and_consoles() {
+        assert_eq!(
+            net("bridge=br0,vlan=100,mac=02:00:00:00:00:01,mtu=9000,queues=2,queue_size=64,id=n"),
+            Ok(NicConfig {
+                id: Some("n".into()),
+                bridge: Some("br0".into()),
+                vlan: Some(100),
+                mac: Some("02:00:00:00:00:01".into()),
+                mtu: Some(9000),
+                queue_pairs: Some(2),
+                queue_size: Some(64),
+                ..NicConfig::default()
+            })
+        );
+        assert!(
+            net("tap0").unwrap_err()[0]
+                .detail
+                .contains("did you mean tap?")
+        );
+        assert_eq!(
+            port("name=agent,socket=a.sock"),
+            Ok(PortConfig {
+                name: Some("agent".into()),
+                socket: Some("a.sock".into()),
+            })
+        );
+        assert_eq!(console("--serial", "terminal"), Ok(ConsoleTarget::Terminal));
+        assert_eq!(console("--serial", "off"), Ok(ConsoleTarget::Off));
+        assert_eq!(
+            console("--serial", "file=a,b"),
+            Ok(ConsoleTarget::File("a,b".into()))
+        );
+        for bad in ["", "file", "stdout", "Terminal"] {
+            assert!(console("--serial", bad).is_err(), "{bad}");
+        }
+    }
+}

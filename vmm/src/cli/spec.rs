@@ -1,0 +1,520 @@
+//! The VM spec of a command: from a file, from flags, or from both.
+//!
+//! A flag replaces what the file says, or adds to its lists. Problems are reported in the words of where they come from: a place in
+//! the file, or the flag.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use paddock_api::spec::{
+    BootConfig, ConsoleTarget, CpuConfig, Draft, InvalidSpec, JsonPointer, MemoryConfig, OnReset,
+    SyntaxError, TopologyConfig, VmConfig, VmSpec,
+};
+
+use super::args::{OnResetArg, RunArgs};
+use super::flags;
+use super::options::{OptionError, shown};
+
+/// A spec file has at most this many bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why a command's spec is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecInput {
+    /// The file cannot be read.
+    #[error("{}", file_name(.path))]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no spec file by its name or its size.
+    #[error("{}: {detail}", file_name(.path))]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: &'static str,
+    },
+    /// The file is not JSON or TOML.
+    #[error("{}", file_name(.path))]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: SyntaxError,
+    },
+    /// Option lists are wrong.
+    #[error("{}", list("mistakes in the option lists", .0))]
+    Options(Vec<OptionError>),
+    /// The spec is wrong: the problems in the user's words.
+    #[error("{}", list("problems with the VM spec", .0))]
+    Invalid(Vec<String>),
+}
+
+impl SpecInput {
+    /// Whether the user's words are wrong, as opposed to the host's files.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Read { .. })
+    }
+}
+
+/// One thing in one line, more as a list.
+fn list(what: &str, things: &[impl fmt::Display]) -> String {
+    match things {
+        [one] => one.to_string(),
+        many => many
+            .iter()
+            .fold(format!("{} {what}:", many.len()), |text, thing| {
+                format!("{text}\n  {thing}")
+            }),
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    if path == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
+/// Where parts of a spec come from.
+#[derive(Debug, Default)]
+pub struct Origins {
+    file: Option<PathBuf>,
+    flags: Vec<(JsonPointer, String)>,
+}
+
+impl Origins {
+    fn flag(&mut self, pointer: JsonPointer, name: &str, value: &str) {
+        self.flags
+            .push((pointer, format!("{name} {}", shown(value))));
+    }
+
+    /// The user's words for a place in the spec.
+    #[must_use]
+    pub fn name(&self, pointer: &JsonPointer) -> String {
+        // The last one: a flag for a field is noted after one for the whole.
+        let flag = self
+            .flags
+            .iter()
+            .rfind(|(place, _)| pointer.is_within(place));
+        match (flag, &self.file) {
+            (Some((_, flag)), _) => flag.clone(),
+            (None, Some(file)) if pointer.is_root() => file_name(file),
+            (None, Some(file)) => format!("{}: {pointer}", file_name(file)),
+            (None, None) => pointer.to_string(),
+        }
+    }
+
+    fn explain(&self, error: &InvalidSpec) -> SpecInput {
+        let problems = error.problems().iter();
+        let lines = problems.map(|problem| {
+            let place = self.name(&problem.pointer);
+            let colon = if place.is_empty() { "" } else { ": " };
+            format!("{place}{colon}{}", problem.detail)
+        });
+        SpecInput::Invalid(lines.collect())
+    }
+}
+
+/// The spec that `args` describe, and where its parts come from.
+///
+/// # Errors
+/// All that is wrong with the option lists, else with the file's syntax, else with the spec.
+pub fn assemble(args: &RunArgs) -> Result<(VmSpec, Origins), SpecInput> {
+    let mut origins = Origins::default();
+    let mut draft = match &args.spec {
+        Some(path) => read(path)?,
+        None => Draft::default(),
+    };
+    origins.file.clone_from(&args.spec);
+    let mut errors = Vec::new();
+    merge(args, &mut draft.config, &mut origins, &mut errors);
+    if !errors.is_empty() {
+        return Err(SpecInput::Options(errors));
+    }
+    default_command_line(&mut draft.config);
+    let spec = draft.validate().map_err(|error| origins.explain(&error))?;
+    Ok((spec, origins))
+}
+
+fn read(path: &Path) -> Result<Draft, SpecInput> {
+    let failed = |source| SpecInput::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let wrong = |detail| SpecInput::File {
+        path: path.to_owned(),
+        detail,
+    };
+    let stdin = path == Path::new("-");
+    let parse = match path.extension().and_then(|extension| extension.to_str()) {
+        _ if stdin => Draft::from_json,
+        Some("json") => Draft::from_json,
+        Some("toml") => Draft::from_toml,
+        _ => return Err(wrong("the name of a spec file ends in .json or .toml")),
+    };
+    let mut bytes = Vec::new();
+    if stdin {
+        std::io::stdin().take(MAX_FILE + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+    }
+    .map_err(failed)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
+        return Err(wrong("it is larger than 1 MiB, which no spec file is"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text"))?;
+    parse(&text).map_err(|source| SpecInput::Syntax {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Puts the flags into the spec.
+fn merge(
+    args: &RunArgs,
+    config: &mut VmConfig,
+    origins: &mut Origins,
+    errors: &mut Vec<OptionError>,
+) {
+    let root = JsonPointer::root();
+    if let Some(name) = &args.name {
+        origins.flag(root.key("name"), "--name", name);
+        config.name = Some(name.clone());
+    }
+    merge_boot(args, config, origins);
+    if let Some(text) = &args.cpus {
+        origins.flag(root.key("cpus"), "--cpus", text);
+        if let Some(cpus) = keep(flags::cpus(text), errors) {
+            merge_cpus(config.cpus.get_or_insert_default(), cpus);
+        }
+    }
+    if let Some(text) = &args.memory {
+        origins.flag(root.key("memory"), "--memory", text);
+        if let Some(memory) = keep(flags::memory(text), errors) {
+            merge_memory(config.memory.get_or_insert_default(), &memory);
+        }
+    }
+    for text in &args.disk {
+        let at = root.key("disks").index(config.disks.len());
+        origins.flag(at, flags::DISK.name, text);
+        config.disks.extend(keep(flags::disk(text), errors));
+    }
+    for text in &args.net {
+        let at = root.key("nics").index(config.nics.len());
+        origins.flag(at, flags::NET.name, text);
+        config.nics.extend(keep(flags::net(text), errors));
+    }
+    merge_console(args, config, origins, errors);
+    if args.no_rng {
+        config.rng = Some(false);
+    }
+    if let Some(on_reset) = args.on_reset {
+        config.on_reset = Some(match on_reset {
+            OnResetArg::Reboot => OnReset::Reboot,
+            OnResetArg::Exit => OnReset::Exit,
+        });
+    }
+}
+
+/// What was parsed, or its errors added to the others.
+fn keep<T>(parsed: Result<T, Vec<OptionError>>, errors: &mut Vec<OptionError>) -> Option<T> {
+    parsed.map_err(|wrong| errors.extend(wrong)).ok()
+}
+
+fn merge_boot(args: &RunArgs, config: &mut VmConfig, origins: &mut Origins) {
+    let at = JsonPointer::root().key("boot");
+    let mut note = |key: &str, flag: &str, value: &str| origins.flag(at.key(key), flag, value);
+    let mut boot = config.boot.take().unwrap_or_default();
+    if let Some(kernel) = &args.kernel {
+        note("kernel", "--kernel", &kernel.to_string_lossy());
+        boot.kernel = Some(kernel.clone());
+    }
+    if let Some(initramfs) = &args.initramfs {
+        note("initramfs", "--initramfs", &initramfs.to_string_lossy());
+        boot.initramfs = Some(initramfs.clone());
+    }
+    if let Some(line) = &args.cmdline {
+        note("command_line", "--cmdline", line);
+        boot.command_line = Some(line.clone());
+    }
+    config.boot = (boot != BootConfig::default()).then_some(boot);
+}
+
+fn merge_cpus(config: &mut CpuConfig, flag: CpuConfig) {
+    // A new count with the old arrangement, or the other way round, would contradict itself.
+    let count = flag.count.is_some();
+    match flag.topology {
+        Some(new) => {
+            let old = config.topology.get_or_insert_default();
+            *old = TopologyConfig {
+                sockets: new.sockets.or(old.sockets),
+                cores: new.cores.or(old.cores),
+                threads: new.threads.or(old.threads),
+            };
+            config.count = flag.count;
+        }
+        None if count => {
+            config.topology = None;
+            config.count = flag.count;
+        }
+        None => {}
+    }
+    config.nested = flag.nested.or(config.nested);
+}
+
+fn merge_memory(config: &mut MemoryConfig, flag: &MemoryConfig) {
+    config.size = flag.size.or(config.size);
+    config.shared = flag.shared.or(config.shared);
+    config.hugepages = flag.hugepages.or(config.hugepages);
+}
+
+fn merge_console(
+    args: &RunArgs,
+    config: &mut VmConfig,
+    origins: &mut Origins,
+    errors: &mut Vec<OptionError>,
+) {
+    let at = JsonPointer::root().key("console");
+    let mut console = config.console.take().unwrap_or_default();
+    if let Some(text) = &args.serial {
+        origins.flag(at.key("serial"), "--serial", text);
+        console.serial = keep(flags::console("--serial", text), errors);
+    }
+    if let Some(text) = &args.hvc0 {
+        origins.flag(at.key("hvc0"), "--hvc0", text);
+        console.hvc0 = keep(flags::console("--hvc0", text), errors);
+    }
+    for text in &args.port {
+        let at = at.key("ports").index(console.ports.len());
+        origins.flag(at, flags::PORT.name, text);
+        console.ports.extend(keep(flags::port(text), errors));
+    }
+    config.console = Some(console);
+}
+
+/// A kernel without a command line prints to the console that has the terminal.
+fn default_command_line(config: &mut VmConfig) {
+    let console = config.console.as_ref();
+    let hvc0 = console.is_some_and(|console| console.hvc0 == Some(ConsoleTarget::Terminal));
+    let silent = console.is_some_and(|console| console.serial == Some(ConsoleTarget::Off));
+    let line = match (hvc0, silent) {
+        (true, _) => "console=hvc0",
+        (false, true) => "",
+        (false, false) => "console=ttyS0",
+    };
+    if let Some(boot) = &mut config.boot {
+        boot.command_line.get_or_insert_with(|| line.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_api::spec::{Boot, ByteSize};
+
+    use super::*;
+
+    fn args(kernel: Option<&str>) -> RunArgs {
+        RunArgs {
+            kernel: kernel.map(PathBuf::from),
+            ..RunArgs::default()
+        }
+    }
+
+    fn file(name: &str, content: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        (dir, path)
+    }
+
+    fn text(error: &SpecInput) -> String {
+        super::super::report::chain(error)
+    }
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    fn command_line(args: &RunArgs) -> String {
+        let (spec, _) = assemble(args).unwrap();
+        let Boot::Kernel(kernel) = spec.boot;
+        kernel.command_line
+    }
+
+    #[test]
+    fn flags_alone() {
+        let (spec, _) = assemble(&RunArgs {
+            cpus: Some("4,threads=2".into()),
+            memory: Some("1G".into()),
+            disk: strings(&["a.img", "b.img,readonly"]),
+            net: strings(&["tap=t0"]),
+            port: strings(&["name=agent,socket=s"]),
+            no_rng: true,
+            name: Some("web".into()),
+            on_reset: Some(OnResetArg::Exit),
+            ..args(Some("k"))
+        })
+        .unwrap();
+        assert_eq!(
+            (spec.cpus.topology.cores, spec.cpus.topology.threads),
+            (2, 2)
+        );
+        assert_eq!(spec.memory.size, ByteSize::from_mib(1024));
+        assert_eq!(spec.disks.len(), 2);
+        assert!(!spec.disks[0].read_only && spec.disks[1].read_only);
+        assert_eq!(
+            (spec.nics.len(), spec.console.ports.len(), spec.rng),
+            (1, 1, false)
+        );
+        assert_eq!(spec.on_reset, OnReset::Exit);
+    }
+
+    #[test]
+    fn flags_replace_and_add() {
+        let (_dir, path) = file(
+            "vm.toml",
+            r#"
+            boot = { kernel = "old", initramfs = "i", command_line = "quiet" }
+            cpus = { count = 4, topology = { cores = 4 }, nested = true }
+            memory = { size = "1GiB", hugepages = "2MiB" }
+            disks = [{ path = "a" }]
+            console = { serial = "off" }
+            "#,
+        );
+        let (spec, _) = assemble(&RunArgs {
+            spec: Some(path),
+            cpus: Some("2".into()),
+            memory: Some("2G".into()),
+            disk: strings(&["b"]),
+            serial: Some("file=log".into()),
+            ..args(Some("new"))
+        })
+        .unwrap();
+        let Boot::Kernel(kernel) = &spec.boot;
+        assert_eq!(kernel.kernel, PathBuf::from("new"));
+        assert_eq!(kernel.initramfs, Some(PathBuf::from("i")));
+        assert_eq!(kernel.command_line, "quiet");
+        assert_eq!((spec.cpus.count, spec.cpus.nested), (2, true));
+        assert_eq!(spec.memory.size, ByteSize::from_mib(2048));
+        assert!(spec.memory.hugepages.is_some());
+        let paths: Vec<_> = spec.disks.iter().map(|disk| disk.path.clone()).collect();
+        assert_eq!(paths, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(spec.console.serial, ConsoleTarget::File("log".into()));
+    }
+
+    #[test]
+    fn default_command_lines() {
+        assert_eq!(command_line(&args(Some("k"))), "console=ttyS0");
+        let hvc0 = RunArgs {
+            hvc0: Some("terminal".into()),
+            ..args(Some("k"))
+        };
+        assert_eq!(command_line(&hvc0), "console=hvc0");
+        let off = RunArgs {
+            serial: Some("off".into()),
+            ..args(Some("k"))
+        };
+        assert_eq!(command_line(&off), "");
+        let own = RunArgs {
+            cmdline: Some(String::new()),
+            ..args(Some("k"))
+        };
+        assert_eq!(command_line(&own), "");
+    }
+
+    #[test]
+    fn problems_are_told_in_the_users_words() {
+        let (_dir, path) = file(
+            "vm.json",
+            r#"{"boot": {"kernel": "k"}, "disks": [{"path": "a", "qeues": 1}], "cpus": {"count": 0}}"#,
+        );
+        let error = assemble(&RunArgs {
+            spec: Some(path.clone()),
+            memory: Some("1M".into()),
+            disk: strings(&["b,queue-size=100", "path=a"]),
+            ..args(None)
+        })
+        .unwrap_err();
+        assert!(error.is_usage());
+        let text = text(&error);
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("5 problems with the VM spec:"));
+        let lines: Vec<&str> = lines.map(str::trim_start).collect();
+        let file = path.display();
+        let starts = [
+            format!("{file}: /cpus/count: the number of processors must be 1 to 254"),
+            format!("{file}: /disks/0/qeues: unknown field; did you mean \"queues\"?"),
+            "--disk b,queue-size=100: the queue size must be a power of two".to_owned(),
+            "--disk path=a: disk 0 has the same path".to_owned(),
+            "--memory 1M: the memory must be 64MiB to 16TiB, not 1MiB".to_owned(),
+        ];
+        assert_eq!(lines.len(), starts.len(), "{text}");
+        for (line, start) in lines.iter().zip(starts) {
+            assert!(line.starts_with(&start), "{line}\n{start}");
+        }
+    }
+
+    #[test]
+    fn all_option_lists_are_looked_at() {
+        let error = assemble(&RunArgs {
+            cpus: Some("x".into()),
+            disk: strings(&["a,b=1", "ok", "c,d=1"]),
+            serial: Some("tty".into()),
+            ..args(Some("k"))
+        })
+        .unwrap_err();
+        let text = text(&error);
+        assert!(text.starts_with("4 mistakes in the option lists:\n  --cpus x: "));
+        assert_eq!(text.lines().count(), 5, "{text}");
+    }
+
+    #[test]
+    fn files_that_are_none() {
+        let with = |path: PathBuf| {
+            text(
+                &assemble(&RunArgs {
+                    spec: Some(path),
+                    ..args(None)
+                })
+                .unwrap_err(),
+            )
+        };
+        let (_dir, path) = file("vm.json", "{\n \"name\": x}");
+        assert_eq!(
+            with(path.clone()),
+            format!("{}: line 2, column 10: expected value", path.display())
+        );
+        let (_dir, path) = file("vm.toml", "rng = true\nname = web\n");
+        assert!(with(path.clone()).starts_with(&format!("{}: line 2, column 8: ", path.display())));
+        let (_dir, path) = file("vm.yaml", "");
+        assert!(with(path).contains(".json or .toml"));
+        assert!(with("/nonexistent/vm.json".into()).contains("No such file"));
+        let (dir, path) = file("big.json", &" ".repeat(1 << 20));
+        assert!(!with(path.clone()).contains("larger"));
+        std::fs::write(&path, " ".repeat((1 << 20) + 1)).unwrap();
+        assert!(with(path).contains("larger than 1 MiB"));
+        let binary = dir.path().join("b.json");
+        std::fs::write(&binary, [0xff]).unwrap();
+        assert!(with(binary).contains("UTF-8"));
+        assert!(with("/dev/zero.json".into()).contains("No such file"));
+    }
+
+    #[test]
+    fn nothing_to_boot() {
+        let (_dir, path) = file("vm.json", "{}");
+        let error = assemble(&RunArgs {
+            spec: Some(path.clone()),
+            ..args(None)
+        })
+        .unwrap_err();
+        let expected = format!("{}: boot is missing", path.display());
+        assert!(text(&error).starts_with(&expected), "{error}");
+    }
+}

@@ -1,0 +1,17 @@
+//! The machine: KVM, memory, vCPUs, boot, firmware tables, the state driver and the command line.
+
+pub mod acpi;
+pub mod boot;
+pub mod cli;
+pub mod console;
+pub mod cpu;
+pub mod driver;
+mod error;
+pub mod kvm;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod terminal;
+pub mod vcpu;
+
+pub use error::Error;

@@ -1,0 +1,7 @@
+//! The `paddock` command. See [`paddock_vmm::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    paddock_vmm::cli::main(std::env::args_os())
+}

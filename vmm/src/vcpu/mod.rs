@@ -1,0 +1,360 @@
+//! vCPU threads: one per vCPU, running the guest until it is told to pause or to end.
+//!
+//! ```text
+//!            spawn                 run()                     end()
+//!  (created) ─────▶ Paused ◀──────────────────▶ Running ──────────────▶ (joined)
+//!                              pause()
+//! ```
+//!
+//! A thread is taken out of the guest by a signal that does nothing, together with KVM's `immediate_exit` byte for the
+//! moment just before it enters. What the guest can influence here is which exits there are; see [`exits`].
+
+pub mod exits;
+pub mod report;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::VcpuFd;
+use paddock_devices::bus::Bus;
+use parking_lot::{Condvar, Mutex};
+use vmm_sys_util::signal::{
+    Error as SignalError, Killable, SIGRTMIN, register_signal_handler, unblock_signal,
+};
+
+use self::exits::{Exit, Exits};
+use self::report::CrashReport;
+
+/// What all vCPUs are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Pause,
+    Run,
+    End,
+}
+
+/// Takes crash reports; called on the vCPU's thread.
+pub type OnCrash = Arc<dyn Fn(CrashReport) + Send + Sync>;
+
+/// The buses that a vCPU's exits end on.
+#[derive(Debug, Clone)]
+pub struct Buses {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped devices.
+    pub mmio: Arc<Bus>,
+}
+
+/// Shared by the owner and the threads.
+#[derive(Debug)]
+struct Shared {
+    /// Whether the order is to run: what a thread looks at between exits, without the lock.
+    running: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    order: Order,
+    /// Threads that are outside the guest and waiting.
+    waiting: usize,
+}
+
+/// The vCPUs of a running machine.
+#[derive(Debug)]
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    handle: Option<JoinHandle<()>>,
+    /// KVM's `immediate_exit` byte of this vCPU while its descriptor is open, else null.
+    immediate_exit: Arc<AtomicPtr<u8>>,
+}
+
+impl Vcpus {
+    /// Starts a paused thread per vCPU, named after its number.
+    ///
+    /// # Errors
+    /// When the host gives no thread. Those already started are ended.
+    pub fn spawn(vcpus: Vec<VcpuFd>, buses: &Buses, on_crash: &OnCrash) -> io::Result<Self> {
+        install_kick_handler()?;
+        let shared = Arc::new(Shared {
+            running: AtomicBool::new(false),
+            state: Mutex::new(State {
+                order: Order::Pause,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
+        });
+        let mut this = Self {
+            shared,
+            threads: Vec::new(),
+        };
+        for (index, fd) in vcpus.into_iter().enumerate() {
+            let thread = this.spawn_one(index, fd, buses.clone(), Arc::clone(on_crash))?;
+            this.threads.push(thread);
+        }
+        Ok(this)
+    }
+
+    fn spawn_one(
+        &self,
+        index: usize,
+        mut fd: VcpuFd,
+        buses: Buses,
+        on_crash: OnCrash,
+    ) -> io::Result<Thread> {
+        let byte: *mut u8 = &raw mut fd.get_kvm_run().immediate_exit;
+        let immediate_exit = Arc::new(AtomicPtr::new(byte));
+        let theirs = Arc::clone(&immediate_exit);
+        let shared = Arc::clone(&self.shared);
+        let handle = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || {
+                if let Err(error) = let_kicks_through() {
+                    tracing::error!(vcpu = index, %error, "unblocking the signal that stops a vCPU");
+                }
+                let mut vcpu = Vcpu {
+                    index,
+                    exits: Exits::new(buses),
+                    fd,
+                };
+                // Dropped before `vcpu`, also by a panic.
+                let closing = Closing {
+                    shared,
+                    immediate_exit: theirs,
+                };
+                vcpu.serve(&closing.shared, &on_crash);
+            })?;
+        Ok(Thread {
+            handle: Some(handle),
+            immediate_exit,
+        })
+    }
+
+    /// Lets the guest run.
+    pub fn run(&self) {
+        let mut state = self.shared.state.lock();
+        state.order = Order::Run;
+        self.shared.running.store(true, Ordering::Release);
+        self.shared.changed.notify_all();
+    }
+
+    /// Takes every vCPU out of the guest and returns when all are out.
+    pub fn pause(&self) {
+        let mut state = self.shared.state.lock();
+        state.order = Order::Pause;
+        self.shared.running.store(false, Ordering::Release);
+        while state.waiting < self.alive() {
+            self.kick(&state);
+            // Bounded, and repeated: a kick can fall between a thread's last look at its order and a blocking device call.
+            self.shared
+                .changed
+                .wait_for(&mut state, std::time::Duration::from_millis(10));
+        }
+    }
+
+    fn alive(&self) -> usize {
+        self.threads
+            .iter()
+            .filter(|thread| thread.handle.as_ref().is_some_and(|h| !h.is_finished()))
+            .count()
+    }
+
+    /// Makes every thread leave the guest soon. The state lock is held, so no thread can close its descriptor meanwhile.
+    #[expect(
+        unsafe_code,
+        reason = "immediate_exit is meant to be written by other threads"
+    )]
+    fn kick(&self, _held: &State) {
+        for thread in &self.threads {
+            let byte = thread.immediate_exit.load(Ordering::Acquire);
+            if byte.is_null() {
+                continue;
+            }
+            // SAFETY: non-null means that the vCPU's descriptor, and with it the mapping the byte lies in, is still there; the
+            // thread clears the pointer under the lock that our caller holds. KVM and the thread access the byte atomically.
+            unsafe { AtomicU8::from_ptr(byte) }.store(1, Ordering::Release);
+            if let Some(handle) = &thread.handle {
+                // A thread that has ended meanwhile cannot be signalled, and need not.
+                let _ = handle.kill(kick_signal());
+            }
+        }
+    }
+
+    /// Takes every vCPU out of the guest for good and joins the threads.
+    pub fn end(&mut self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.order = Order::End;
+            self.shared.running.store(false, Ordering::Release);
+            self.kick(&state);
+        }
+        self.shared.changed.notify_all();
+        for thread in &mut self.threads {
+            let Some(handle) = thread.handle.take() else {
+                continue;
+            };
+            while !handle.is_finished() {
+                let byte = thread.immediate_exit.load(Ordering::Acquire);
+                if byte.is_null() {
+                    break;
+                }
+                let _ = handle.kill(kick_signal());
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            if handle.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Dropped when a vCPU's descriptor is about to be closed: from here on nobody may write the byte, for its page goes with the
+/// descriptor. The owner writes it under the same lock.
+struct Closing {
+    shared: Arc<Shared>,
+    immediate_exit: Arc<AtomicPtr<u8>>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let _guard = self.shared.state.lock();
+        self.immediate_exit
+            .store(std::ptr::null_mut(), Ordering::Release);
+    }
+}
+
+/// One vCPU on its thread.
+struct Vcpu {
+    index: usize,
+    exits: Exits,
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    /// Runs the guest as ordered, until the end.
+    fn serve(&mut self, shared: &Shared, on_crash: &OnCrash) {
+        loop {
+            if !self.wait_for_order(shared) {
+                return;
+            }
+            match self.exits.run_once(&mut self.fd) {
+                Exit::Handled | Exit::Kicked => {}
+                Exit::Fatal(reason) => {
+                    on_crash(CrashReport::collect(
+                        self.index,
+                        reason,
+                        &self.fd,
+                        &self.exits,
+                    ));
+                    // The state driver decides what becomes of the VM; this vCPU never runs again.
+                    wait_for_end(shared);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Returns at once while the order is to run; false when it is to end.
+    fn wait_for_order(&mut self, shared: &Shared) -> bool {
+        if shared.running.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut state = shared.state.lock();
+        if state.order == Order::Run {
+            return true;
+        }
+        state.waiting += 1;
+        shared.changed.notify_all();
+        while state.order == Order::Pause {
+            shared.changed.wait(&mut state);
+        }
+        state.waiting -= 1;
+        self.fd.set_kvm_immediate_exit(0);
+        state.order == Order::Run
+    }
+}
+
+fn wait_for_end(shared: &Shared) {
+    let mut state = shared.state.lock();
+    state.waiting += 1;
+    shared.changed.notify_all();
+    while state.order != Order::End {
+        shared.changed.wait(&mut state);
+    }
+}
+
+fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // Its arrival alone takes the thread out of KVM_RUN.
+}
+
+fn install_kick_handler() -> io::Result<()> {
+    register_signal_handler(kick_signal(), on_kick)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// The signal mask comes from whoever started the process; KVM does not leave the guest for a signal that is blocked.
+fn let_kicks_through() -> Result<(), SignalError> {
+    unblock_signal(kick_signal())
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::signal::{block_signal, get_blocked_signals};
+
+    use super::*;
+
+    #[test]
+    fn a_vcpu_that_panics_is_not_kicked_any_more() {
+        let shared = Arc::new(Shared {
+            running: AtomicBool::new(false),
+            state: Mutex::new(State {
+                order: Order::Pause,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
+        });
+        let mut byte = 0_u8;
+        let immediate_exit = Arc::new(AtomicPtr::new(&raw mut byte));
+        let theirs = Arc::clone(&immediate_exit);
+        let result = std::thread::spawn(move || {
+            let _closing = Closing {
+                shared,
+                immediate_exit: theirs,
+            };
+            // Without the noise of the panic hook.
+            std::panic::resume_unwind(Box::new("a bug"));
+        })
+        .join();
+        assert!(result.is_err());
+        assert!(immediate_exit.load(Ordering::Acquire).is_null());
+    }
+
+    #[test]
+    fn a_mask_inherited_from_the_parent_does_not_keep_kicks_out() {
+        // On a thread of its own, for the mask is the thread's.
+        let blocked = std::thread::spawn(|| {
+            block_signal(kick_signal()).unwrap();
+            let_kicks_through().unwrap();
+            get_blocked_signals().unwrap()
+        });
+        assert!(!blocked.join().unwrap().contains(&kick_signal()));
+    }
+}
