@@ -3,13 +3,15 @@
 import sys
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from stages.results import Counter, Counts  # noqa: E402
 from stages.steps import DEADLINE, Steps  # noqa: E402
-from stages.table import STAGES, _Binaries  # noqa: E402
+from stages import table  # noqa: E402
+from stages.table import STAGES  # noqa: E402
 
 
 def counted(text: str) -> Counts:
@@ -32,29 +34,43 @@ class Counting(unittest.TestCase):
         self.assertEqual(counted("Ran 9 tests in 1.2s\n\nFAILED (failures=1, errors=2, skipped=3)\n"), Counts(3, 3, 3))
         self.assertEqual(counted("OK\n"), Counts())
 
-    def test_test_binaries(self) -> None:
-        followed = _Binaries()
-        for line in (
-            "=== begin good-1",
-            "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured",
-            "=== end good-1 0",
-            "=== begin slow-2",
-            "=== end slow-2 124",
-            "=== begin failing-3",
-            "test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured",
-            "=== end failing-3 101",
-            "=== begin empty-4",
-            "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured",
-            "=== end empty-4 0",
-        ):
-            followed.line(line)
-        expected = {"good-1": Counts(2), "slow-2": Counts(0, 1), "failing-3": Counts(0, 1), "empty-4": Counts(0, 1)}
-        self.assertEqual(followed.results, expected)
-        self.assertEqual(followed.bad, ["slow-2 missed its deadline", "empty-4 has no tests"])
-
     def test_last_line(self) -> None:
         self.assertEqual(str(Counts(3, 1)), "3 passed, 1 failed")
         self.assertEqual(str(Counts(3, 1, 2)), "3 passed, 1 failed, 2 skipped")
+
+
+class Binaries(unittest.TestCase):
+    """The end-to-end tests' binaries, with a lab that does as it is told."""
+
+    def counts(self, *ends: tuple[int, Counts]) -> tuple[Counts, int]:
+        """The counts of one binary, and how often it was run."""
+        steps = Steps("stages-test", soak=False)
+        self.addCleanup(steps.log_path.unlink, missing_ok=True)
+        self.addCleanup(steps.close)
+        steps.say = lambda text: None  # type: ignore[method-assign]
+        with (
+            unittest.mock.patch.object(table.cargo, "test_binaries", return_value={"one": Path("one")}),
+            unittest.mock.patch.object(table, "_run_in_lab", side_effect=ends) as run,
+        ):
+            table.vm(steps)
+        return steps.counts, run.call_count
+
+    def test_good(self) -> None:
+        self.assertEqual(self.counts((0, Counts(2))), (Counts(2), 1))
+
+    def test_a_failed_test_is_not_tried_again(self) -> None:
+        self.assertEqual(self.counts((101, Counts(1, 1))), (Counts(1, 1), 1))
+
+    def test_a_crash_without_results_is_a_failure(self) -> None:
+        self.assertEqual(self.counts((139, Counts())), (Counts(0, 1), 1))
+
+    def test_no_tests_is_a_failure(self) -> None:
+        self.assertEqual(self.counts((0, Counts())), (Counts(0, 1), 1))
+
+    def test_a_host_that_died_or_hung_gets_a_second_chance(self) -> None:
+        for code in (table.LAB_DEADLINE, table.LAB_FAILED):
+            self.assertEqual(self.counts((code, Counts()), (0, Counts(3))), (Counts(3), 2))
+            self.assertEqual(self.counts((code, Counts()), (code, Counts())), (Counts(0, 1), 2))
 
 
 class Running(unittest.TestCase):

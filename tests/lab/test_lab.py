@@ -118,7 +118,7 @@ class Logic(unittest.TestCase):
         self.assertNotRegex(b"ERROR:x.c:1:other: assertion failed: (bql_locked())", KNOWN_ABORT)
 
     def test_shim_passes_over_only_what_it_knows(self) -> None:
-        shim = options.LAB / "bql_shim.so"
+        shim = options.LAB / "qemu_shim.so"
         with tempfile.TemporaryDirectory() as directory:
             for good, function, expected in (("1", "tcg_handle_interrupt", 9), ("0", "tcg_handle_interrupt", -signal.SIGABRT), ("1", "other", -signal.SIGABRT)):
                 program = Path(directory) / f"caller-{good}-{function}"
@@ -234,6 +234,7 @@ class Here(unittest.TestCase):
         written.unlink()
         if not direct.hardware_kvm():
             self.assertIn("tmpfs", lines)
+            self.assertNotIn(b"qemu_shim", result.stderr, "the shim does not know this build of QEMU")
 
     def test_streams_are_intact(self) -> None:
         every_byte = bytes(range(256)) * 4096

@@ -28,6 +28,8 @@ def _attempt(options: Options, run_directory: Path, *, may_retry: bool) -> int |
         with session:
             try:
                 session.start()
+                if not all(host.mended() for host in session.hosts):
+                    say("QEMU's build is not one that tests/lab/qemu_shim.c knows; guests with several CPUs may now and then hang or crash")
                 if not options.quiet:
                     where = "two emulated hosts" if options.hosts == 2 else "an emulated host"
                     say(f"running in {where} ({options.cpus} CPUs, {options.memory} MiB), up after {time.monotonic() - began:.1f} s")

@@ -17,9 +17,12 @@ MSIZE = 512000
 """Largest 9p message in bytes; virtio-9p's limit in QEMU is 128 descriptors of a page each, so more is not used."""
 
 KNOWN_ABORT = re.compile(rb"tcg_handle_interrupt: assertion failed: \(?(bql_locked|qemu_mutex_iothread_locked)")
-"""QEMU's known bug under nested guests (see bql_shim.c)."""
+"""QEMU's known bug under nested guests (see qemu_shim.c)."""
 
-SHIM_FIRED = re.compile(rb"^bql-shim: ", re.MULTILINE)
+SHIM_FIRED = re.compile(rb"^qemu-shim: .* assertion passed over", re.MULTILINE)
+
+SHIM_MENDED = "qemu-shim: CPU emulation mended"
+"""What the preloaded shim prints where it knows QEMU's build."""
 
 # quiet: the serial line is slow. mitigations and audit cost emulated instructions, and guard nothing here. tsc, no_timer_check and lpj: the
 # calibrations measure the emulation's jitter. The rest shortens the boot.
@@ -59,7 +62,7 @@ class EmulatedHost:
         self.channel.setblocking(False)
         command = self._command(options, theirs, link)
         environment = dict(os.environ)
-        shim = LAB / "bql_shim.so"
+        shim = LAB / "qemu_shim.so"
         if shim.exists():
             environment["LD_PRELOAD"] = str(shim)
         inherited = [theirs.fileno()] + ([link.fileno()] if link else [])
@@ -141,8 +144,13 @@ class EmulatedHost:
         return SHIM_FIRED.search(self._log()) is not None
 
     def complaints(self) -> str:
-        """What QEMU itself printed, without the first line, which is its command."""
-        return self._log().partition(b"\n")[2].decode(errors="replace").strip()
+        """What QEMU and the shim printed, without the first line, which is its command, and without what is always there."""
+        lines = self._log().decode(errors="replace").splitlines()[1:]
+        return "\n".join(line for line in lines if line != SHIM_MENDED).strip()
+
+    def mended(self) -> bool:
+        """True when the preloaded shim knows this build of QEMU and has taken its place in it."""
+        return SHIM_MENDED.encode() in self._log()
 
     def _log(self) -> bytes:
         try:
