@@ -1,0 +1,350 @@
+//! The queues of virtio-net, console and rng, with their real workers, against a driver that starts out honest and then does as the input
+//! says: descriptors, rings and buffers are overwritten at will, queues stopped and started, the host's side talks back.
+//!
+//! Workers must not panic; a queue that is stopped must come back at once; and a device asks for at most one reset a queue.
+#![no_main]
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use libfuzzer_sys::fuzz_target;
+use paddock_devices::console::ConsoleSink;
+use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, VirtioConsole};
+use paddock_devices::virtio::net::{Net, NetOptions};
+use paddock_devices::virtio::rng::VirtioRng;
+use paddock_devices::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources, VirtioDevice};
+use paddock_network::MacAddress;
+use paddock_network::double::SocketBackend;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const RAM: usize = 1 << 20;
+const ENTRIES: u16 = 16;
+/// Room for a queue's ring: table, available ring at 0x400, used ring at 0x800.
+const RING: u64 = 0x1000;
+const AVAIL: u64 = 0x400;
+const USED: u64 = 0x800;
+/// Buffers, behind the rings of 32 queues.
+const BUFFERS: u64 = 0x2_0000;
+const BUFFER: u64 = 0x1000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+#[derive(Debug, Default)]
+struct Resets(AtomicUsize);
+
+impl QueueInterrupt for Resets {
+    fn signal_queue(&self, _queue: u16) {}
+    fn signal_config(&self) {}
+    fn needs_reset(&self, _reason: &str) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Nowhere;
+
+impl ConsoleSink for Nowhere {
+    fn write(&self, _bytes: &[u8]) {}
+}
+
+/// The host's side of a device.
+enum Host {
+    None,
+    Net(UnixStream),
+    Console(Arc<ConsolePorts>),
+}
+
+/// The input, taken from the front; zeros when it is used up.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let (now, later) = self.0.split_at(N.min(self.0.len()));
+        bytes[..now.len()].copy_from_slice(now);
+        self.0 = later;
+        bytes
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.bytes::<1>()[0]
+    }
+
+    fn word(&mut self) -> u16 {
+        u16::from_le_bytes(self.bytes())
+    }
+}
+
+/// What the driver knows of a queue.
+struct DriverQueue {
+    ring: u64,
+    next: u16,
+    avail: u16,
+    kick: Arc<EventFd>,
+    /// The device's side while the device does not have it.
+    stopped: Option<Queue>,
+}
+
+struct Machine {
+    map: GuestMap,
+    ram: GuestRam,
+    device: Box<dyn VirtioDevice>,
+    host: Host,
+    features: u64,
+    resets: Arc<Resets>,
+    queues: Vec<DriverQueue>,
+    starts: usize,
+}
+
+fn device(kind: u8) -> (Box<dyn VirtioDevice>, Host) {
+    match kind % 4 {
+        0 | 1 => {
+            let (backend, mut peers) = SocketBackend::new(2, Some(1500)).unwrap();
+            let options = NetOptions {
+                mac: MacAddress::new([2, 0, 0, 0, 0, 1]),
+                mtu: None,
+                queue_pairs: 2,
+                queue_size: 64,
+            };
+            let net = Net::new("net", Arc::new(backend), options).unwrap();
+            (Box::new(net), Host::Net(peers.remove(0).into()))
+        }
+        2 => {
+            let port = |name: &str, console| PortSpec {
+                name: name.into(),
+                console,
+                backend: PortBackend::Host(Arc::new(Nowhere)),
+            };
+            let ports = ConsolePorts::new(vec![port("", true), port("agent", false)]).unwrap();
+            let console = VirtioConsole::new("console", Arc::clone(&ports));
+            (Box::new(console), Host::Console(ports))
+        }
+        _ => (Box::new(VirtioRng::new("rng")), Host::None),
+    }
+}
+
+impl Machine {
+    fn new(kind: u8, features: u32) -> Self {
+        let map = GuestMap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+        let (mut device, host) = device(kind);
+        let features =
+            device.features() & (u64::from(features) << 12 | u64::from(features)) | 1 << 32;
+        device.set_features(features);
+        let queues = (0..)
+            .map(|index| index * RING)
+            .take(device.queue_max_sizes().len());
+        let queues = queues.map(|ring| {
+            let low = |offset: u64| Some(u32::try_from(ring + offset).unwrap());
+            let mut queue = Queue::new(ENTRIES).unwrap();
+            queue.set_desc_table_address(low(0), Some(0));
+            queue.set_avail_ring_address(low(AVAIL), Some(0));
+            queue.set_used_ring_address(low(USED), Some(0));
+            queue.set_ready(true);
+            let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+            DriverQueue {
+                ring,
+                next: 0,
+                avail: 0,
+                kick,
+                stopped: Some(queue),
+            }
+        });
+        let queues = queues.collect();
+        let ram = GuestRam::new(map.clone());
+        let resets = Arc::default();
+        let mut machine = Self {
+            map,
+            ram,
+            device,
+            host,
+            features,
+            resets,
+            queues,
+            starts: 0,
+        };
+        for index in 0..machine.queues.len() {
+            machine.start(index);
+        }
+        machine
+    }
+
+    fn start(&mut self, index: usize) {
+        let driver = &mut self.queues[index];
+        let Some(queue) = driver.stopped.take() else {
+            return;
+        };
+        // As the transport does: a ring that a driver moved out of RAM never gets here.
+        assert!(queue.is_valid(&self.map));
+        let resources = QueueResources {
+            queue,
+            memory: self.ram.clone(),
+            kick: Arc::clone(&driver.kick),
+            interrupt: Arc::clone(&self.resets) as _,
+            features: self.features,
+        };
+        self.starts += 1;
+        // A queue that the negotiated features leave without a purpose is refused.
+        let _ = self.device.start_queue(index as u16, resources);
+    }
+
+    fn stop(&mut self, index: usize) {
+        let began = Instant::now();
+        if let Some(queue) = self.device.stop_queue(index as u16) {
+            self.queues[index].stopped = Some(queue);
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "the queue does not stop"
+        );
+    }
+
+    fn descriptor(&self, address: u64, descriptor: Descriptor) {
+        self.map
+            .write_obj(descriptor, GuestAddress(address))
+            .unwrap();
+    }
+
+    fn make_available(&mut self, index: usize, head: u16) {
+        let driver = &mut self.queues[index];
+        let slot = driver.ring + AVAIL + 4 + 2 * u64::from(driver.avail % ENTRIES);
+        self.map.write_obj(head, GuestAddress(slot)).unwrap();
+        driver.avail = driver.avail.wrapping_add(1);
+        let at = GuestAddress(driver.ring + AVAIL + 2);
+        self.map.store(driver.avail, at, Ordering::Release).unwrap();
+    }
+
+    /// An honest chain: a readable buffer with bytes of the input, a writable one, or both; in the table or in an indirect one.
+    fn chain(&mut self, index: usize, input: &mut Input) {
+        let [shape, readable, writable] = input.bytes();
+        let driver = &mut self.queues[index];
+        let (ring, first) = (driver.ring, driver.next);
+        let data = BUFFERS + (index as u64 % 8 * u64::from(ENTRIES) + u64::from(first)) * BUFFER;
+        let bytes: [u8; 24] = input.bytes();
+        self.map.write_slice(&bytes, GuestAddress(data)).unwrap();
+        let read = Descriptor::new(data, u32::from(readable) * 8, 0, 0);
+        let write = Descriptor::new(data + BUFFER / 2, u32::from(writable) * 8, WRITE, 0);
+        let parts = match shape % 4 {
+            0 => vec![read],
+            1 => vec![write],
+            _ => vec![read, write],
+        };
+        let indirect = shape & 0x80 != 0;
+        let table = if indirect { data + BUFFER - 64 } else { ring };
+        let start = if indirect { 0 } else { first };
+        for (i, part) in (0..).zip(&parts) {
+            let last = usize::from(i) + 1 == parts.len();
+            let flags = part.flags() | if last { 0 } else { NEXT };
+            let whole =
+                Descriptor::new(part.addr().0, part.len(), flags, (start + i + 1) % ENTRIES);
+            self.descriptor(table + 16 * u64::from((start + i) % ENTRIES), whole);
+        }
+        if indirect {
+            let length = 16 * parts.len() as u32;
+            self.descriptor(
+                ring + 16 * u64::from(first),
+                Descriptor::new(table, length, INDIRECT, 0),
+            );
+        }
+        let driver = &mut self.queues[index];
+        driver.next = (first + if indirect { 1 } else { parts.len() as u16 }) % ENTRIES;
+        self.make_available(index, first);
+    }
+
+    fn host(&mut self, input: &mut Input) {
+        match &mut self.host {
+            Host::None => {}
+            Host::Net(peer) => {
+                let mut frame = [0; 256];
+                let head: [u8; 32] = input.bytes();
+                frame[..32].copy_from_slice(&head);
+                let length = usize::from(input.byte()).max(1);
+                // Full when the guest does not receive.
+                let _ = peer.write(&frame[..length]);
+            }
+            Host::Console(ports) => {
+                let bytes: [u8; 8] = input.bytes();
+                if let Some(port) = ports.input(usize::from(bytes[0] & 1)) {
+                    port.enqueue(&bytes);
+                }
+                ports.resize(bytes[1].into(), bytes[2].into());
+            }
+        }
+    }
+
+    fn step(&mut self, input: &mut Input) {
+        let index = usize::from(input.byte()) % self.queues.len();
+        let ring = self.queues[index].ring;
+        match input.byte() % 12 {
+            0..=3 => self.chain(index, input),
+            4 => {
+                let at = ring + 16 * u64::from(input.byte() % 16);
+                let address = u64::from_le_bytes(input.bytes());
+                let length = u32::from_le_bytes(input.bytes());
+                self.descriptor(
+                    at,
+                    Descriptor::new(address, length, input.word(), input.word()),
+                );
+            }
+            5 => {
+                // Plausible numbers get further than random ones.
+                let at = ring + 16 * u64::from(input.byte() % 16);
+                let address = u64::from(input.word()) * 16;
+                let length = input.word().into();
+                self.descriptor(
+                    at,
+                    Descriptor::new(address, length, input.word() & 7, input.word() % 18),
+                );
+            }
+            6 => {
+                let at = u64::from(input.word()) * 4;
+                let bytes: [u8; 4] = input.bytes();
+                self.map.write_slice(&bytes, GuestAddress(at)).unwrap();
+            }
+            7 => {
+                let head = input.word();
+                self.make_available(index, head % 17);
+            }
+            8 => self.host(input),
+            9 => {
+                self.stop(index);
+                self.start(index);
+            }
+            _ => {
+                self.queues[index].kick.write(1).unwrap();
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut input = Input(data);
+    let [kind, a, b] = input.bytes();
+    let mut machine = Machine::new(kind, u32::from_le_bytes([a, b, a, b]));
+    for _ in 0..100 {
+        if input.0.is_empty() {
+            break;
+        }
+        machine.step(&mut input);
+    }
+    for queue in &machine.queues {
+        queue.kick.write(1).unwrap();
+    }
+    std::thread::yield_now();
+    for index in 0..machine.queues.len() {
+        machine.stop(index);
+    }
+    machine.device.reset();
+    assert!(
+        machine.resets.0.load(Ordering::Relaxed) <= machine.starts,
+        "a queue asked for a reset twice"
+    );
+});
