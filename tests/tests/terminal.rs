@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -37,9 +38,11 @@ impl Terminal {
         grantpt(&main).unwrap();
         unlockpt(&main).unwrap();
         let name = ptsname(&main, Vec::new()).unwrap();
+        // Not as the controlling terminal of this process, whom SIGHUP would end with the terminal.
         let device = File::options()
             .read(true)
             .write(true)
+            .custom_flags(OpenptFlags::NOCTTY.bits().cast_signed())
             .open(name.to_str().unwrap())
             .unwrap();
         let end = || OwnedFd::from(device.try_clone().unwrap());

@@ -89,6 +89,8 @@ pub fn is_our_terminal(input: impl AsFd) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use rustix::termios::LocalModes;
 
@@ -102,6 +104,7 @@ mod tests {
         let terminal = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
+            .custom_flags(OpenptFlags::NOCTTY.bits().cast_signed())
             .open(name.to_str().unwrap())
             .unwrap();
         (controller, terminal)
