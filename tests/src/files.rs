@@ -23,6 +23,8 @@ pub fn guest(name: &str) -> PathBuf {
     path
 }
 
-fn target() -> PathBuf {
+/// Where the build and the guests are.
+#[must_use]
+pub fn target() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
 }

@@ -3,6 +3,7 @@
 //! The tests are compiled outside and run inside the lab, as root, one at a time (`tests/run --only vm`). Every wait has a
 //! deadline; what fails shows the guest's console and paddock's log.
 
+pub mod bench;
 pub mod files;
 pub mod host;
 pub mod vm;

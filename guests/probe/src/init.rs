@@ -16,6 +16,10 @@ pub const AGENT: &str = "--agent";
 
 const MODULES: &str = "/lib/modules";
 
+/// A word on the kernel's command line that has init say on the console that it is there: for benchmarks, also of VMMs without a
+/// port for the agent.
+const ANNOUNCE: &str = "probe.announce";
+
 /// A line for whoever reads the console; it has no other way to complain.
 pub fn console(line: &str) {
     if let Ok(mut console) = fs::OpenOptions::new().write(true).open("/dev/console") {
@@ -35,6 +39,10 @@ pub fn run() -> ExitCode {
         ("tmpfs", "/dev/shm", MountFlags::NOSUID),
     ] {
         mount(source, target, flags);
+    }
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if command_line.split_whitespace().any(|word| word == ANNOUNCE) {
+        console("up");
     }
     let failed = load_modules();
     if !failed.is_empty() {

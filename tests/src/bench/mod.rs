@@ -1,0 +1,118 @@
+//! Benchmarks: figures of Paddock beside those of its peers, taken in one run, in turns. Only ratios mean anything in the lab.
+//!
+//! To add a figure: write a module with a function that measures one VMM once, and name it in [`FIGURES`].
+
+mod boot;
+mod overhead;
+mod report;
+mod size;
+mod vmm;
+
+pub use report::{Goal, Report, Spread};
+pub use vmm::Vmm;
+
+use std::io;
+
+/// Rounds unless told otherwise.
+pub const ROUNDS: usize = 5;
+
+/// Why something could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A program or file is not there, or cannot be used.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A VMM did not do what it was started for.
+    #[error("{vmm}: {what}; it printed:\n{output}")]
+    Vmm {
+        /// Its name.
+        vmm: &'static str,
+        /// What did not happen.
+        what: String,
+        /// The end of what it and its guest printed.
+        output: String,
+    },
+}
+
+/// Something to be measured.
+#[derive(Debug)]
+pub struct Figure {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub about: &'static str,
+    /// What the values are in, such as "s".
+    pub unit: &'static str,
+    /// What Paddock is to reach.
+    pub goal: Goal,
+    /// Which VMMs it can be measured on.
+    pub applies: fn(&Vmm) -> bool,
+    /// Measures one of them once.
+    pub measure: fn(&Vmm) -> Result<f64, BenchError>,
+}
+
+/// All figures.
+pub const FIGURES: &[Figure] = &[
+    Figure {
+        name: "boot",
+        about: "from the VMM's start to the guest's init, same kernel",
+        unit: "s",
+        goal: Goal::Ratio(0.5),
+        applies: |_| true,
+        measure: boot::measure,
+    },
+    Figure {
+        name: "overhead",
+        about: "memory besides guest RAM (PSS), idle guest of 256 MiB with a disk and a NIC",
+        unit: "MiB",
+        goal: Goal::AtMost(6.0),
+        applies: Vmm::has_disk_and_nic,
+        measure: |vmm| overhead::measure(vmm, overhead::Kind::All),
+    },
+    Figure {
+        name: "overhead-anonymous",
+        about: "the part of it that is anonymous memory",
+        unit: "MiB",
+        goal: Goal::AtMost(1.0),
+        applies: Vmm::has_disk_and_nic,
+        measure: |vmm| overhead::measure(vmm, overhead::Kind::Anonymous),
+    },
+    Figure {
+        name: "size",
+        about: "the stripped binary",
+        unit: "MiB",
+        goal: Goal::AtMost(8.0),
+        applies: |_| true,
+        measure: size::measure,
+    },
+];
+
+/// Measures a figure on every VMM it applies to, `rounds` times in turns. `progress` is told of each value as it comes.
+///
+/// # Errors
+/// When one cannot be measured.
+pub fn run(
+    figure: &Figure,
+    vmms: &[Vmm],
+    rounds: usize,
+    mut progress: impl FnMut(&str),
+) -> Result<Report, BenchError> {
+    let mut report = Report::new(figure);
+    for round in 1..=rounds {
+        for vmm in vmms.iter().filter(|vmm| (figure.applies)(vmm)) {
+            let value = (figure.measure)(vmm)?;
+            let (name, unit) = (figure.name, figure.unit);
+            progress(&format!(
+                "{name} {round}/{rounds}: {} {value:.3} {unit}",
+                vmm.name()
+            ));
+            report.add(vmm.name(), value);
+        }
+    }
+    Ok(report)
+}

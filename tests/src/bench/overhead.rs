@@ -1,0 +1,119 @@
+//! What a VM costs besides its RAM: the VMM's proportional set size (PSS) once the guest is idle, less what of it is guest RAM.
+
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::BenchError;
+use super::vmm::{Guest, Vmm};
+
+/// Guest RAM in MiB.
+const MEMORY: u64 = 256;
+/// How long the guest is left alone before its VMM is weighed.
+const IDLE: Duration = Duration::from_secs(3);
+const TAP: &str = "bench0";
+
+/// What is weighed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// All memory.
+    All,
+    /// Anonymous memory: what no page cache can give back.
+    Anonymous,
+}
+
+/// MiB.
+pub(super) fn measure(vmm: &Vmm, kind: Kind) -> Result<f64, BenchError> {
+    let host = |what: &str| {
+        let what = what.to_owned();
+        move |source| BenchError::Host { what, source }
+    };
+    let directory = tempfile::tempdir().map_err(host("making a temporary directory"))?;
+    let disk = directory.path().join("disk.raw");
+    let file = std::fs::File::create(&disk).map_err(host("making a disk image"))?;
+    file.set_len(1 << 30).map_err(host("making a disk image"))?;
+    let _tap = Tap::new()?;
+    let guest = Guest {
+        memory: MEMORY,
+        disk: Some(disk),
+        tap: Some(TAP.to_owned()),
+    };
+    let (running, _) = vmm.boot(&guest)?;
+    sleep(IDLE);
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", running.pid()))
+        .map_err(host("reading the VMM's memory map"))?;
+    let kibibytes = weigh(&smaps, kind);
+    // Less than 2^32 KiB.
+    #[expect(clippy::cast_precision_loss)]
+    Ok(kibibytes as f64 / 1024.0)
+}
+
+/// Adds up mappings in KiB, without guest RAM: VMMs map it as one or two large pieces.
+fn weigh(smaps: &str, kind: Kind) -> u64 {
+    let field = match kind {
+        Kind::All => "Pss:",
+        Kind::Anonymous => "Pss_Anon:",
+    };
+    let (mut sum, mut is_ram) = (0, false);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (name, value) = (words.next(), words.next());
+        let value: u64 = value.and_then(|value| value.parse().ok()).unwrap_or(0);
+        match name {
+            Some("Size:") => is_ram = value >= MEMORY * 1024 / 2,
+            Some(name) if name == field && !is_ram => sum += value,
+            _ => {}
+        }
+    }
+    sum
+}
+
+/// A tap that nobody listens on.
+struct Tap;
+
+impl Tap {
+    fn new() -> Result<Self, BenchError> {
+        let command = format!("ip tuntap add {TAP} mode tap vnet_hdr && ip link set {TAP} up");
+        let status = Command::new("sh").args(["-c", &command]).status();
+        let failed = |source| BenchError::Host {
+            what: format!("making the tap {TAP}"),
+            source,
+        };
+        match status {
+            Ok(status) if status.success() => Ok(Self),
+            Ok(status) => Err(failed(std::io::Error::other(status.to_string()))),
+            Err(source) => Err(failed(source)),
+        }
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", TAP]).status();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, weigh};
+
+    #[test]
+    fn guest_ram_is_left_out() {
+        let smaps = "\
+5500-5600 r-xp 0 08:01 1 /usr/bin/vmm
+Size:               3000 kB
+Pss:                1000 kB
+Pss_Anon:              8 kB
+7f00-8f00 rw-p 0 00:00 0
+Size:             262144 kB
+Pss:               90000 kB
+Pss_Anon:          90000 kB
+9000-9100 rw-p 0 00:00 0 [heap]
+Size:                132 kB
+Pss:                 100 kB
+Pss_Anon:            100 kB
+";
+        assert_eq!(weigh(smaps, Kind::All), 1100);
+        assert_eq!(weigh(smaps, Kind::Anonymous), 108);
+    }
+}

@@ -1,0 +1,195 @@
+//! Values, their spread and their ratios, and how both are shown.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::Figure;
+
+/// The VMM that goals are about, and the one they compare with.
+const OURS: &str = "paddock";
+const PEER: &str = "qemu";
+
+/// What Paddock is to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Goal {
+    /// Its value is at most this times QEMU's in the same round.
+    Ratio(f64),
+    /// Its value is at most this.
+    AtMost(f64),
+}
+
+/// The middle and the ends of some values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The median.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// `None` of no values.
+    #[must_use]
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let upper = sorted.get(sorted.len() / 2)?;
+        let lower = sorted.get((sorted.len() - 1) / 2)?;
+        let median = f64::midpoint(*lower, *upper);
+        Some(Self { median, min, max })
+    }
+}
+
+/// One VMM's values of a figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Series {
+    /// Its name.
+    pub vmm: &'static str,
+    /// A value a round.
+    pub values: Vec<f64>,
+}
+
+/// A figure, measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The figure's name.
+    pub figure: &'static str,
+    /// What it is.
+    pub about: &'static str,
+    /// What values are in.
+    pub unit: &'static str,
+    /// By VMM, in the order they were measured.
+    pub series: Vec<Series>,
+    /// Paddock's value divided by QEMU's, round by round.
+    pub ratio: Option<Spread>,
+    /// The goal in words.
+    pub goal: String,
+    /// Whether Paddock's median reaches it; `None` where it was not measured.
+    pub met: Option<bool>,
+    #[serde(skip)]
+    wanted: Goal,
+}
+
+impl Report {
+    /// Without values.
+    #[must_use]
+    pub fn new(figure: &Figure) -> Self {
+        let goal = match figure.goal {
+            Goal::Ratio(limit) => format!("at most {limit} × {PEER}"),
+            Goal::AtMost(limit) => format!("at most {limit} {}", figure.unit),
+        };
+        Self {
+            figure: figure.name,
+            about: figure.about,
+            unit: figure.unit,
+            series: Vec::new(),
+            ratio: None,
+            goal,
+            met: None,
+            wanted: figure.goal,
+        }
+    }
+
+    /// Adds a value.
+    pub fn add(&mut self, vmm: &'static str, value: f64) {
+        match self.series.iter_mut().find(|series| series.vmm == vmm) {
+            Some(series) => series.values.push(value),
+            None => self.series.push(Series {
+                vmm,
+                values: vec![value],
+            }),
+        }
+        self.judge();
+    }
+
+    fn values(&self, vmm: &str) -> &[f64] {
+        let found = self.series.iter().find(|series| series.vmm == vmm);
+        found.map_or(&[], |series| series.values.as_slice())
+    }
+
+    fn judge(&mut self) {
+        let (ours, peer) = (self.values(OURS), self.values(PEER));
+        let ratios: Vec<f64> = ours.iter().zip(peer).map(|(a, b)| a / b).collect();
+        let (ours, ratio) = (Spread::of(ours), Spread::of(&ratios));
+        self.met = match self.wanted {
+            Goal::Ratio(limit) => ratio.map(|ratio| ratio.median <= limit),
+            Goal::AtMost(limit) => ours.map(|ours| ours.median <= limit),
+        };
+        self.ratio = ratio;
+    }
+
+    /// For people: a line a VMM, and one on the goal.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = format!("{}: {}\n", self.figure, self.about);
+        for series in &self.series {
+            if let Some(Spread { median, min, max }) = Spread::of(&series.values) {
+                let (vmm, unit) = (series.vmm, self.unit);
+                let _ = writeln!(
+                    text,
+                    "  {vmm:<18} {median:>9.2} {unit:<4} ({min:.2}–{max:.2})"
+                );
+            }
+        }
+        if let Some(Spread { median, min, max }) = self.ratio {
+            let _ = writeln!(
+                text,
+                "  {:<18} {median:>9.2} ×    ({min:.2}–{max:.2})",
+                "ratio to qemu"
+            );
+        }
+        let met = match self.met {
+            Some(true) => "met",
+            Some(false) => "NOT met",
+            None => "not measured",
+        };
+        let _ = writeln!(text, "  goal: {}: {met}", self.goal);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::FIGURES;
+
+    fn figure(name: &str) -> &'static Figure {
+        FIGURES.iter().find(|figure| figure.name == name).unwrap()
+    }
+
+    #[test]
+    fn spreads() {
+        assert_eq!(Spread::of(&[]), None);
+        let odd = Spread::of(&[3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((odd.median, odd.min, odd.max), (2.0, 1.0, 3.0));
+        assert_eq!(Spread::of(&[4.0, 1.0]).unwrap().median, 2.5);
+    }
+
+    #[test]
+    fn a_ratio_is_taken_round_by_round() {
+        let mut report = Report::new(figure("boot"));
+        assert_eq!(report.met, None);
+        for (ours, peer) in [(1.0, 4.0), (2.0, 2.0), (1.0, 2.5)] {
+            report.add("paddock", ours);
+            report.add("qemu", peer);
+        }
+        let ratio = report.ratio.unwrap();
+        assert_eq!((ratio.median, ratio.min, ratio.max), (0.4, 0.25, 1.0));
+        assert_eq!(report.met, Some(true));
+        assert!(report.table().contains("at most 0.5 × qemu: met"));
+    }
+
+    #[test]
+    fn a_limit_is_paddocks_alone() {
+        let mut report = Report::new(figure("size"));
+        report.add("qemu", 20.0);
+        assert_eq!(report.met, None);
+        report.add("paddock", 9.0);
+        assert_eq!(report.met, Some(false));
+        assert!(report.table().contains("NOT met"));
+    }
+}
