@@ -7,11 +7,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::types::{ByteSize, ConsoleTarget, DirectIo, DiskEngine, OnReset};
 
 /// A VM.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -36,9 +37,11 @@ pub struct VmConfig {
     pub memory: Option<MemoryConfig>,
     /// Its disks, in the order in which the guest finds them. At most 128.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 128)]
     pub disks: Vec<DiskConfig>,
     /// Its network interfaces, in the order in which the guest finds them. At most 32.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
     pub nics: Vec<NicConfig>,
     /// Its consoles and byte channels.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,7 +55,7 @@ pub struct VmConfig {
 }
 
 /// What the VM starts with: a Linux kernel. (The field that is given chooses the kind; more kinds may come.)
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -61,9 +64,11 @@ pub struct VmConfig {
 pub struct BootConfig {
     /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub kernel: Option<PathBuf>,
     /// An initramfs for the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub initramfs: Option<PathBuf>,
     /// The kernel's command line, up to 2047 bytes; empty by default. Nothing is added to it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +76,7 @@ pub struct BootConfig {
 }
 
 /// Processors.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -80,6 +85,7 @@ pub struct BootConfig {
 pub struct CpuConfig {
     /// How many, 1 to 254; the product of the topology by default, or one. The host may allow fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 254)]
     pub count: Option<u64>,
     /// How the guest sees them arranged; one socket, one thread a core by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +96,7 @@ pub struct CpuConfig {
 }
 
 /// How the guest sees its processors arranged. The product of the three is the number of processors.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -99,17 +105,20 @@ pub struct CpuConfig {
 pub struct TopologyConfig {
     /// Sockets; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 254)]
     pub sockets: Option<u64>,
     /// Cores in a socket; what the count leaves by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 254)]
     pub cores: Option<u64>,
     /// Threads in a core; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 254)]
     pub threads: Option<u64>,
 }
 
 /// Guest RAM.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -128,7 +137,7 @@ pub struct MemoryConfig {
 }
 
 /// A disk.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -141,6 +150,7 @@ pub struct DiskConfig {
     pub id: Option<String>,
     /// A raw image file or a block device. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
     /// Whether the guest may only read; `false` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,9 +163,11 @@ pub struct DiskConfig {
     pub engine: Option<DiskEngine>,
     /// Request queues, 1 to 64; one for each processor, up to 4, by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 64)]
     pub queues: Option<u64>,
     /// Requests a queue holds: a power of two, 16 to 1024; 256 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 16, maximum = 1024)]
     pub queue_size: Option<u64>,
     /// The serial number that the guest reads: 1 to 20 printable ASCII characters.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,7 +175,7 @@ pub struct DiskConfig {
 }
 
 /// A network interface. Exactly one of `tap` and `bridge` says what it is attached to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -181,6 +193,7 @@ pub struct NicConfig {
     pub bridge: Option<String>,
     /// The VLAN, 1 to 4094, of which the guest is an untagged member. Only with `bridge`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4094)]
     pub vlan: Option<u64>,
     /// The guest's MAC address, such as `"02:00:5e:10:00:01"`, unicast; by default one derived from the
     /// VM's UUID and the NIC's id, or a random one.
@@ -188,17 +201,20 @@ pub struct NicConfig {
     pub mac: Option<String>,
     /// The largest packet, 1280 to 65521 bytes; the tap's own by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1280, maximum = 65521)]
     pub mtu: Option<u64>,
     /// Pairs of queues, 1 to 8; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 8)]
     pub queue_pairs: Option<u64>,
     /// Packets a queue holds: a power of two, 16 to 1024; 256 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 16, maximum = 1024)]
     pub queue_size: Option<u64>,
 }
 
 /// Consoles and byte channels.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -214,11 +230,12 @@ pub struct ConsoleConfig {
     pub hvc0: Option<ConsoleTarget>,
     /// Named byte channels between the guest (`/dev/virtio-ports/NAME`) and the host. At most 14.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 14)]
     pub ports: Vec<PortConfig>,
 }
 
 /// A named byte channel.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
     deny_unknown_fields,
@@ -230,5 +247,6 @@ pub struct PortConfig {
     pub name: Option<String>,
     /// The unix socket on which the host's side connects; made by Paddock. Required, at most 107 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
 }

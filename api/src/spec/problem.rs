@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::pointer::JsonPointer;
 use super::types::ValueError;
@@ -11,7 +12,7 @@ use super::types::ValueError;
 const MAX_PROBLEMS: usize = 100;
 
 /// The class of a problem. The kebab-case names are part of the API: clients may rely on them, so they never change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ProblemCode {
@@ -57,9 +58,10 @@ impl fmt::Display for ProblemCode {
 }
 
 /// One thing that is wrong with a spec.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// Where. Resolves in the document that was read.
+    /// Where: a JSON pointer (RFC 6901) that resolves in the document that was read.
+    #[schema(value_type = String)]
     pub pointer: JsonPointer,
     /// What class of problem, for programs.
     pub code: ProblemCode,

@@ -15,6 +15,7 @@ use super::config::VmConfig;
 use super::machine::VmSpec;
 use super::pointer::JsonPointer;
 use super::problem::{InvalidSpec, Problem, ProblemCode, Problems};
+use super::types::ConsoleTarget;
 
 /// The document is not JSON, or not TOML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -121,6 +122,23 @@ impl Draft {
             config: VmConfig::default(),
             problems,
         }
+    }
+
+    /// For a VM that has no terminal: a console that names it is a problem, and the serial port, which has it by default, is off.
+    #[must_use]
+    pub fn without_terminal(mut self) -> Self {
+        let console = self.config.console.get_or_insert_default();
+        let at = JsonPointer::root().key("console");
+        for (target, key) in [(&mut console.serial, "serial"), (&mut console.hvc0, "hvc0")] {
+            if *target == Some(ConsoleTarget::Terminal) {
+                let detail = "a VM made through the API has no terminal; use \"off\" or {\"file\": \"PATH\"}";
+                self.problems
+                    .add(at.key(key), ProblemCode::UnknownValue, detail);
+                *target = Some(ConsoleTarget::Off);
+            }
+        }
+        console.serial.get_or_insert(ConsoleTarget::Off);
+        self
     }
 
     /// Checks everything.

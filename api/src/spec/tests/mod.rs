@@ -509,6 +509,27 @@ fn console() {
 }
 
 #[test]
+fn without_a_terminal() {
+    let validate = |document: Value| Draft::from_value(document).without_terminal().validate();
+    let spec = validate(json!({"boot": {"kernel": "k"}})).unwrap();
+    assert_eq!(spec.console.serial, ConsoleTarget::Off);
+    assert_eq!(spec.console.hvc0, ConsoleTarget::Off);
+    let file = json!({"boot": {"kernel": "k"}, "console": {"serial": {"file": "log"}}});
+    let file = validate(file).unwrap();
+    assert_eq!(file.console.serial, ConsoleTarget::File("log".into()));
+    let both =
+        json!({"boot": {"kernel": "k"}, "console": {"serial": "terminal", "hvc0": "terminal"}});
+    let error = validate(both).unwrap_err();
+    let problems: Vec<_> = error.problems().iter().collect();
+    assert_eq!(problems.len(), 2, "{error}");
+    for (problem, pointer) in problems.iter().zip(["/console/hvc0", "/console/serial"]) {
+        assert_eq!(problem.pointer.as_str(), pointer);
+        assert_eq!(problem.code, UnknownValue);
+        assert!(problem.detail.contains("no terminal"), "{problem}");
+    }
+}
+
+#[test]
 fn identity() {
     for bad in [
         "",

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::openapi::{KnownFormat, RefOr, SchemaFormat};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::super::problem::quoted;
 use super::ValueError;
@@ -131,6 +134,30 @@ impl<'de> Deserialize<'de> for ByteSize {
         deserializer.deserialize_any(SizeVisitor)
     }
 }
+
+impl PartialSchema for ByteSize {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^[0-9]+ *([KkMmGgTt]([Ii][Bb])?)?$"))
+            .description(Some("With a unit: KiB, MiB, GiB, TiB, or K, M, G, T."))
+            .examples(["512MiB"]);
+        let bytes = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .minimum(Some(0))
+            .description(Some("Bytes."));
+        OneOfBuilder::new()
+            .item(text)
+            .item(bytes)
+            .description(Some(
+                "A number of bytes. Units are powers of 1024. Answers have the text.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for ByteSize {}
 
 /// A size of the host's huge pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Whether a disk bypasses the host's page cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DirectIo {
     /// Where the file or device allows it.
@@ -18,7 +19,7 @@ pub enum DirectIo {
 }
 
 /// How the host does a disk's I/O.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskEngine {
     /// io_uring where the host allows it, else threads.
@@ -31,7 +32,7 @@ pub enum DiskEngine {
 }
 
 /// What happens when the guest asks for a reset.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReset {
     /// The VM starts again in the same process.
@@ -42,7 +43,7 @@ pub enum OnReset {
 }
 
 /// Where a console's bytes go to and come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConsoleTarget {
     /// The standard input and output of the process.
@@ -50,5 +51,6 @@ pub enum ConsoleTarget {
     /// Nowhere: the guest finds no such console, or one on which nothing ever happens.
     Off,
     /// Output is appended to a file, which is made if need be; there is no input.
+    #[schema(value_type = String)]
     File(PathBuf),
 }

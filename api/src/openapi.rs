@@ -1,0 +1,107 @@
+//! The OpenAPI document: made from the handlers' and types' annotations, kept as a file, served from there.
+//!
+//! The file is what a running process serves and what clients are generated from, so a change of the API is a change one sees in review. A test
+//! holds the two equal; `UPDATE_OPENAPI=1 cargo test -p paddock-api openapi` writes the file anew.
+
+use utoipa::OpenApi;
+
+use crate::problem::Problem;
+use crate::resource::{Event, Gap};
+use crate::server::handlers;
+
+/// The document as it is checked in.
+pub const CHECKED_IN: &str = include_str!("../openapi.json");
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Paddock",
+        description = "One process, one VM. HTTP/1.1 on a unix socket, for the process's own user and root."
+    ),
+    paths(
+        handlers::create_vm,
+        handlers::read_vm,
+        handlers::delete_vm,
+        handlers::act,
+        handlers::follow,
+        handlers::read_openapi
+    ),
+    components(schemas(Event, Gap, Problem)),
+    tags(
+        (name = "vm", description = "The VM of this process."),
+        (name = "events", description = "What happens to it."),
+        (name = "api", description = "The API itself.")
+    )
+)]
+struct Document;
+
+/// The document as the code says it.
+///
+/// # Errors
+/// When it cannot be written as JSON, which would be a bug.
+pub fn generate() -> serde_json::Result<String> {
+    let mut text = Document::openapi().to_pretty_json()?;
+    text.push('\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_checked_in_document_is_what_the_code_says() {
+        let generated = generate().unwrap();
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+            std::fs::write(path, generated).unwrap();
+            return;
+        }
+        assert!(
+            generated == CHECKED_IN,
+            "the API changed: look at the difference after UPDATE_OPENAPI=1 cargo test -p paddock-api openapi"
+        );
+    }
+
+    #[test]
+    fn every_path_is_documented_and_every_documented_path_is_there() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let mut documented = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                documented.insert((method.to_uppercase(), path.clone()));
+            }
+        }
+        let served: BTreeSet<_> = handlers::all()
+            .into_iter()
+            .map(|(method, path, _)| (method.to_owned(), path.to_owned()))
+            .collect();
+        assert_eq!(documented, served);
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn references<'a>(tree: &'a serde_json::Value, found: &mut Vec<&'a str>) {
+            match tree {
+                serde_json::Value::Object(map) => {
+                    found.extend(map.get("$ref").and_then(|reference| reference.as_str()));
+                    map.values().for_each(|value| references(value, found));
+                }
+                serde_json::Value::Array(list) => {
+                    list.iter().for_each(|value| references(value, found));
+                }
+                _ => {}
+            }
+        }
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for reference in found {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
+}

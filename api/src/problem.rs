@@ -1,0 +1,206 @@
+//! What the API answers when it does not do what was asked: problem bodies after RFC 9457.
+//!
+//! The one place where a cause gets its HTTP status and its code.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoResponses, ToSchema};
+
+use crate::service::Refusal;
+use crate::spec::{InvalidSpec, JsonPointer, Problem as SpecProblem, ProblemCode, SyntaxError};
+
+/// The media type of a [`Problem`].
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What class of problem. The kebab-case names are part of the API: clients may rely on them, so they never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The body is not JSON.
+    InvalidJson,
+    /// The body is JSON, but no VM that can be; `errors` has every reason.
+    InvalidSpec,
+    /// A parameter or header has no meaning.
+    InvalidParameter,
+    /// The body did not come in time.
+    BodyTimeout,
+    /// The body is larger than 1 MiB.
+    BodyTooLarge,
+    /// The body's `Content-Type` is not `application/json`.
+    UnsupportedMediaType,
+    /// There is a VM already.
+    VmExists,
+    /// There is no VM.
+    NoVm,
+    /// The VM's state does not allow it.
+    WrongState,
+    /// The API has no such path.
+    NotFound,
+    /// The path has no such method; the header `Allow` lists those that it has.
+    MethodNotAllowed,
+    /// Neither the process's own user nor root.
+    Forbidden,
+    /// Too many requests wait for the VM.
+    Busy,
+    /// Too many clients are being served.
+    TooManyConnections,
+    /// The process is about to end.
+    Ending,
+    /// The VM does not stop.
+    Stuck,
+}
+
+impl Code {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidJson | Self::InvalidParameter => StatusCode::BAD_REQUEST,
+            Self::InvalidSpec => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::VmExists | Self::WrongState => StatusCode::CONFLICT,
+            Self::NoVm | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Busy | Self::TooManyConnections | Self::Ending | Self::Stuck => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+}
+
+/// Why a request was not served: the body of every answer with a status of 400 and more, `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// The HTTP status, in words.
+    pub title: String,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    pub status: u16,
+    /// What class of problem, for programs.
+    pub code: Code,
+    /// What is wrong and what would be right, for people.
+    pub detail: String,
+    /// Every reason with its place in the body, if the body is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<SpecProblem>,
+}
+
+impl Problem {
+    /// A problem that is not in the body.
+    #[must_use]
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let status = code.status();
+        Self {
+            title: status.canonical_reason().unwrap_or_default().to_owned(),
+            status: status.as_u16(),
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Exists => Code::VmExists,
+            Refusal::NoVm => Code::NoVm,
+            Refusal::WrongState { .. } => Code::WrongState,
+            Refusal::Busy => Code::Busy,
+            Refusal::Ending => Code::Ending,
+            Refusal::Stuck => Code::Stuck,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<SyntaxError> for Problem {
+    fn from(error: SyntaxError) -> Self {
+        let detail = format!("the body is not JSON: {error}");
+        let whole = SpecProblem {
+            pointer: JsonPointer::root(),
+            code: ProblemCode::Malformed,
+            detail: error.to_string(),
+        };
+        Self {
+            errors: vec![whole],
+            ..Self::new(Code::InvalidJson, detail)
+        }
+    }
+}
+
+impl From<InvalidSpec> for Problem {
+    fn from(error: InvalidSpec) -> Self {
+        let errors = error.problems().to_vec();
+        let detail = match errors.as_slice() {
+            [one] => format!("the VM spec is wrong: {one}"),
+            many => format!("the VM spec is wrong in {} places", many.len()),
+        };
+        Self {
+            errors,
+            ..Self::new(Code::InvalidSpec, detail)
+        }
+    }
+}
+
+/// What every request may be answered. For the document only.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "utoipa reads it")]
+pub(crate) enum NotServed {
+    #[response(
+        status = 403,
+        description = "The client is neither the process's own user nor root.",
+        content_type = "application/problem+json"
+    )]
+    Forbidden(Problem),
+    #[response(
+        status = 503,
+        description = "Not now: too many clients or requests, or the process is about to end. `code` and `detail` tell which.",
+        content_type = "application/problem+json"
+    )]
+    Unavailable(Problem),
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        let mut response = (status, Json(self)).into_response();
+        let media_type = HeaderValue::from_static(MEDIA_TYPE);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, media_type);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_problem_in_json() {
+        let problem = Problem::from(Refusal::NoVm);
+        assert_eq!(
+            json!(problem),
+            json!({
+                "title": "Not Found",
+                "status": 404,
+                "code": "no-vm",
+                "detail": "there is no VM; PUT /api/v1/vm makes one",
+            })
+        );
+    }
+
+    #[test]
+    fn one_reason_is_told_at_once() {
+        let error = crate::spec::VmSpec::try_from(crate::spec::VmConfig::default()).unwrap_err();
+        let problem = Problem::from(error);
+        assert_eq!((problem.status, problem.errors.len()), (422, 1));
+        assert!(problem.detail.contains("boot is missing"), "{problem:?}");
+    }
+}

@@ -1,0 +1,249 @@
+//! What the API answers: the VM with its state, and the events of its life. Plain data, the same on both sides of the socket.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::spec::VmConfig;
+
+/// Where the VM is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// Being built: files are opened, memory is taken, the kernel is loaded.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// Being torn down and built anew.
+    Resetting,
+    /// Being torn down for good; `end` will say why.
+    Stopping,
+    /// Over; `end` says why.
+    Ended,
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Resetting => "resetting",
+            Self::Stopping => "stopping",
+            Self::Ended => "ended",
+        })
+    }
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndReason {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset, and the spec's `on_reset` says that this is the end.
+    Reset,
+    /// It was stopped from outside.
+    Stopped,
+    /// The guest cannot go on; `detail` says where it was.
+    Crashed,
+    /// The VM could not be built, at its start or after a reset; `detail` says why.
+    Failed,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmEnd {
+    /// What class of end.
+    pub reason: EndReason,
+    /// What happened, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The JSON pointer to the part of the spec that it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+}
+
+impl VmEnd {
+    /// An end that needs no explanation.
+    #[must_use]
+    pub fn new(reason: EndReason) -> Self {
+        Self {
+            reason,
+            detail: None,
+            pointer: None,
+        }
+    }
+}
+
+/// The VM of this process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// What it is made of, with all defaults.
+    pub spec: VmConfig,
+    /// Where it is in its life.
+    pub state: VmState,
+    /// How it ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<VmEnd>,
+    /// The sequence number of the last event before this answer: `GET /events?after=` it misses nothing. 0 if there was none.
+    pub last_event: u64,
+}
+
+/// What can be done to a running VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Presses the power button; what that does is the guest's choice.
+    PowerButton,
+    /// Resets the machine without asking the guest. It boots again, also where `on_reset` is `exit`.
+    Reset,
+    /// Pulls the NMI line: Linux shows where it is stuck, or panics, as it is configured.
+    Nmi,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PowerButton, Self::Reset, Self::Nmi];
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PowerButton => "power-button",
+            Self::Reset => "reset",
+            Self::Nmi => "nmi",
+        })
+    }
+}
+
+/// Something that happened to the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Counts from 1 in each process, without holes.
+    pub seq: u64,
+    /// When, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened. The `type` is also the name of the server-sent event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// There is a VM now; it is starting.
+    Created {
+        /// Its name in the spec.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// It has another state. The last one, `ended`, is an event of its own.
+    State {
+        /// The new state.
+        state: VmState,
+    },
+    /// Someone's request was taken.
+    Action {
+        /// What was asked for.
+        action: Action,
+    },
+    /// It is over.
+    Ended {
+        /// How.
+        end: VmEnd,
+    },
+    /// There is no VM any more.
+    Deleted,
+}
+
+impl EventKind {
+    /// The `type`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Created { .. } => "created",
+            Self::State { .. } => "state",
+            Self::Action { .. } => "action",
+            Self::Ended { .. } => "ended",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// The data of the event `gap`: what comes after it does not follow what came before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gap {
+    /// How many events were lost, because the process keeps only the last ones; `null` where that cannot be known,
+    /// because the number that was asked for is another process's.
+    #[serde(default)]
+    pub lost: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn actions_have_one_name() {
+        for action in Action::ALL {
+            assert_eq!(json!(action), json!(action.to_string()));
+        }
+    }
+
+    #[test]
+    fn events_in_json() {
+        let end = VmEnd::new(EndReason::PoweredOff);
+        for (kind, expected) in [
+            (
+                EventKind::Created { name: None },
+                json!({"seq": 1, "time_ms": 2, "type": "created"}),
+            ),
+            (
+                EventKind::State {
+                    state: VmState::Running,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "state", "state": "running"}),
+            ),
+            (
+                EventKind::Action {
+                    action: Action::PowerButton,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "action", "action": "power-button"}),
+            ),
+            (
+                EventKind::Ended { end },
+                json!({"seq": 1, "time_ms": 2, "type": "ended", "end": {"reason": "powered-off"}}),
+            ),
+            (
+                EventKind::Deleted,
+                json!({"seq": 1, "time_ms": 2, "type": "deleted"}),
+            ),
+        ] {
+            assert_eq!(expected["type"], kind.name());
+            let event = Event {
+                seq: 1,
+                time_ms: 2,
+                kind,
+            };
+            assert_eq!(json!(event), expected);
+            assert_eq!(serde_json::from_value::<Event>(expected).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn states_are_shown_as_in_json() {
+        for state in [
+            VmState::Starting,
+            VmState::Running,
+            VmState::Resetting,
+            VmState::Stopping,
+            VmState::Ended,
+        ] {
+            assert_eq!(json!(state), json!(state.to_string()));
+        }
+    }
+}
