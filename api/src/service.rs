@@ -2,6 +2,7 @@
 //!
 //! Called on the control plane's thread. Nothing here may block.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::spec::VmSpec;
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The one VM that a process may have.
-pub trait VmService: Send + Sync + 'static {
+pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// Makes a VM and starts it. Returns at once: how the start goes is told by its state and by events.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::num::ParseIntError;
+use std::sync::Arc;
 
 use axum::extract::{Query, State};
 use axum::http::HeaderMap;
@@ -14,7 +15,7 @@ use futures_util::stream;
 use serde::Deserialize;
 
 use super::routes::Shared;
-use crate::journal::{Delivery, Follower};
+use crate::journal::Delivery;
 use crate::problem::{Code, NotServed, Problem};
 
 /// Where to begin.
@@ -66,10 +67,17 @@ pub(crate) async fn follow(
             .map(|text| number("the parameter after", &text))
             .transpose()?,
     };
+    let place = Arc::clone(&shared.followers)
+        .try_acquire_owned()
+        .map_err(|_| {
+            let most = shared.limits.followers;
+            let detail = format!("{most} clients follow the events, more cannot; try again later");
+            Problem::new(Code::TooManyConnections, detail)
+        })?;
     let follower = shared.service.journal().follow(after);
-    let events = stream::unfold(follower, |mut follower: Follower| async move {
+    let events = stream::unfold((follower, place), |(mut follower, place)| async move {
         let event = in_words(&follower.next().await?);
-        Some((Ok::<_, Infallible>(event), follower))
+        Some((Ok::<_, Infallible>(event), (follower, place)))
     });
     let keep_alive = KeepAlive::new().interval(shared.limits.keep_alive);
     Ok(Sse::new(events).keep_alive(keep_alive))

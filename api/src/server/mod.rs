@@ -39,6 +39,8 @@ pub struct Limits {
     /// Connections at once. The next one takes the place of the one that has been without a request for longest; where all are
     /// being served, it is refused.
     pub connections: usize,
+    /// Of these, clients that follow the events: they stay, so others must have room beside them.
+    pub followers: usize,
     /// How long a connection may be without a request, or take to send the head of one.
     pub idle: Duration,
     /// How long a request's body may take.
@@ -53,6 +55,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
+            followers: 32,
             idle: Duration::from_secs(10),
             body: Duration::from_secs(10),
             unread: Duration::from_secs(10),
@@ -67,12 +70,6 @@ pub struct Server {
     service: Arc<dyn VmService>,
     ending: watch::Sender<bool>,
     accepting: JoinHandle<()>,
-}
-
-impl std::fmt::Debug for dyn VmService {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("VmService")
-    }
 }
 
 impl Server {

@@ -13,6 +13,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Json, Router};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
+use tokio::sync::Semaphore;
 
 use super::{Limits, MAX_BODY, events};
 use crate::openapi;
@@ -29,6 +30,8 @@ const MAX_DRAINED: usize = 16 << 20;
 pub(crate) struct Shared {
     pub(super) service: Arc<dyn VmService>,
     pub(super) limits: Limits,
+    /// Places for clients that follow the events.
+    pub(super) followers: Arc<Semaphore>,
 }
 
 /// Every method of every path.
@@ -53,7 +56,11 @@ pub(super) fn router(service: Arc<dyn VmService>, limits: Limits) -> Router {
         .route("/openapi.json", get(read_openapi))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(Shared { service, limits })
+        .with_state(Shared {
+            service,
+            limits,
+            followers: Arc::new(Semaphore::new(limits.followers)),
+        })
 }
 
 /// Make a VM and start it

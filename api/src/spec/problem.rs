@@ -59,6 +59,7 @@ impl fmt::Display for ProblemCode {
 
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = SpecProblem)]
 pub struct Problem {
     /// Where: a JSON pointer (RFC 6901) that resolves in the document that was read.
     #[schema(value_type = String)]

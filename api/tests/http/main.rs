@@ -1,0 +1,19 @@
+//! The HTTP server against a fake service: what it answers, what it refuses, and what clients cannot do to it.
+//!
+//! Every answer is held against the OpenAPI document as it is received. See [`harness`].
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every module has such a helper"
+)]
+
+mod clients;
+mod document;
+mod events;
+mod fake;
+mod harness;
+mod refusals;
+mod resources;
