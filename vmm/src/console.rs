@@ -3,10 +3,14 @@
 //! Both outlive a reset of the guest: the machine plugs its present device into the switch. Sinks are written on vCPU
 //! threads and device workers; the switch is used by whoever reads the keyboard.
 
+use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use paddock_devices::console::{ConsoleInput, ConsoleSink};
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 
 /// The keyboard side of a console whatever device it has now.
 #[derive(Debug, Default)]
@@ -62,4 +66,39 @@ struct Nowhere;
 
 impl ConsoleSink for Nowhere {
     fn write(&self, _bytes: &[u8]) {}
+}
+
+/// A file that cannot take a console's output.
+#[derive(Debug, thiserror::Error)]
+#[error("console output to {path}")]
+pub struct FileError {
+    /// Its path.
+    path: String,
+    /// Why not.
+    source: io::Error,
+}
+
+/// Opens a file to append a console's output to; makes it if need be. Does not wait for a reader if it is a pipe; without one, that is
+/// an error.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_file(path: &Path) -> Result<File, FileError> {
+    let open = || {
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::CLOEXEC
+            | OFlags::NOCTTY
+            | OFlags::NONBLOCK;
+        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+        // Only the opening must not wait; a thread of its own does the writing.
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+        Ok(File::from(file))
+    };
+    open().map_err(|source| FileError {
+        path: path.display().to_string(),
+        source,
+    })
 }

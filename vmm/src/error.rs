@@ -63,8 +63,66 @@ impl Error {
         }
     }
 
+    /// The JSON pointer to the part of the spec that it is about, if it is about one, and what is wrong there.
+    #[must_use]
+    pub fn place(&self) -> Option<(&str, &(dyn std::error::Error + 'static))> {
+        match self {
+            Self::Part { pointer, source } => Some((pointer, source.as_ref())),
+            Self::Cpus(source) => Some(("/cpus", source.as_ref())),
+            _ => None,
+        }
+    }
+
     /// A host call that failed while doing `action`.
     pub fn host(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { action, source }
+    }
+}
+
+/// An error and its sources, joined by colons. What a source says is not said twice.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !next.is_empty() && !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    fn layers(texts: &[&'static str]) -> Layer {
+        let mut layers = texts.iter().rev();
+        let first = Layer {
+            text: layers.next().unwrap(),
+            source: None,
+        };
+        layers.fold(first, |source, text| Layer {
+            text,
+            source: Some(Box::new(source)),
+        })
+    }
+
+    #[test]
+    fn chains() {
+        assert_eq!(chain(&layers(&["a"])), "a");
+        assert_eq!(chain(&layers(&["a", "b", "c"])), "a: b: c");
+        assert_eq!(chain(&layers(&["a: b", "b", "c"])), "a: b: c");
+        assert_eq!(chain(&layers(&["a", "", "c"])), "a: c");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -47,6 +48,33 @@ Examples
   paddock run --spec vm.toml --memory 8G,hugepages=2M \\
       --port name=agent,socket=/run/vm/agent.sock";
 
+const SERVE_NOTES: &str = "\
+The API
+  HTTP/1.1 and JSON under /api/v1, for the user of the process and root. GET /openapi.json describes all of it.
+    PUT /vm                            make a VM from a spec, as `paddock run --spec` takes it, and start it
+    GET /vm                            its spec, its state, and how it ended
+    DELETE /vm                         stop it at once, and make room for another
+    POST /vm/actions/power-button      also reset and nmi
+    GET /events                        what happens, as server-sent events; ?after=N goes on behind event N
+  A VM made this way has no terminal: its consoles are off, or files.
+
+Signals
+  SIGTERM, SIGINT and SIGHUP press the VM's power button; after --shutdown-timeout, or on a second signal, it is stopped. SIGQUIT \
+stops it at once.
+
+Exit status
+  0  a signal ended it
+  1  an error: the socket cannot be had, or the VM did not stop
+  2  the command line is wrong
+
+Examples
+  paddock serve --api-socket /run/vm/api.sock
+
+  curl --unix-socket /run/vm/api.sock http://vm/api/v1/vm \\
+      -T vm.json -H 'Content-Type: application/json'
+  curl --unix-socket /run/vm/api.sock http://vm/api/v1/vm/actions/power-button -X POST
+  curl --unix-socket /run/vm/api.sock http://vm/api/v1/events?after=0 -N";
+
 /// A lightweight KVM virtual machine manager: one process runs one VM
 #[derive(Debug, Parser)]
 #[command(name = "paddock", version, styles = STYLES, max_term_width = 100, infer_long_args = false)]
@@ -65,6 +93,11 @@ pub enum Command {
     /// add to its disks, NICs and ports. The command ends when the VM does.
     #[command(after_long_help = RUN_NOTES, after_help = "Try `paddock run --help` for examples, the escape key and the exit status.")]
     Run(Box<RunArgs>),
+    /// Offer the HTTP API on a unix socket, with no VM until a client makes one
+    ///
+    /// One process has one VM at a time. The command ends by a signal, and brings the VM to its end first.
+    #[command(after_long_help = SERVE_NOTES, after_help = "Try `paddock serve --help` for examples.")]
+    Serve(ServeArgs),
 }
 
 /// `paddock run`
@@ -154,10 +187,16 @@ pub struct RunArgs {
         long,
         value_name = "SECONDS",
         help_heading = "Behaviour",
-        default_value_t = 30,
-        value_parser = clap::value_parser!(u64).range(0..=86400)
+        default_value_t = SHUTDOWN_TIMEOUT,
+        value_parser = shutdown_timeout()
     )]
     pub shutdown_timeout: u64,
+
+    /// Offer the HTTP API on a unix socket at PATH; see `paddock serve --help`
+    ///
+    /// A client that deletes the VM ends the command.
+    #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
+    pub api_socket: Option<PathBuf>,
 
     /// Print the VM spec that the flags and the file make, as JSON with all defaults, and end
     #[arg(long, help_heading = "Behaviour")]
@@ -166,6 +205,34 @@ pub struct RunArgs {
     /// How to log.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// `paddock serve`
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Where: a unix socket that is made at PATH, for this user and root
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+
+    /// How long the guest has to power off when the process is to end, before the VM is stopped
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = SHUTDOWN_TIMEOUT,
+        value_parser = shutdown_timeout()
+    )]
+    pub shutdown_timeout: u64,
+
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Seconds.
+const SHUTDOWN_TIMEOUT: u64 = 30;
+
+fn shutdown_timeout() -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(0..=86400)
 }
 
 /// How to log; the same for all commands.
@@ -253,9 +320,9 @@ mod tests {
 
     fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
         let words = ["paddock", "run"].iter().chain(args);
-        Cli::try_parse_from(words).map(|cli| {
-            let Command::Run(args) = cli.command;
-            *args
+        Cli::try_parse_from(words).map(|cli| match cli.command {
+            Command::Run(args) => *args,
+            Command::Serve(_) => panic!("that is another command"),
         })
     }
 

@@ -4,16 +4,14 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_api::spec::{Console, ConsoleTarget};
-use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 
 use super::logging;
-use crate::console::{ConsoleEnd, InputSwitch};
+use crate::console::{ConsoleEnd, FileError, InputSwitch, open_file};
 use crate::machine::resources::Consoles;
 use crate::terminal::escape::Escape;
 use crate::terminal::keyboard::Receiver;
@@ -28,13 +26,8 @@ const COMMANDS: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum FrontendError {
     /// The file for the output.
-    #[error("console output to {path}")]
-    File {
-        /// Its path.
-        path: String,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A thread or a descriptor.
     #[error("setting up the terminal")]
     Host(#[from] io::Error),
@@ -84,7 +77,7 @@ impl Frontend {
         let output = match target {
             ConsoleTarget::Off => return Ok(ConsoleEnd::nowhere()),
             ConsoleTarget::Terminal => Output::new(name, io::stdout())?,
-            ConsoleTarget::File(path) => Output::new(name, append(path)?)?,
+            ConsoleTarget::File(path) => Output::new(name, open_file(path)?)?,
         };
         self.outputs.push(output.clone());
         let end = ConsoleEnd::new(Arc::new(output));
@@ -183,32 +176,12 @@ fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
 }
 
-/// Opens a file to append to. Does not wait for a reader if it is a pipe; without one, that is an error.
-fn append(path: &Path) -> Result<std::fs::File, FrontendError> {
-    let open = || -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY
-            | OFlags::APPEND
-            | OFlags::CREATE
-            | OFlags::CLOEXEC
-            | OFlags::NOCTTY
-            | OFlags::NONBLOCK;
-        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
-        // Only the opening must not wait; a thread of its own does the writing.
-        let flags = rustix::fs::fcntl_getfl(&file)?;
-        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
-        Ok(file)
-    };
-    open()
-        .map(std::fs::File::from)
-        .map_err(|source| FrontendError::File {
-            path: path.display().to_string(),
-            source,
-        })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use paddock_api::spec::VmSpec;
+    use rustix::fs::Mode;
     use serde_json::json;
 
     use super::*;

@@ -8,8 +8,9 @@ mod flags;
 mod frontend;
 mod logging;
 mod options;
-mod report;
+mod process;
 mod run;
+mod serve;
 mod shutdown;
 mod spec;
 mod status;
@@ -41,6 +42,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let status = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::serve(&args),
     };
     logging::flush();
     status.into()

@@ -4,21 +4,25 @@
 //! escape key and for deadlines, and turns them into requests to the VM.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use paddock_api::server::{ApiSocket, Limits, Server, SocketError};
+use paddock_api::spec::{JsonPointer, VmSpec};
 use tokio::sync::{mpsc, watch};
 
 use super::args::{EscapeChoice, RunArgs};
 use super::frontend::{Frontend, FrontendError};
-use super::shutdown::{Shutdown, Step};
+use super::process::{
+    self, API_DEADLINE, Ending, Meaning, Signals, Stuck, raise_descriptor_limit, runtime,
+};
 use super::spec::{Origins, assemble};
-use super::{Status, fail, logging, report};
+use super::{Status, fail, logging};
 use crate::Error;
-use crate::driver::{Driver, Outcome, Request, VmHandle, VmState};
+use crate::driver::{self, Driver, Outcome, Request, VmHandle, VmState};
+use crate::error::chain;
+use crate::slot::VmSlot;
 use crate::terminal::Command;
-use paddock_api::spec::{JsonPointer, VmSpec};
 
 /// Why `paddock run` failed, apart from a wrong spec.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +32,11 @@ enum RunError {
     #[error("starting the control plane")]
     Runtime(#[source] io::Error),
     #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
     Vm(#[from] Error),
-    #[error("the VM did not stop in time; its process ends without it")]
-    Stuck,
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
 }
 
 /// `paddock run`
@@ -43,7 +49,7 @@ pub(super) fn run(args: &RunArgs) -> Status {
             } else {
                 Status::Error
             };
-            return fail(status, &report::chain(&error));
+            return fail(status, &chain(&error));
         }
     };
     if args.print_spec {
@@ -52,21 +58,11 @@ pub(super) fn run(args: &RunArgs) -> Status {
     if let Err(error) = logging::start(args.log) {
         return fail(Status::Error, &format!("starting to log: {error}"));
     }
-    if let Err(error) = raise_descriptor_limit() {
-        tracing::warn!(%error, "raising the limit on open files");
-    }
+    raise_descriptor_limit();
     match run_vm(spec, args) {
         Ok(outcome) => ended(&outcome),
         Err(error) => fail(Status::Error, &explain(&error, &origins)),
     }
-}
-
-/// Each queue of a device has a handful of descriptors, and the soft limit is 1024 on most hosts, for the sake of programs that use
-/// select(2). The hard limit is what the host means.
-fn raise_descriptor_limit() -> io::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 fn print(spec: &VmSpec) -> Status {
@@ -82,16 +78,17 @@ fn print(spec: &VmSpec) -> Status {
 
 /// The error, with the user's words for the part of the spec that it is about.
 fn explain(error: &RunError, origins: &Origins) -> String {
-    let (pointer, source) = match error {
-        RunError::Vm(Error::Part { pointer, source }) => (pointer.as_str(), source),
-        RunError::Vm(Error::Cpus(source)) => ("/cpus", source),
-        other => return report::chain(other),
+    let RunError::Vm(cause) = error else {
+        return chain(error);
+    };
+    let Some((pointer, source)) = cause.place() else {
+        return chain(error);
     };
     let place = pointer.parse().map_or_else(
         |_| pointer.to_owned(),
         |pointer: JsonPointer| origins.name(&pointer),
     );
-    format!("{place}: {}", report::chain(source.as_ref()))
+    format!("{place}: {}", chain(source))
 }
 
 fn ended(outcome: &Outcome) -> Status {
@@ -115,22 +112,32 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
         Some(EscapeChoice::Key(key)) => Some(key),
         None => Some(Default::default()),
     };
+    let socket = args
+        .api_socket
+        .as_deref()
+        .map(ApiSocket::bind)
+        .transpose()?;
     let (mut frontend, consoles) = Frontend::open(&spec.console, escape)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::Runtime)?;
+    let runtime = runtime().map_err(RunError::Runtime)?;
     let grace = Duration::from_secs(args.shutdown_timeout);
-    let (vm, driver) = Driver::new(spec, consoles);
+    let (slot, vm, driver) = VmSlot::holding(spec, Box::new(|_, _| Ok(consoles)));
     let result = runtime.block_on(async {
         let signals = Signals::catch().map_err(RunError::Runtime)?;
+        let server = socket
+            .map(|socket| Server::start(socket, Arc::new(slot), Limits::default()))
+            .transpose()
+            .map_err(RunError::Runtime)?;
         let attendant = Attendant {
-            state: vm.watch(),
+            status: vm.watch(),
+            ending: Ending::new(vm.clone(), grace),
             vm,
-            shutdown: Shutdown::new(grace),
             commands: None,
         };
-        attendant.attend(driver, signals, &mut frontend).await
+        let result = attendant.attend(driver, signals, &mut frontend).await;
+        if let Some(server) = server {
+            server.shut_down(API_DEADLINE).await;
+        }
+        result
     });
     // A step that hangs on a blocking thread must not hold the process.
     runtime.shutdown_background();
@@ -153,51 +160,11 @@ fn farewell(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// The signals that mean something.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-    quit: Signal,
-    resumed: Signal,
-}
-
-/// What a signal means.
-enum Meaning {
-    End,
-    EndNow,
-    Resumed,
-}
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        // SIGCONT has no name in tokio.
-        let resumed = SignalKind::from_raw(rustix::process::Signal::CONT.as_raw());
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            quit: signal(SignalKind::quit())?,
-            resumed: signal(resumed)?,
-        })
-    }
-
-    async fn next(&mut self) -> Meaning {
-        tokio::select! {
-            _ = self.terminate.recv() => Meaning::End,
-            _ = self.interrupt.recv() => Meaning::End,
-            _ = self.hangup.recv() => Meaning::End,
-            _ = self.quit.recv() => Meaning::EndNow,
-            _ = self.resumed.recv() => Meaning::Resumed,
-        }
-    }
-}
-
 /// Stands between the outside and the VM while it runs.
 struct Attendant {
     vm: VmHandle,
-    state: watch::Receiver<VmState>,
-    shutdown: Shutdown,
+    status: watch::Receiver<driver::Status>,
+    ending: Ending,
     /// Typed commands, once the terminal is attached.
     commands: Option<mpsc::Receiver<Command>>,
 }
@@ -211,78 +178,41 @@ impl Attendant {
     ) -> Result<Outcome, RunError> {
         let mut driver = Box::pin(driver.run());
         loop {
-            let deadline = self.shutdown.deadline();
-            let step = tokio::select! {
+            tokio::select! {
                 outcome = &mut driver => return Ok(outcome?),
                 meaning = signals.next() => match meaning {
-                    Meaning::End => Some(self.shutdown.interrupt(Instant::now())),
-                    Meaning::EndNow => Some(self.shutdown.stop(Instant::now())),
-                    Meaning::Resumed => {
-                        frontend.resumed();
-                        None
-                    }
+                    Meaning::End => self.ending.interrupt()?,
+                    Meaning::EndNow => self.ending.stop()?,
+                    Meaning::Resumed => frontend.resumed(),
                 },
-                command = next(&mut self.commands) => self.obey(command),
-                () = until(deadline) => self.shutdown.timeout(Instant::now()),
-                Ok(()) = self.state.changed() => {
+                command = next(&mut self.commands) => self.obey(command)?,
+                () = self.ending.deadline() => self.ending.timeout()?,
+                Ok(()) = self.status.changed() => {
                     // Errors until here were the cooked terminal's; keys from here on are the guest's.
                     if self.commands.is_none() && self.vm.state() == VmState::Running {
                         self.commands = attach(frontend);
                     }
-                    None
                 }
-            };
-            if let Some(step) = step {
-                self.take(step)?;
             }
         }
     }
 
-    fn obey(&mut self, command: Command) -> Option<Step> {
+    fn obey(&mut self, command: Command) -> Result<(), Stuck> {
         match command {
             Command::Stop => {
                 logging::tell("stopping the VM");
-                Some(self.shutdown.stop(Instant::now()))
+                self.ending.stop()?;
             }
             Command::PowerButton => {
                 logging::tell("pressing the power button");
-                self.request(Request::PowerButton);
-                None
+                process::request(&self.vm, Request::PowerButton);
             }
             Command::Reset => {
                 logging::tell("resetting the VM");
-                self.request(Request::Reset);
-                None
+                process::request(&self.vm, Request::Reset);
             }
         }
-    }
-
-    fn take(&mut self, step: Step) -> Result<(), RunError> {
-        match step {
-            Step::PowerButton => {
-                tracing::info!("asking the guest to power off");
-                if !self.request(Request::PowerButton) {
-                    // A guest that does not run cannot be asked.
-                    let next = self.shutdown.stop(Instant::now());
-                    return self.take(next);
-                }
-                Ok(())
-            }
-            Step::Stop => {
-                tracing::info!("stopping the VM");
-                self.request(Request::Stop);
-                Ok(())
-            }
-            Step::GiveUp => Err(RunError::Stuck),
-        }
-    }
-
-    fn request(&self, request: Request) -> bool {
-        let result = self.vm.request(request);
-        if let Err(error) = &result {
-            tracing::warn!(%error, "request refused");
-        }
-        result.is_ok()
+        Ok(())
     }
 }
 
@@ -290,7 +220,7 @@ impl Attendant {
 fn attach(frontend: &mut Frontend) -> Option<mpsc::Receiver<Command>> {
     let attached = frontend.attach();
     if let Err(error) = &attached {
-        let error = report::chain(error);
+        let error = chain(error);
         tracing::warn!(error, "the guest's console gets no input");
     }
     // Without commands, one that never gives any, so that this is not tried again.
@@ -305,26 +235,4 @@ async fn next(commands: &mut Option<mpsc::Receiver<Command>>) -> Command {
         }
     }
     std::future::pending().await
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hard_limit_on_descriptors_is_ours_to_use() {
-        let mut low = getrlimit(Resource::Nofile);
-        low.current = low.maximum.map_or(Some(1024), |most| Some(most.min(1024)));
-        setrlimit(Resource::Nofile, low).unwrap();
-        raise_descriptor_limit().unwrap();
-        let now = getrlimit(Resource::Nofile);
-        assert_eq!(now.current, now.maximum);
-    }
 }

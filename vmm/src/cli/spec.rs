@@ -335,7 +335,7 @@ mod tests {
     }
 
     fn text(error: &SpecInput) -> String {
-        super::super::report::chain(error)
+        crate::error::chain(error)
     }
 
     fn strings(texts: &[&str]) -> Vec<String> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::VmFd;
 use paddock_devices::interrupt::{IrqLine, MsiAllocator, MsiLine, MsiMessage};
@@ -21,6 +21,12 @@ use crate::layout::{IOAPIC_PINS, MSI_GSI, PIT_GSI, PIT_PIN};
 
 /// KVM's table has 4096 entries.
 const MAX_GSI: u32 = 4096;
+/// Where interrupt messages are written to, with the destination in bits 12 to 19.
+const MSI_ADDRESS: u32 = 0xfee0_0000;
+/// All local APICs, as a destination.
+const EVERY_APIC: u32 = 0xff;
+/// The delivery mode of an NMI, bits 8 to 10 of a message.
+const DELIVER_NMI: u32 = 4;
 /// Pins of each of the two PICs.
 const PIC_PINS: u32 = 8;
 
@@ -62,6 +68,20 @@ impl Interrupts {
             owner: Arc::clone(self),
             gsi,
         })
+    }
+
+    /// Gives every vCPU a non-maskable interrupt, as a message to all local APICs. (KVM_NMI would have to wait for the vCPUs' own threads.)
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn inject_nmi(&self) -> io::Result<()> {
+        let message = kvm_msi {
+            address_lo: MSI_ADDRESS | EVERY_APIC << 12,
+            data: DELIVER_NMI << 8,
+            ..Default::default()
+        };
+        self.vm.signal_msi(message).map_err(errno)?;
+        Ok(())
     }
 
     fn apply(&self, messages: &BTreeMap<u32, Option<MsiMessage>>) -> io::Result<()> {

@@ -45,7 +45,7 @@ pub struct Machine {
     slots: PciSlots,
     chipset: Chipset,
     resources: Resources,
-    _vm: Vm,
+    vm: Vm,
 }
 
 impl Machine {
@@ -88,7 +88,7 @@ impl Machine {
             slots,
             chipset,
             resources,
-            _vm: vm,
+            vm,
         })
     }
 
@@ -100,6 +100,13 @@ impl Machine {
     /// Presses the power button.
     pub fn press_power_button(&self) {
         self.chipset.pm.press_power_button();
+    }
+
+    /// Gives every vCPU a non-maskable interrupt.
+    pub fn inject_nmi(&self) {
+        if let Err(error) = self.vm.interrupts().inject_nmi() {
+            tracing::warn!(%error, "giving the guest an NMI");
+        }
     }
 
     /// Ends the guest for good. Disks are drained as far as they let themselves, threads joined.

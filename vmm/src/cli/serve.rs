@@ -1,0 +1,93 @@
+//! `paddock serve`: a process that offers the HTTP API and has no VM until a client makes one.
+//!
+//! Everything here runs on the control plane's thread. The VM lives in a [`VmSlot`]; what is left to do is to wait for the signal that
+//! ends the process, and then to bring the VM to its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use paddock_api::server::{ApiSocket, Limits, Server, SocketError};
+
+use super::args::ServeArgs;
+use super::process::{
+    API_DEADLINE, Ending, Meaning, Signals, Stuck, raise_descriptor_limit, runtime,
+};
+use super::{Status, fail, logging};
+use crate::error::chain;
+use crate::slot::VmSlot;
+
+/// How long the end waits for what the guest printed last to be written to the consoles' files.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why `paddock serve` failed.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("starting the control plane")]
+    Runtime(#[from] io::Error),
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
+}
+
+/// `paddock serve`
+pub(super) fn serve(args: &ServeArgs) -> Status {
+    if let Err(error) = logging::start(args.log) {
+        return fail(Status::Error, &format!("starting to log: {error}"));
+    }
+    raise_descriptor_limit();
+    match serve_until_signalled(args) {
+        Ok(()) => Status::Success,
+        Err(error) => fail(Status::Error, &chain(&error)),
+    }
+}
+
+fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
+    let socket = ApiSocket::bind(&args.api_socket)?;
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        // Before the first client can know that the process is there.
+        let signals = Signals::catch()?;
+        let slot = VmSlot::default();
+        let server = Server::start(socket, Arc::new(slot.clone()), Limits::default())?;
+        tracing::info!(socket = %args.api_socket.display(), "the API is ready");
+        let ended = attend(&slot, signals, Duration::from_secs(args.shutdown_timeout)).await;
+        server.shut_down(API_DEADLINE).await;
+        Ok(ended?)
+    });
+    // A step that hangs on a blocking thread must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// Waits for a signal that ends the process, and then for the end of the VM, if there is one.
+async fn attend(slot: &VmSlot, mut signals: Signals, grace: Duration) -> Result<(), Stuck> {
+    let mut meaning = signals.next().await;
+    while meaning == Meaning::Resumed {
+        meaning = signals.next().await;
+    }
+    slot.close();
+    let Some(vm) = slot.vm() else {
+        return Ok(());
+    };
+    let mut ending = Ending::new(vm.clone(), grace);
+    loop {
+        match meaning {
+            Meaning::End => ending.interrupt()?,
+            Meaning::EndNow => ending.stop()?,
+            Meaning::Resumed => {}
+        }
+        meaning = loop {
+            tokio::select! {
+                () = vm.ended() => {
+                    // What is left behind on a dead disk goes with the process.
+                    let _ = tokio::time::timeout(FLUSH_DEADLINE, vm.released()).await;
+                    return Ok(());
+                }
+                meaning = signals.next() => break meaning,
+                () = ending.deadline() => ending.timeout()?,
+            }
+        };
+    }
+}

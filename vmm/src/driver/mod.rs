@@ -1,0 +1,372 @@
+//! The state driver: the one task that owns the VM and every transition of it.
+//!
+//! ```text
+//!              build, start          power-off, stop, crash
+//!  Starting ─────────────────▶ Running ────────────────────▶ Stopping ──▶ Ended
+//!     ▲                           │
+//!     └──────── Resetting ◀───────┘ reset (by the guest or a request)
+//! ```
+//!
+//! Runs on the control plane's runtime. Others hold a [`VmHandle`]: they read the watched state and enqueue requests, and one that
+//! is illegal in the present state is refused at once. What takes long (building, tearing down) runs on a blocking
+//! thread, so the control plane never stands still.
+
+mod handle;
+mod release;
+
+use std::fmt;
+use std::sync::Arc;
+
+use paddock_api::journal::Journal;
+use paddock_api::resource::EventKind;
+pub use paddock_api::resource::VmState;
+use paddock_api::spec::{OnReset, VmSpec};
+use paddock_devices::legacy::PowerEvents;
+use paddock_devices::throttle::Throttle;
+use tokio::sync::{mpsc, watch};
+
+pub use handle::{Refused, Request, Status, VmHandle};
+pub use release::{Held, Released};
+
+use crate::Error;
+use crate::machine::resources::{Consoles, Resources};
+use crate::machine::{Machine, MachineEvents};
+use crate::vcpu::report::CrashReport;
+
+/// Requests that wait for the driver.
+const REQUESTS: usize = 16;
+/// Events of one life of the machine. The first that ends it decides, so the rest may be lost.
+const EVENTS: usize = 16;
+
+/// How a VM ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset, and the spec says that this is the end.
+    ResetRequested,
+    /// Someone asked for the end.
+    Stopped,
+    /// The guest cannot go on.
+    Crashed(Box<CrashReport>),
+}
+
+/// What the machine tells the driver.
+#[derive(Debug)]
+enum Event {
+    PowerOff,
+    Reset,
+    Crashed(Box<CrashReport>),
+}
+
+/// Leaves events for the driver, from vCPU threads.
+#[derive(Debug, Clone)]
+struct Events(mpsc::Sender<Event>);
+
+impl Events {
+    fn send(&self, event: Event) {
+        // Full means that the machine's fate is decided already.
+        let _ = self.0.try_send(event);
+    }
+}
+
+impl PowerEvents for Events {
+    fn power_off(&self) {
+        self.send(Event::PowerOff);
+    }
+
+    fn reset(&self) {
+        self.send(Event::Reset);
+    }
+}
+
+impl MachineEvents for Events {
+    fn crashed(&self, report: CrashReport) {
+        self.send(Event::Crashed(Box::new(report)));
+    }
+
+    fn power(&self) -> Arc<dyn PowerEvents> {
+        Arc::new(self.clone())
+    }
+}
+
+/// Opens the outer ends of a VM's consoles; called on a blocking thread. What stays open longer than the VM keeps a [`Held`].
+pub type OpenConsoles = Box<dyn FnOnce(&VmSpec, &Held) -> Result<Consoles, Error> + Send>;
+
+/// Owns a VM. Nothing happens until [`run`](Self::run).
+pub struct Driver {
+    consoles: OpenConsoles,
+    turns: Turns,
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Driver").field(&self.turns).finish()
+    }
+}
+
+/// What others see of the VM's life.
+#[derive(Debug)]
+struct Life {
+    status: watch::Sender<Status>,
+    journal: Arc<Journal>,
+}
+
+impl Life {
+    /// The VM has another state.
+    fn set(&self, state: VmState) {
+        self.status.send_modify(|status| status.state = state);
+        self.journal.publish(EventKind::State { state });
+    }
+
+    /// It is over.
+    fn end(&self, result: &Result<Outcome, Error>) {
+        let end = handle::end_of(result);
+        self.status.send_replace(Status {
+            state: VmState::Ended,
+            end: Some(end.clone()),
+        });
+        self.journal.publish(EventKind::Ended { end });
+    }
+}
+
+/// Why one life of the machine ended.
+enum Turn {
+    Again,
+    End(Outcome),
+}
+
+impl Driver {
+    /// A driver for `spec`, and the way to its VM. Events go to `journal`.
+    #[must_use]
+    pub fn new(spec: VmSpec, consoles: OpenConsoles, journal: Arc<Journal>) -> (VmHandle, Self) {
+        let (sender, requests) = mpsc::channel(REQUESTS);
+        let (status, watch) = watch::channel(Status {
+            state: VmState::Starting,
+            end: None,
+        });
+        let (held, released) = Held::new();
+        let handle = VmHandle {
+            requests: sender,
+            status: watch,
+            released,
+            journal: Arc::clone(&journal),
+        };
+        let turns = Turns {
+            spec: Arc::new(spec),
+            requests,
+            life: Life { status, journal },
+            held,
+            log: Throttle::new(),
+        };
+        (handle, Self { consoles, turns })
+    }
+
+    /// Builds the VM, runs it to its end, and tears it down.
+    ///
+    /// # Errors
+    /// When it cannot be built, at the start or after a reset.
+    pub async fn run(mut self) -> Result<Outcome, Error> {
+        let result = self.turns.live(self.consoles).await;
+        self.turns.life.end(&result);
+        result
+    }
+}
+
+/// The lives of the machine, from one reset to the next.
+#[derive(Debug)]
+struct Turns {
+    spec: Arc<VmSpec>,
+    requests: mpsc::Receiver<Request>,
+    life: Life,
+    held: Held,
+    /// For what is said of every reset: a guest can do nothing but reset.
+    log: Throttle,
+}
+
+impl Turns {
+    async fn live(&mut self, consoles: OpenConsoles) -> Result<Outcome, Error> {
+        let (spec, held) = (Arc::clone(&self.spec), self.held.clone());
+        let opening = self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?));
+        let Some(resources) = self.unless_stopped(opening).await? else {
+            return Ok(Outcome::Stopped);
+        };
+        let mut resources = resources?;
+        let mut tell = true;
+        loop {
+            let (sender, mut events) = mpsc::channel(EVENTS);
+            let events_in = Events(sender);
+            let spec = Arc::clone(&self.spec);
+            let building = self.blocking(move || Machine::build(&spec, resources, &events_in));
+            let Some(machine) = self.unless_stopped(building).await? else {
+                return Ok(Outcome::Stopped);
+            };
+            let machine = machine?;
+            machine.start();
+            self.life.set(VmState::Running);
+            if tell {
+                tracing::info!("guest started");
+            }
+            match self.run_machine(&machine, &mut events).await {
+                Turn::Again => {
+                    self.life.set(VmState::Resetting);
+                    let held_back = self.log.pass();
+                    tell = held_back.is_some();
+                    if let Some(held_back) = held_back {
+                        tracing::info!(held_back, "guest resets");
+                    }
+                    let recycling = self.blocking(move || machine.recycle());
+                    let Some(recycled) = self.unless_stopped(recycling).await? else {
+                        return Ok(Outcome::Stopped);
+                    };
+                    resources = recycled;
+                }
+                Turn::End(outcome) => {
+                    self.life.set(VmState::Stopping);
+                    self.blocking(move || machine.stop()).await?;
+                    return Ok(outcome);
+                }
+            }
+        }
+    }
+
+    /// Waits for a step that may take as long as a dead disk does; `None` when the VM is stopped meanwhile. The step is left behind:
+    /// what it holds is released when it is done, or by the end of the process.
+    async fn unless_stopped<T>(
+        &mut self,
+        step: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Option<T>, Error> {
+        tokio::pin!(step);
+        loop {
+            tokio::select! {
+                result = &mut step => return result.map(Some),
+                request = self.requests.recv() => match request {
+                    Some(Request::Stop) | None => return Ok(None),
+                    // Made while the guest ran, and overtaken by its reset.
+                    Some(Request::PowerButton | Request::Reset | Request::Nmi) => {}
+                },
+            }
+        }
+    }
+
+    /// Serves requests and events until this life of the machine is over.
+    async fn run_machine(&mut self, machine: &Machine, events: &mut mpsc::Receiver<Event>) -> Turn {
+        loop {
+            tokio::select! {
+                Some(event) = events.recv() => match event {
+                    Event::PowerOff => return Turn::End(Outcome::PoweredOff),
+                    Event::Reset => return self.on_reset(),
+                    Event::Crashed(report) => return Turn::End(Outcome::Crashed(report)),
+                },
+                request = self.requests.recv() => match request {
+                    Some(Request::PowerButton) => machine.press_power_button(),
+                    Some(Request::Nmi) => machine.inject_nmi(),
+                    Some(Request::Reset) => return Turn::Again,
+                    // All handles gone: nobody is left to stop it otherwise.
+                    Some(Request::Stop) | None => return Turn::End(Outcome::Stopped),
+                },
+            }
+        }
+    }
+
+    fn on_reset(&self) -> Turn {
+        match self.spec.on_reset {
+            OnReset::Reboot => Turn::Again,
+            OnReset::Exit => Turn::End(Outcome::ResetRequested),
+        }
+    }
+
+    /// Runs what may block on a thread of its own. If nobody waits for the result any more, it is dropped there, and whatever it holds
+    /// counts as held until then.
+    fn blocking<T, W>(&self, work: W) -> impl Future<Output = Result<T, Error>> + use<T, W>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> T + Send + 'static,
+    {
+        struct Kept<T> {
+            value: T,
+            _held: Held,
+        }
+        let held = self.held.clone();
+        let step = tokio::task::spawn_blocking(move || Kept {
+            value: work(),
+            _held: held,
+        });
+        async {
+            let kept = step.await.map_err(|error| Error::Host {
+                action: "running a blocking step",
+                source: std::io::Error::other(error),
+            })?;
+            Ok(kept.value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use paddock_api::journal::Delivery;
+    use paddock_api::resource::EndReason;
+
+    use super::*;
+    use crate::console::ConsoleEnd;
+
+    fn driver(consoles: OpenConsoles) -> (VmHandle, Driver) {
+        let spec = VmSpec::from_json(r#"{"boot": {"kernel": "/absent"}}"#).unwrap();
+        Driver::new(spec, consoles, Arc::default())
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_time().build().unwrap();
+        let result = runtime.block_on(future);
+        runtime.shutdown_background();
+        result
+    }
+
+    #[test]
+    fn a_step_that_never_ends_can_be_stopped_and_is_held_until_it_does() {
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let (vm, driver) = driver(Box::new(move |_, _| {
+            let _ = wait.recv();
+            Ok(Consoles {
+                serial: ConsoleEnd::nowhere(),
+                hvc0: None,
+            })
+        }));
+        block_on(async {
+            vm.request(Request::Stop).unwrap();
+            let outcome = driver.run().await.unwrap();
+            assert!(matches!(outcome, Outcome::Stopped));
+            assert_eq!(vm.status().end.unwrap().reason, EndReason::Stopped);
+            let soon = Duration::from_millis(20);
+            let released = tokio::time::timeout(soon, vm.released()).await;
+            assert!(released.is_err(), "the step has not ended");
+            drop(go_on);
+            vm.released().await;
+        });
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_built_says_so_to_all() {
+        let (vm, driver) = driver(Box::new(|_, _| {
+            Err(Error::part("/console/serial", std::io::Error::other("why")))
+        }));
+        block_on(async {
+            let mut follower = vm.journal.follow(Some(0));
+            let error = driver.run().await.unwrap_err();
+            assert_eq!(error.to_string(), "/console/serial");
+            let status = vm.status();
+            assert_eq!(status.state, VmState::Ended);
+            let end = status.end.unwrap();
+            assert_eq!(end.pointer.as_deref(), Some("/console/serial"));
+            let event = follower.next().await;
+            assert!(
+                matches!(&event, Some(Delivery::Event(event)) if event.kind == EventKind::Ended { end: end.clone() }),
+                "{event:?}"
+            );
+            vm.released().await;
+        });
+    }
+}

@@ -1,0 +1,344 @@
+//! The place for one VM that a process has, as the API's server sees it.
+//!
+//! Lives on the control plane's thread: nothing here waits for the host. `paddock serve` begins with an empty place, `paddock run` with
+//! one that is taken and takes no other.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use paddock_api::journal::Journal;
+use paddock_api::resource::{Action, EventKind, Vm};
+use paddock_api::service::{Pending, Refusal, VmService};
+use paddock_api::spec::{ConsoleTarget, VmConfig, VmSpec};
+use parking_lot::Mutex;
+
+use crate::Error;
+use crate::console::{ConsoleEnd, open_file};
+use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
+use crate::error::chain;
+use crate::machine::resources::Consoles;
+use crate::terminal::Output;
+
+/// How long a delete waits: disks are drained within it.
+const DELETE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The place. Clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct VmSlot(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    journal: Arc<Journal>,
+    /// Takes no VM any more.
+    closed: AtomicBool,
+    occupant: Mutex<Option<Occupant>>,
+}
+
+#[derive(Debug, Clone)]
+struct Occupant {
+    spec: VmConfig,
+    vm: VmHandle,
+}
+
+impl VmSlot {
+    /// A place for this VM and no other. The driver is the caller's to run.
+    #[must_use]
+    pub fn holding(spec: VmSpec, consoles: OpenConsoles) -> (Self, VmHandle, Driver) {
+        let this = Self::default();
+        this.close();
+        let (occupant, driver) = this.occupant(spec, consoles);
+        let vm = occupant.vm.clone();
+        *this.0.occupant.lock() = Some(occupant);
+        (this, vm, driver)
+    }
+
+    /// The VM, if there is one.
+    #[must_use]
+    pub fn vm(&self) -> Option<VmHandle> {
+        let occupant = self.0.occupant.lock();
+        occupant.as_ref().map(|occupant| occupant.vm.clone())
+    }
+
+    /// Takes no VM from now on: the process is about to end.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+    }
+
+    /// A VM that is about to be put here.
+    fn occupant(&self, spec: VmSpec, consoles: OpenConsoles) -> (Occupant, Driver) {
+        let config = VmConfig::from(&spec);
+        let name = config.name.clone();
+        self.0.journal.publish(EventKind::Created { name });
+        let (vm, driver) = Driver::new(spec, consoles, Arc::clone(&self.0.journal));
+        (Occupant { spec: config, vm }, driver)
+    }
+
+    fn answer(&self, occupant: &Occupant) -> Vm {
+        // Before the state, so that an event is rather told twice than never.
+        let last_event = self.0.journal.last();
+        let status = occupant.vm.status();
+        Vm {
+            spec: occupant.spec.clone(),
+            state: status.state,
+            end: status.end,
+            last_event,
+        }
+    }
+
+    async fn remove(self) -> Result<(), Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        let released = async {
+            vm.stop().await;
+            vm.released().await;
+        };
+        tokio::time::timeout(DELETE_DEADLINE, released)
+            .await
+            .map_err(|_| Refusal::Stuck)?;
+        let mut occupant = self.0.occupant.lock();
+        // Another client may have removed it meanwhile, and a third may have put its own here.
+        if occupant.as_ref().is_some_and(|there| there.vm.is(&vm)) {
+            *occupant = None;
+            self.0.journal.publish(EventKind::Deleted);
+        }
+        Ok(())
+    }
+}
+
+impl VmService for VmSlot {
+    fn create(&self, spec: VmSpec) -> Result<Vm, Refusal> {
+        let mut place = self.0.occupant.lock();
+        if place.is_some() {
+            return Err(Refusal::Exists);
+        }
+        if self.0.closed.load(Ordering::Acquire) {
+            return Err(Refusal::Ending);
+        }
+        let (occupant, driver) = self.occupant(spec, Box::new(open_consoles));
+        let answer = self.answer(&occupant);
+        *place = Some(occupant);
+        tokio::spawn(run(driver));
+        Ok(answer)
+    }
+
+    fn read(&self) -> Option<Vm> {
+        let occupant = self.0.occupant.lock();
+        occupant.as_ref().map(|occupant| self.answer(occupant))
+    }
+
+    fn act(&self, action: Action) -> Result<(), Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        vm.request(Request::from(action))
+            .map_err(|refused| match refused {
+                Refused::WrongState { state, .. } => Refusal::WrongState { action, state },
+                Refused::Busy => Refusal::Busy,
+            })
+    }
+
+    fn delete(&self) -> Pending<Result<(), Refusal>> {
+        // A task of its own: it goes on if the client does not wait.
+        let removal = tokio::spawn(self.clone().remove());
+        Box::pin(async { removal.await.unwrap_or(Err(Refusal::Ending)) })
+    }
+
+    fn journal(&self) -> &Arc<Journal> {
+        &self.0.journal
+    }
+}
+
+/// Runs a VM whose end nobody waits for; its status and an event tell it.
+async fn run(driver: Driver) {
+    match driver.run().await {
+        Ok(Outcome::PoweredOff) => tracing::info!("the guest powered off"),
+        Ok(Outcome::ResetRequested) => tracing::info!("the guest asked for a reset"),
+        Ok(Outcome::Stopped) => tracing::info!("the VM was stopped"),
+        Ok(Outcome::Crashed(report)) => {
+            let report = report.to_string();
+            tracing::error!("the guest crashed: {}", report.trim_end());
+        }
+        Err(error) => tracing::error!(error = chain(&error), "the VM failed"),
+    }
+}
+
+/// The consoles of a VM that has no terminal.
+fn open_consoles(spec: &VmSpec, held: &Held) -> Result<Consoles, Error> {
+    let serial = open_console("serial", &spec.console.serial, held)?;
+    Ok(Consoles {
+        serial: serial.unwrap_or_else(ConsoleEnd::nowhere),
+        hvc0: open_console("hvc0", &spec.console.hvc0, held)?,
+    })
+}
+
+fn open_console(
+    name: &str,
+    target: &ConsoleTarget,
+    held: &Held,
+) -> Result<Option<ConsoleEnd>, Error> {
+    let path = match target {
+        ConsoleTarget::File(path) => path,
+        // The terminal was refused before; what a process that serves has on its standard output is its own.
+        ConsoleTarget::Off | ConsoleTarget::Terminal => return Ok(None),
+    };
+    let file = open_file(path).map_err(|error| Error::part(format!("/console/{name}"), error))?;
+    let file = HeldFile {
+        file,
+        _held: held.clone(),
+    };
+    let output = Output::new(name, file).map_err(Error::host("starting a console's thread"))?;
+    Ok(Some(ConsoleEnd::new(Arc::new(output))))
+}
+
+/// A console's file, which counts as held until all that the guest printed is in it.
+struct HeldFile {
+    file: File,
+    _held: Held,
+}
+
+impl Write for HeldFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use paddock_api::journal::Delivery;
+    use paddock_api::resource::{EndReason, VmState};
+    use serde_json::json;
+
+    use super::*;
+
+    /// A VM that cannot be built, with or without KVM.
+    fn spec(serial: &Path) -> VmSpec {
+        let spec = json!({"name": "web", "boot": {"kernel": "/absent"}, "console": {"serial": {"file": serial}}});
+        VmSpec::from_json(&spec.to_string()).unwrap()
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let result = runtime.block_on(future);
+        runtime.shutdown_background();
+        result
+    }
+
+    #[test]
+    fn one_vm_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        block_on(async {
+            let slot = VmSlot::default();
+            assert_eq!(slot.read(), None);
+            assert_eq!(slot.act(Action::Reset), Err(Refusal::NoVm));
+            assert_eq!(slot.delete().await, Err(Refusal::NoVm));
+
+            let vm = slot.create(spec(&log)).unwrap();
+            assert_eq!((vm.state, vm.last_event), (VmState::Starting, 1));
+            assert_eq!(vm.spec.name.as_deref(), Some("web"));
+            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
+            let refused = Refusal::WrongState {
+                action: Action::Nmi,
+                state: VmState::Starting,
+            };
+            assert_eq!(slot.act(Action::Nmi), Err(refused));
+
+            slot.vm().unwrap().ended().await;
+            let vm = slot.read().unwrap();
+            assert_eq!((vm.state, vm.last_event), (VmState::Ended, 2));
+            assert_eq!(vm.end.unwrap().reason, EndReason::Failed);
+            assert!(log.exists(), "consoles are opened first");
+            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
+
+            assert_eq!(slot.delete().await, Ok(()));
+            assert_eq!(slot.read(), None);
+            slot.create(spec(&log)).unwrap();
+            slot.close();
+            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
+            assert_eq!(slot.delete().await, Ok(()));
+            assert_eq!(slot.create(spec(&log)), Err(Refusal::Ending));
+        });
+    }
+
+    #[test]
+    fn a_console_that_cannot_be_had_is_the_vms_end_with_its_place() {
+        block_on(async {
+            let slot = VmSlot::default();
+            let mut follower = slot.journal().follow(Some(0));
+            slot.create(spec(Path::new("/absent/log"))).unwrap();
+            slot.vm().unwrap().ended().await;
+            let end = slot.read().unwrap().end.unwrap();
+            assert_eq!(end.pointer.as_deref(), Some("/console/serial"));
+            let detail = end.detail.clone().unwrap();
+            assert!(
+                detail.starts_with("console output to /absent/log: No such file"),
+                "{detail}"
+            );
+            slot.delete().await.unwrap();
+            let name = Some("web".to_owned());
+            for expected in [
+                EventKind::Created { name },
+                EventKind::Ended { end },
+                EventKind::Deleted,
+            ] {
+                let event = follower.next().await.unwrap();
+                assert!(
+                    matches!(&event, Delivery::Event(event) if event.kind == expected),
+                    "{event:?}, not {expected:?}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_delete_goes_on_if_nobody_waits_and_two_are_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        block_on(async {
+            let slot = VmSlot::default();
+            slot.create(spec(&log)).unwrap();
+            drop(slot.delete());
+            let (one, other) = tokio::join!(slot.delete(), slot.delete());
+            assert_eq!((one, other), (Ok(()), Ok(())));
+            assert_eq!(slot.read(), None);
+            // Created, ended, deleted: once each.
+            assert_eq!(slot.journal().last(), 3);
+        });
+    }
+
+    #[test]
+    fn what_a_console_printed_is_written_before_all_is_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let (held, released) = Held::new();
+        let consoles = open_consoles(&spec(&log), &held).unwrap();
+        drop(held);
+        let text = vec![b'x'; 200_000];
+        consoles.serial.sink.write(&text);
+        drop(consoles);
+        block_on(released.wait());
+        assert_eq!(std::fs::read(&log).unwrap(), text);
+    }
+
+    #[test]
+    fn a_place_that_is_held_takes_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        block_on(async {
+            let (slot, vm, driver) = VmSlot::holding(spec(&log), Box::new(open_consoles));
+            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
+            let deleted = slot.delete();
+            let (outcome, deleted) = tokio::join!(driver.run(), deleted);
+            assert!(matches!(outcome, Ok(Outcome::Stopped) | Err(_)));
+            assert_eq!((deleted, vm.state()), (Ok(()), VmState::Ended));
+            assert_eq!(slot.create(spec(&log)), Err(Refusal::Ending));
+        });
+    }
+}
