@@ -23,12 +23,25 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_vm,
         handlers::delete_vm,
         handlers::act,
+        handlers::list_disks,
+        handlers::add_disk,
+        handlers::read_disk,
+        handlers::remove_disk,
+        handlers::list_nics,
+        handlers::add_nic,
+        handlers::read_nic,
+        handlers::remove_nic,
+        handlers::list_jobs,
+        handlers::read_job,
+        handlers::cancel_job,
         handlers::follow,
         handlers::read_openapi
     ),
     components(schemas(Event, Gap, Problem)),
     tags(
         (name = "vm", description = "The VM of this process."),
+        (name = "devices", description = "Its disks and network interfaces."),
+        (name = "jobs", description = "What takes a while."),
         (name = "events", description = "What happens to it."),
         (name = "api", description = "The API itself.")
     )

@@ -8,8 +8,11 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::service::Refusal;
-use crate::spec::{InvalidSpec, JsonPointer, Problem as SpecProblem, ProblemCode, SyntaxError};
+use crate::jobs::JobError;
+use crate::service::{AddError, Refusal};
+use crate::spec::{
+    InvalidSpec, JsonPointer, Problem as SpecProblem, ProblemCode, SpecError, SyntaxError,
+};
 
 /// The media type of a [`Problem`].
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -36,6 +39,14 @@ pub enum Code {
     NoVm,
     /// The VM's state does not allow it.
     WrongState,
+    /// The VM has no such disk or network interface.
+    NoDevice,
+    /// The device is being added or removed already.
+    DeviceBusy,
+    /// There is no such job.
+    NoJob,
+    /// The job cannot be cancelled any more.
+    TooLate,
     /// The API has no such path.
     NotFound,
     /// The path has no such method; the header `Allow` lists those that it has.
@@ -60,8 +71,10 @@ impl Code {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::VmExists | Self::WrongState => StatusCode::CONFLICT,
-            Self::NoVm | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::VmExists | Self::WrongState | Self::DeviceBusy | Self::TooLate => {
+                StatusCode::CONFLICT
+            }
+            Self::NoVm | Self::NoDevice | Self::NoJob | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Busy | Self::TooManyConnections | Self::Ending | Self::Stuck => {
@@ -108,12 +121,35 @@ impl From<Refusal> for Problem {
         let code = match refusal {
             Refusal::Exists => Code::VmExists,
             Refusal::NoVm => Code::NoVm,
-            Refusal::WrongState { .. } => Code::WrongState,
-            Refusal::Busy => Code::Busy,
+            Refusal::WrongState { .. } | Refusal::NotRunning { .. } => Code::WrongState,
+            Refusal::NoDevice { .. } => Code::NoDevice,
+            Refusal::DeviceBusy { .. } => Code::DeviceBusy,
+            Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,
             Refusal::Ending => Code::Ending,
             Refusal::Stuck => Code::Stuck,
         };
         Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(error: JobError) -> Self {
+        let code = match error {
+            JobError::NoSuchJob(_) => Code::NoJob,
+            JobError::TooLate(_) => Code::TooLate,
+            JobError::TooMany => Code::Busy,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<AddError> for Problem {
+    fn from(error: AddError) -> Self {
+        match error {
+            AddError::Refused(refusal) => refusal.into(),
+            AddError::Wrong(SpecError::Syntax(error)) => error.into(),
+            AddError::Wrong(SpecError::Invalid(error)) => error.into(),
+        }
     }
 }
 
@@ -136,8 +172,8 @@ impl From<InvalidSpec> for Problem {
     fn from(error: InvalidSpec) -> Self {
         let errors = error.problems().to_vec();
         let detail = match errors.as_slice() {
-            [one] => format!("the VM spec is wrong: {one}"),
-            many => format!("the VM spec is wrong in {} places", many.len()),
+            [one] => format!("the spec is wrong: {one}"),
+            many => format!("the spec is wrong in {} places", many.len()),
         };
         Self {
             errors,

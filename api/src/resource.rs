@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::jobs::Job;
 use crate::spec::VmConfig;
 
 /// Where the VM is in its life.
@@ -149,6 +150,11 @@ pub enum EventKind {
         /// What was asked for.
         action: Action,
     },
+    /// A job began, went on to another phase, or ended.
+    Job {
+        /// As it is now.
+        job: Job,
+    },
     /// It is over.
     Ended {
         /// How.
@@ -166,6 +172,7 @@ impl EventKind {
             Self::Created { .. } => "created",
             Self::State { .. } => "state",
             Self::Action { .. } => "action",
+            Self::Job { .. } => "job",
             Self::Ended { .. } => "ended",
             Self::Deleted => "deleted",
         }

@@ -5,10 +5,13 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::device::{DeviceKind, Disk, Nic};
+use crate::jobs::{Job, JobError, Jobs};
 use crate::journal::Journal;
 use crate::resource::{Action, Vm, VmState};
-use crate::spec::VmSpec;
+use crate::spec::{SpecError, VmSpec, quoted};
 
 /// An answer that takes a while.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -37,12 +40,40 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// When there is no VM, or it does not stop in time; then it is still there.
     fn delete(&self) -> Pending<Result<(), Refusal>>;
 
+    /// The VM's disks, in the order in which they were added.
+    ///
+    /// # Errors
+    /// When there is no VM.
+    fn disks(&self) -> Result<Vec<Disk>, Refusal>;
+
+    /// The VM's network interfaces, in the order in which they were added.
+    ///
+    /// # Errors
+    /// When there is no VM.
+    fn nics(&self) -> Result<Vec<Nic>, Refusal>;
+
+    /// Starts to add a device, described by JSON as in the VM's spec. The id is its own from then on.
+    ///
+    /// # Errors
+    /// When the description is wrong, or it is not possible now.
+    fn add_device(&self, kind: DeviceKind, description: String) -> Pending<Result<Job, AddError>>;
+
+    /// Starts to remove a device; the guest has until the deadline to let go of it.
+    ///
+    /// # Errors
+    /// When there is no such device, or it is not possible now.
+    fn remove_device(&self, kind: DeviceKind, id: &str, deadline: Duration)
+    -> Result<Job, Refusal>;
+
+    /// The jobs of the process.
+    fn jobs(&self) -> &Jobs;
+
     /// Where events are kept.
     fn journal(&self) -> &Arc<Journal>;
 }
 
 /// Why a request is not served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A process has one VM.
     #[error(
@@ -60,6 +91,31 @@ pub enum Refusal {
         /// The state.
         state: VmState,
     },
+    /// Devices are not changed in this state.
+    #[error("devices can be added and removed only while the VM is running; it is {state}")]
+    NotRunning {
+        /// The state.
+        state: VmState,
+    },
+    /// There is no such device.
+    #[error("the VM has no {kind} with the id {}", quoted(id))]
+    NoDevice {
+        /// What kind was looked for.
+        kind: DeviceKind,
+        /// By which id.
+        id: String,
+    },
+    /// Something is being done with the device.
+    #[error("job {job} is adding or removing {id}; wait for its end, or cancel it")]
+    DeviceBusy {
+        /// The device's id.
+        id: String,
+        /// The job.
+        job: u64,
+    },
+    /// No more jobs.
+    #[error(transparent)]
+    TooManyJobs(#[from] JobError),
     /// Too many requests wait already.
     #[error("too many requests are waiting for the VM; try again later")]
     Busy,
@@ -71,4 +127,15 @@ pub enum Refusal {
         "the VM does not stop: a disk or device of the host does not answer; it is still being tried"
     )]
     Stuck,
+}
+
+/// Why a device is not added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddError {
+    /// Not now.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Its description is wrong, in itself or beside the VM's other devices.
+    #[error(transparent)]
+    Wrong(#[from] SpecError),
 }

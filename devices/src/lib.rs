@@ -6,6 +6,7 @@ pub mod console;
 pub mod interrupt;
 pub mod legacy;
 pub mod pci;
+pub mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod throttle;

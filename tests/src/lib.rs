@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod files;
 pub mod host;
+pub mod viewer;
 pub mod vm;
 
 pub use vm::{Kernel, Vm, VmBuilder};

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::boot::BootError;
+use crate::console::ConsoleError;
 use crate::kvm::KvmError;
 use crate::machine::chipset::ChipsetError;
 use crate::memory::MemoryError;
@@ -49,6 +50,12 @@ pub enum Error {
     /// The driver is gone, so nothing can be asked of the VM.
     #[error("the VM has ended")]
     Ended,
+}
+
+impl From<ConsoleError> for Error {
+    fn from(error: ConsoleError) -> Self {
+        Self::part(format!("/console/{}", error.console), error.source)
+    }
 }
 
 impl Error {

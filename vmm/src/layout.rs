@@ -109,6 +109,8 @@ pub const RTC_PORT: u16 = 0x70;
 pub const PM_BASE: u16 = 0x600;
 /// Length of the PM block in ports. What lies where in it is known to `paddock_devices::legacy::acpi_pm`.
 pub const PM_SIZE: u16 = 0x80;
+/// PCI hot-plug registers, 12 ports, next to the PM block. `paddock_devices::pci::hotplug` knows what is in them.
+pub const HOT_PLUG_PORTS: Range<u16> = 0x680..0x68C;
 /// I/O ports that PCI BARs may use.
 pub const PCI_IO: Range<u16> = 0x6000..0xFFFF;
 

@@ -3,24 +3,22 @@
 //! Lives on the control plane's thread: nothing here waits for the host. `paddock serve` begins with an empty place, `paddock run` with
 //! one that is taken and takes no other.
 
-use std::fs::File;
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use paddock_api::device::{DeviceKind, Disk, Nic};
+use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
 use paddock_api::resource::{Action, EventKind, Vm};
-use paddock_api::service::{Pending, Refusal, VmService};
-use paddock_api::spec::{ConsoleTarget, VmConfig, VmSpec};
+use paddock_api::service::{AddError, Pending, Refusal, VmService};
+use paddock_api::spec::{DiskConfig, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
-use crate::console::{ConsoleEnd, open_file};
+use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
-use crate::machine::resources::Consoles;
-use crate::terminal::Output;
 
 /// How long a delete waits: disks are drained within it.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
@@ -29,18 +27,25 @@ const DELETE_DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Default)]
 pub struct VmSlot(Arc<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     journal: Arc<Journal>,
+    jobs: Jobs,
     /// Takes no VM any more.
     closed: AtomicBool,
-    occupant: Mutex<Option<Occupant>>,
+    occupant: Mutex<Option<VmHandle>>,
 }
 
-#[derive(Debug, Clone)]
-struct Occupant {
-    spec: VmConfig,
-    vm: VmHandle,
+impl Default for Inner {
+    fn default() -> Self {
+        let journal = Arc::<Journal>::default();
+        Self {
+            jobs: Jobs::new(Arc::clone(&journal)),
+            journal,
+            closed: AtomicBool::new(false),
+            occupant: Mutex::default(),
+        }
+    }
 }
 
 impl VmSlot {
@@ -49,17 +54,15 @@ impl VmSlot {
     pub fn holding(spec: VmSpec, consoles: OpenConsoles) -> (Self, VmHandle, Driver) {
         let this = Self::default();
         this.close();
-        let (occupant, driver) = this.occupant(spec, consoles);
-        let vm = occupant.vm.clone();
-        *this.0.occupant.lock() = Some(occupant);
+        let (vm, driver) = this.occupant(spec, consoles);
+        *this.0.occupant.lock() = Some(vm.clone());
         (this, vm, driver)
     }
 
     /// The VM, if there is one.
     #[must_use]
     pub fn vm(&self) -> Option<VmHandle> {
-        let occupant = self.0.occupant.lock();
-        occupant.as_ref().map(|occupant| occupant.vm.clone())
+        self.0.occupant.lock().clone()
     }
 
     /// Takes no VM from now on: the process is about to end.
@@ -68,20 +71,19 @@ impl VmSlot {
     }
 
     /// A VM that is about to be put here.
-    fn occupant(&self, spec: VmSpec, consoles: OpenConsoles) -> (Occupant, Driver) {
-        let config = VmConfig::from(&spec);
-        let name = config.name.clone();
+    fn occupant(&self, spec: VmSpec, consoles: OpenConsoles) -> (VmHandle, Driver) {
+        let name = spec.name.as_ref().map(ToString::to_string);
         self.0.journal.publish(EventKind::Created { name });
-        let (vm, driver) = Driver::new(spec, consoles, Arc::clone(&self.0.journal));
-        (Occupant { spec: config, vm }, driver)
+        let (journal, jobs) = (Arc::clone(&self.0.journal), self.0.jobs.clone());
+        Driver::new(spec, consoles, journal, jobs)
     }
 
-    fn answer(&self, occupant: &Occupant) -> Vm {
+    fn answer(&self, vm: &VmHandle) -> Vm {
         // Before the state, so that an event is rather told twice than never.
         let last_event = self.0.journal.last();
-        let status = occupant.vm.status();
+        let status = vm.status();
         Vm {
-            spec: occupant.spec.clone(),
+            spec: VmConfig::from(&*vm.changes().spec()),
             state: status.state,
             end: status.end,
             last_event,
@@ -99,7 +101,7 @@ impl VmSlot {
             .map_err(|_| Refusal::Stuck)?;
         let mut occupant = self.0.occupant.lock();
         // Another client may have removed it meanwhile, and a third may have put its own here.
-        if occupant.as_ref().is_some_and(|there| there.vm.is(&vm)) {
+        if occupant.as_ref().is_some_and(|there| there.is(&vm)) {
             *occupant = None;
             self.0.journal.publish(EventKind::Deleted);
         }
@@ -143,6 +145,59 @@ impl VmService for VmSlot {
         Box::pin(async { removal.await.unwrap_or(Err(Refusal::Ending)) })
     }
 
+    fn disks(&self) -> Result<Vec<Disk>, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        let spec = vm.changes().spec();
+        let disks = spec.disks.iter().map(|disk| {
+            let (state, job) = vm.changes().state_of(disk.id.as_str());
+            Disk {
+                id: disk.id.to_string(),
+                state,
+                job,
+                spec: DiskConfig::from(disk),
+            }
+        });
+        Ok(disks.collect())
+    }
+
+    fn nics(&self) -> Result<Vec<Nic>, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        let spec = vm.changes().spec();
+        let nics = spec.nics.iter().map(|nic| {
+            let (state, job) = vm.changes().state_of(nic.id.as_str());
+            Nic {
+                id: nic.id.to_string(),
+                state,
+                job,
+                spec: NicConfig::from(nic),
+            }
+        });
+        Ok(nics.collect())
+    }
+
+    fn add_device(&self, kind: DeviceKind, description: String) -> Pending<Result<Job, AddError>> {
+        let vm = self.vm();
+        Box::pin(async move {
+            let vm = vm.ok_or(Refusal::NoVm)?;
+            let state = || vm.state();
+            vm.changes().add(kind, description, state).await
+        })
+    }
+
+    fn remove_device(
+        &self,
+        kind: DeviceKind,
+        id: &str,
+        deadline: Duration,
+    ) -> Result<Job, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        vm.changes().remove(kind, id, deadline, vm.state())
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.0.jobs
+    }
+
     fn journal(&self) -> &Arc<Journal> {
         &self.0.journal
     }
@@ -162,48 +217,9 @@ async fn run(driver: Driver) {
     }
 }
 
-/// The consoles of a VM that has no terminal.
-fn open_consoles(spec: &VmSpec, held: &Held) -> Result<Consoles, Error> {
-    let serial = open_console("serial", &spec.console.serial, held)?;
-    Ok(Consoles {
-        serial: serial.unwrap_or_else(ConsoleEnd::nowhere),
-        hvc0: open_console("hvc0", &spec.console.hvc0, held)?,
-    })
-}
-
-fn open_console(
-    name: &str,
-    target: &ConsoleTarget,
-    held: &Held,
-) -> Result<Option<ConsoleEnd>, Error> {
-    let path = match target {
-        ConsoleTarget::File(path) => path,
-        // The terminal was refused before; what a process that serves has on its standard output is its own.
-        ConsoleTarget::Off | ConsoleTarget::Terminal => return Ok(None),
-    };
-    let file = open_file(path).map_err(|error| Error::part(format!("/console/{name}"), error))?;
-    let file = HeldFile {
-        file,
-        _held: held.clone(),
-    };
-    let output = Output::new(name, file).map_err(Error::host("starting a console's thread"))?;
-    Ok(Some(ConsoleEnd::new(Arc::new(output))))
-}
-
-/// A console's file, which counts as held until all that the guest printed is in it.
-struct HeldFile {
-    file: File,
-    _held: Held,
-}
-
-impl Write for HeldFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
+/// The consoles of a VM that has no terminal: one that names it was refused.
+fn open_consoles(spec: &VmSpec, held: &Held) -> Result<Arc<ConsoleEnds>, Error> {
+    Ok(Arc::new(ConsoleEnds::open(&spec.console, Some(held))?))
 }
 
 #[cfg(test)]
@@ -311,20 +327,6 @@ mod tests {
             // Created, ended, deleted: once each.
             assert_eq!(slot.journal().last(), 3);
         });
-    }
-
-    #[test]
-    fn what_a_console_printed_is_written_before_all_is_released() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let (held, released) = Held::new();
-        let consoles = open_consoles(&spec(&log), &held).unwrap();
-        drop(held);
-        let text = vec![b'x'; 200_000];
-        consoles.serial.sink.write(&text);
-        drop(consoles);
-        block_on(released.wait());
-        assert_eq!(std::fs::read(&log).unwrap(), text);
     }
 
     #[test]

@@ -9,13 +9,17 @@
 //! these has a limit in [`Limits`], so that none of them costs the others anything.
 
 mod connections;
+mod devices;
 mod events;
+mod jobs;
 mod routes;
 mod socket;
 
 /// The handlers, for the document that describes them.
 pub(crate) mod handlers {
+    pub(crate) use super::devices::*;
     pub(crate) use super::events::*;
+    pub(crate) use super::jobs::*;
     pub(crate) use super::routes::*;
 }
 

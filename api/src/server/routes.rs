@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::sync::Semaphore;
 
-use super::{Limits, MAX_BODY, events};
+use super::{Limits, MAX_BODY, devices, events, jobs};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::resource::{Action, Vm};
@@ -41,6 +41,25 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
         ("GET", "/api/v1/vm", get(read_vm)),
         ("DELETE", "/api/v1/vm", delete(delete_vm)),
         ("POST", "/api/v1/vm/actions/{action}", post(act)),
+        ("GET", "/api/v1/vm/disks", get(devices::list_disks)),
+        ("POST", "/api/v1/vm/disks", post(devices::add_disk)),
+        ("GET", "/api/v1/vm/disks/{id}", get(devices::read_disk)),
+        (
+            "DELETE",
+            "/api/v1/vm/disks/{id}",
+            delete(devices::remove_disk),
+        ),
+        ("GET", "/api/v1/vm/nics", get(devices::list_nics)),
+        ("POST", "/api/v1/vm/nics", post(devices::add_nic)),
+        ("GET", "/api/v1/vm/nics/{id}", get(devices::read_nic)),
+        (
+            "DELETE",
+            "/api/v1/vm/nics/{id}",
+            delete(devices::remove_nic),
+        ),
+        ("GET", "/api/v1/jobs", get(jobs::list_jobs)),
+        ("GET", "/api/v1/jobs/{id}", get(jobs::read_job)),
+        ("POST", "/api/v1/jobs/{id}/cancel", post(jobs::cancel_job)),
         ("GET", "/api/v1/events", get(events::follow)),
         ("GET", "/api/v1/openapi.json", get(read_openapi)),
     ]
@@ -200,7 +219,7 @@ async fn read_spec(text: String) -> Result<VmSpec, Problem> {
 }
 
 /// The body, which must be called JSON, come in time, and be neither too large nor other than text.
-async fn json_body(request: Request, limits: Limits) -> Result<String, Problem> {
+pub(super) async fn json_body(request: Request, limits: Limits) -> Result<String, Problem> {
     let (parts, body) = request.into_parts();
     let announced = body.size_hint().lower();
     if announced > MAX_BODY as u64 && parts.headers.contains_key(header::EXPECT) {

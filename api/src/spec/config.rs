@@ -221,17 +221,45 @@ pub struct NicConfig {
     expecting = "an object such as {\"serial\": \"terminal\"}"
 )]
 pub struct ConsoleConfig {
-    /// The serial port, the guest's `ttyS0`: `"terminal"`, `"off"` or `{"file": "PATH"}`. The terminal by default, unless
-    /// `hvc0` has it.
+    /// The serial port, the guest's `ttyS0`: `"terminal"`, `"off"`, `{"file": "PATH"}` or `{"socket": "PATH"}`, a unix socket of at
+    /// most 107 bytes. The terminal by default, unless `hvc0` has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<ConsoleTarget>,
+    /// A log of what the serial port prints, beside any target; none by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial_log: Option<ConsoleLogConfig>,
     /// The virtio console, the guest's `hvc0`, likewise; `"off"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hvc0: Option<ConsoleTarget>,
+    /// A log of what `hvc0` prints; none by default. With one, the guest has the console even where `hvc0` is `"off"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hvc0_log: Option<ConsoleLogConfig>,
     /// Named byte channels between the guest (`/dev/virtio-ports/NAME`) and the host. At most 14.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 14)]
     pub ports: Vec<PortConfig>,
+}
+
+/// A log of what a console prints. When it is full it is renamed to `PATH.1`, the former `PATH.1` to `PATH.2` and so on; together
+/// they take at most `size` × `files` bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"path\": \"serial.log\"}"
+)]
+pub struct ConsoleLogConfig {
+    /// The file that is appended to, and made if need be. Required; its name has at most 250 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathBuf>,
+    /// How large a file gets: 4 KiB to 1 TiB; 2 MiB by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// How many files there are at most, the present one included: 1 to 100; 3 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub files: Option<u64>,
 }
 
 /// A named byte channel.

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::config::{
-    BootConfig, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig, PortConfig,
-    TopologyConfig, VmConfig,
+    BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig,
+    PortConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
@@ -157,10 +157,46 @@ pub enum NicAttachment {
 pub struct Console {
     /// The serial port, the guest's `ttyS0`.
     pub serial: ConsoleTarget,
+    /// The log of what it prints.
+    pub serial_log: Option<ConsoleLog>,
     /// The virtio console, the guest's `hvc0`.
     pub hvc0: ConsoleTarget,
+    /// The log of what it prints. With one there is the console, also where it is [`ConsoleTarget::Off`].
+    pub hvc0_log: Option<ConsoleLog>,
     /// Named byte channels, at most 14.
     pub ports: Vec<Port>,
+}
+
+impl Console {
+    /// Whether the guest has an `hvc0`.
+    #[must_use]
+    pub fn has_hvc0(&self) -> bool {
+        self.hvc0 != ConsoleTarget::Off || self.hvc0_log.is_some()
+    }
+}
+
+/// A log of what a console prints, in files that are rotated by renaming.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsoleLog {
+    /// The present file, used for nothing else in the VM; the earlier ones are `PATH.1`, `PATH.2`, …
+    pub path: PathBuf,
+    /// Bytes of a file at most, 4 KiB to 1 TiB.
+    pub size: ByteSize,
+    /// Files at most, the present one included, 1 to 100.
+    pub files: u8,
+}
+
+impl ConsoleLog {
+    /// The path of the file that was rotated `number` times; 0 is the present one.
+    #[must_use]
+    pub fn file(&self, number: u8) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        if number > 0 {
+            path.push(format!(".{number}"));
+        }
+        path.into()
+    }
 }
 
 /// A named byte channel.
@@ -255,8 +291,20 @@ impl From<&Console> for ConsoleConfig {
         };
         Self {
             serial: Some(console.serial.clone()),
+            serial_log: console.serial_log.as_ref().map(ConsoleLogConfig::from),
             hvc0: Some(console.hvc0.clone()),
+            hvc0_log: console.hvc0_log.as_ref().map(ConsoleLogConfig::from),
             ports: console.ports.iter().map(port).collect(),
+        }
+    }
+}
+
+impl From<&ConsoleLog> for ConsoleLogConfig {
+    fn from(log: &ConsoleLog) -> Self {
+        Self {
+            path: Some(log.path.clone()),
+            size: Some(log.size),
+            files: Some(log.files.into()),
         }
     }
 }

@@ -19,6 +19,7 @@
 //! # Ok::<(), paddock_api::spec::SpecError>(())
 //! ```
 
+mod change;
 mod config;
 mod machine;
 mod pointer;
@@ -31,13 +32,15 @@ mod validate;
 mod tests;
 
 pub use config::{
-    BootConfig, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig, PortConfig,
-    TopologyConfig, VmConfig,
+    BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig,
+    PortConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
-    Boot, Console, Cpus, Disk, KernelBoot, Memory, Nic, NicAttachment, Port, Topology, VmSpec,
+    Boot, Console, ConsoleLog, Cpus, Disk, KernelBoot, Memory, Nic, NicAttachment, Port, Topology,
+    VmSpec,
 };
 pub use pointer::JsonPointer;
+pub(crate) use problem::quoted;
 pub use problem::{InvalidSpec, Problem, ProblemCode};
 pub use source::{Draft, SpecError, SyntaxError};
 pub use types::{

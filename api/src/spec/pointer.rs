@@ -57,6 +57,13 @@ impl JsonPointer {
         ))
     }
 
+    /// This place as seen from `other`, if it is there or inside it.
+    #[must_use]
+    pub fn relative_to(&self, other: &Self) -> Option<Self> {
+        let inside = self.is_within(other).then(|| self.0.get(other.0.len()..));
+        inside.flatten().map(|rest| Self(rest.to_owned()))
+    }
+
     /// Whether this is `other` or a place inside it.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
@@ -116,6 +123,9 @@ mod tests {
     fn within_is_by_segment() {
         let disk = JsonPointer::root().key("disks").index(1);
         assert!(disk.key("path").is_within(&disk));
+        let path = disk.key("path").relative_to(&disk);
+        assert_eq!(path, Some(JsonPointer::root().key("path")));
+        assert_eq!(JsonPointer::root().relative_to(&disk), None);
         assert!(disk.is_within(&disk));
         assert!(disk.is_within(&JsonPointer::root()));
         assert!(!JsonPointer::root().key("disks").index(12).is_within(&disk));

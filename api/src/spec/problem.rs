@@ -94,6 +94,12 @@ impl InvalidSpec {
 }
 
 impl InvalidSpec {
+    /// From problems that were moved to another document. There is at least one.
+    pub(crate) fn from_problems(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by(|a, b| natural_order(&a.pointer).cmp(&natural_order(&b.pointer)));
+        Self { problems }
+    }
+
     /// What a bug in the validation is reported as.
     pub(crate) fn without_reason() -> Self {
         Self {

@@ -67,20 +67,7 @@ impl Draft {
     /// # Errors
     /// [`SyntaxError`] if the text is not JSON. Whatever else is wrong is reported by [`Self::validate`].
     pub fn from_json(text: &str) -> Result<Self, SyntaxError> {
-        let tree: StrictTree = serde_json::from_str(text).map_err(|error| {
-            // The end of the text is said to be on the line after it.
-            let (line, column) = if error.is_eof() {
-                line_and_column(text, text.trim_end().len())
-            } else {
-                (error.line(), error.column())
-            };
-            SyntaxError {
-                line,
-                column,
-                detail: without_position(&error),
-            }
-        })?;
-        Ok(Self::from_value(tree.0))
+        tree_from_json(text).map(Self::from_value)
     }
 
     /// Reads TOML.
@@ -131,7 +118,7 @@ impl Draft {
         let at = JsonPointer::root().key("console");
         for (target, key) in [(&mut console.serial, "serial"), (&mut console.hvc0, "hvc0")] {
             if *target == Some(ConsoleTarget::Terminal) {
-                let detail = "a VM made through the API has no terminal; use \"off\" or {\"file\": \"PATH\"}";
+                let detail = "a VM made through the API has no terminal; use {\"socket\": \"PATH\"}, {\"file\": \"PATH\"} or \"off\"";
                 self.problems
                     .add(at.key(key), ProblemCode::UnknownValue, detail);
                 *target = Some(ConsoleTarget::Off);
@@ -187,6 +174,24 @@ impl VmSpec {
     pub fn from_toml(text: &str) -> Result<Self, SpecError> {
         Ok(Draft::from_toml(text)?.validate()?)
     }
+}
+
+/// Reads JSON in which no object has a key twice.
+pub(super) fn tree_from_json(text: &str) -> Result<Value, SyntaxError> {
+    let tree: StrictTree = serde_json::from_str(text).map_err(|error| {
+        // The end of the text is said to be on the line after it.
+        let (line, column) = if error.is_eof() {
+            line_and_column(text, text.trim_end().len())
+        } else {
+            (error.line(), error.column())
+        };
+        SyntaxError {
+            line,
+            column,
+            detail: without_position(&error),
+        }
+    })?;
+    Ok(tree.0)
 }
 
 /// Where arrays belong: the keys on the way there, without indices.

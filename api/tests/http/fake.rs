@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use paddock_api::device::{DeviceKind, DeviceState, Disk, Nic};
+use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::journal::Journal;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
-use paddock_api::service::{Pending, Refusal, VmService};
+use paddock_api::service::{AddError, Pending, Refusal, VmService};
 use paddock_api::spec::{VmConfig, VmSpec};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -17,6 +20,9 @@ pub struct Fake(Arc<Inner>);
 struct Inner {
     vm: Mutex<Option<Vm>>,
     journal: Arc<Journal>,
+    jobs: Jobs,
+    /// The devices that are being changed, with the job that does it.
+    changes: Mutex<Vec<(String, DeviceState, JobHandle)>>,
     full: AtomicBool,
     stuck: AtomicBool,
     ending: AtomicBool,
@@ -26,9 +32,12 @@ struct Inner {
 
 impl Default for Fake {
     fn default() -> Self {
+        let journal = Arc::<Journal>::default();
         Self(Arc::new(Inner {
             vm: Mutex::default(),
-            journal: Arc::default(),
+            jobs: Jobs::new(Arc::clone(&journal)),
+            changes: Mutex::default(),
+            journal,
             full: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             ending: AtomicBool::new(false),
@@ -75,6 +84,75 @@ impl Fake {
 
     pub fn finish_deletes(&self) {
         self.0.deletes.add_permits(1000);
+    }
+
+    /// The oldest change of a device is done.
+    pub fn finish_change(&self) {
+        let (id, state, handle) = self.0.changes.lock().remove(0);
+        if state == DeviceState::Removing {
+            self.forget(&id);
+        }
+        handle.succeed();
+    }
+
+    /// The oldest change of a device fails.
+    pub fn fail_change(&self, failure: &str) {
+        let (id, state, handle) = self.0.changes.lock().remove(0);
+        if state == DeviceState::Adding {
+            self.forget(&id);
+        }
+        handle.fail(failure);
+    }
+
+    fn forget(&self, id: &str) {
+        let mut vm = self.0.vm.lock();
+        let vm = vm.as_mut().unwrap();
+        let spec = VmSpec::try_from(vm.spec.clone()).unwrap();
+        vm.spec = VmConfig::from(&spec.without_device(id));
+    }
+
+    fn running_spec(&self) -> Result<VmSpec, Refusal> {
+        let vm = self.0.vm.lock();
+        let vm = vm.as_ref().ok_or(Refusal::NoVm)?;
+        if vm.state != VmState::Running {
+            return Err(Refusal::NotRunning { state: vm.state });
+        }
+        Ok(VmSpec::try_from(vm.spec.clone()).unwrap())
+    }
+
+    /// The state of a device, and the job that changes it.
+    fn change_of(&self, id: &str) -> (DeviceState, Option<u64>) {
+        let changes = self.0.changes.lock();
+        let found = changes.iter().find(|(changing, ..)| changing == id);
+        found.map_or((DeviceState::Present, None), |(_, state, handle)| {
+            (*state, Some(handle.id()))
+        })
+    }
+
+    fn add(&self, kind: DeviceKind, description: &str) -> Result<Job, AddError> {
+        let spec = self.running_spec()?;
+        let (spec, id) = match kind {
+            DeviceKind::Disk => {
+                let spec = spec.with_disk(description)?;
+                let id = spec.disks.last().unwrap().id.to_string();
+                (spec, id)
+            }
+            DeviceKind::Nic => {
+                let spec = spec.with_nic(description)?;
+                let id = spec.nics.last().unwrap().id.to_string();
+                (spec, id)
+            }
+        };
+        let handle = self
+            .0
+            .jobs
+            .start(JobKind::AddDevice, &id, JobPhase::Opening, None)
+            .map_err(Refusal::from)?;
+        self.0.vm.lock().as_mut().unwrap().spec = VmConfig::from(&spec);
+        let job = handle.job().unwrap();
+        let change = (id, DeviceState::Adding, handle);
+        self.0.changes.lock().push(change);
+        Ok(job)
     }
 
     /// Anything that happens.
@@ -136,6 +214,73 @@ impl VmService for Fake {
             inner.journal.publish(EventKind::Deleted);
             Ok(())
         })
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, Refusal> {
+        let vm = self.read().ok_or(Refusal::NoVm)?;
+        let disks = vm.spec.disks.into_iter();
+        let disks = disks.map(|spec| {
+            let id = spec.id.clone().unwrap();
+            let (state, job) = self.change_of(&id);
+            Disk {
+                id,
+                state,
+                job,
+                spec,
+            }
+        });
+        Ok(disks.collect())
+    }
+
+    fn nics(&self) -> Result<Vec<Nic>, Refusal> {
+        let vm = self.read().ok_or(Refusal::NoVm)?;
+        let nics = vm.spec.nics.into_iter();
+        let nics = nics.map(|spec| {
+            let id = spec.id.clone().unwrap();
+            let (state, job) = self.change_of(&id);
+            Nic {
+                id,
+                state,
+                job,
+                spec,
+            }
+        });
+        Ok(nics.collect())
+    }
+
+    fn add_device(&self, kind: DeviceKind, description: String) -> Pending<Result<Job, AddError>> {
+        let this = self.clone();
+        Box::pin(async move { this.add(kind, &description) })
+    }
+
+    fn remove_device(
+        &self,
+        kind: DeviceKind,
+        id: &str,
+        deadline: Duration,
+    ) -> Result<Job, Refusal> {
+        let spec = self.running_spec()?;
+        let is_there = match kind {
+            DeviceKind::Disk => spec.disks.iter().any(|disk| disk.id.as_str() == id),
+            DeviceKind::Nic => spec.nics.iter().any(|nic| nic.id.as_str() == id),
+        };
+        let id = id.to_owned();
+        if !is_there {
+            return Err(Refusal::NoDevice { kind, id });
+        }
+        if let (_, Some(job)) = self.change_of(&id) {
+            return Err(Refusal::DeviceBusy { id, job });
+        }
+        let (kind, phase) = (JobKind::RemoveDevice, JobPhase::WaitingForGuest);
+        let handle = self.0.jobs.start(kind, &id, phase, Some(deadline))?;
+        let job = handle.job().unwrap();
+        let change = (id, DeviceState::Removing, handle);
+        self.0.changes.lock().push(change);
+        Ok(job)
+    }
+
+    fn jobs(&self) -> &Jobs {
+        &self.0.jobs
     }
 
     fn journal(&self) -> &Arc<Journal> {

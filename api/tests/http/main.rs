@@ -11,6 +11,7 @@
 )]
 
 mod clients;
+mod devices;
 mod document;
 mod events;
 mod fake;

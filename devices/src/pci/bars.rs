@@ -72,9 +72,10 @@ impl BarMap {
         }
     }
 
-    /// Takes every BAR off the bus: the function is going away.
+    /// Takes every BAR off the bus for good: the function is going away, and a vCPU that is still in its configuration space must
+    /// not bring one back.
     pub fn unmap_all(&self) {
-        for region in self.regions.lock().iter_mut() {
+        for mut region in self.regions.lock().drain(..) {
             region.unmap(&self.bus);
         }
     }

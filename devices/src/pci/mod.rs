@@ -6,6 +6,7 @@
 pub mod bars;
 pub mod config;
 pub mod host_bridge;
+pub mod hotplug;
 pub mod lpc;
 pub mod msix;
 pub mod root;

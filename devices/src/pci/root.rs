@@ -50,18 +50,15 @@ impl PciRoot {
         self.functions.write().remove(&at)
     }
 
-    /// The lowest free device number, if any.
-    #[must_use]
-    pub fn free_device(&self) -> Option<DeviceFunction> {
+    /// The device numbers without any function, lowest first.
+    pub fn free_devices(&self) -> impl Iterator<Item = DeviceFunction> + use<> {
         let functions = self.functions.read();
-        (0..32).find_map(|device| {
-            let taken = functions.keys().any(|at| at.device() == device);
-            if taken {
-                None
-            } else {
-                DeviceFunction::new(device, 0)
-            }
-        })
+        let taken = functions
+            .keys()
+            .fold(0_u32, |taken, at| taken | 1 << at.device());
+        (0..32)
+            .filter(move |device| taken & 1 << device == 0)
+            .filter_map(|device| DeviceFunction::new(device, 0))
     }
 
     fn get(&self, at: DeviceFunction) -> Option<Arc<dyn PciFunction>> {
@@ -260,7 +257,8 @@ mod tests {
             )
             .is_err()
         );
-        assert_eq!(root.free_device(), DeviceFunction::new(1, 0));
+        assert_eq!(root.free_devices().next(), DeviceFunction::new(1, 0));
+        assert_eq!(root.free_devices().count(), 31);
     }
 
     #[test]

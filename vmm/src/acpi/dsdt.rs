@@ -3,10 +3,12 @@
 //!
 //! ```text
 //! \_S5
+//! \_GPE ── _E01  hot-plug
 //! \_SB ── PCI0  PNP0A08  _CRS _PRT _OSC
+//!      │   ├─ S01_, S02_, …  the slots that can be filled and emptied
 //!      │   └─ ISA_  1f.0 ── COM1  PNP0501
 //!      │                 └─ RTC_  PNP0B00
-//!      ├─ MBRD  PNP0C02  ECAM, PM block, KVM's pages
+//!      ├─ MBRD  PNP0C02  ECAM, PM block, hot-plug registers, KVM's pages
 //!      └─ CPUS  ACPI0010 ── C000, C001, …  ACPI0007
 //! ```
 
@@ -18,8 +20,8 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 use paddock_devices::legacy::acpi_pm;
 
-use super::TablesInput;
 use super::fixed::{bytes, table};
+use super::{TablesInput, hotplug};
 use crate::layout;
 
 /// Slots of bus 0, and pins of a slot.
@@ -27,10 +29,10 @@ const SLOTS: u8 = 32;
 const PINS: u8 = 4;
 
 /// AML made earlier.
-struct Raw(Vec<u8>);
+pub(super) struct Raw(Vec<u8>);
 
 impl Raw {
-    fn new(aml: &dyn Aml) -> Self {
+    pub(super) fn new(aml: &dyn Aml) -> Self {
         Self(bytes(aml))
     }
 }
@@ -41,7 +43,7 @@ impl Aml for Raw {
     }
 }
 
-fn name(path: &str, value: &dyn Aml) -> Name {
+pub(super) fn name(path: &str, value: &dyn Aml) -> Name {
     Name::new(path.into(), value)
 }
 
@@ -56,7 +58,7 @@ pub(super) fn dsdt(input: &TablesInput) -> Vec<u8> {
         "_SB_".into(),
         vec![&pci, &motherboard, &processors],
     ));
-    let body = [bytes(&power_off()), system_bus.0].concat();
+    let body = [bytes(&power_off()), system_bus.0, hotplug::event().0].concat();
     table(*b"DSDT", 2, &body)
 }
 
@@ -71,21 +73,20 @@ fn power_off() -> Name {
 }
 
 fn pci_root(input: &TablesInput) -> Raw {
-    let isa = isa_bridge();
-    Raw::new(&Device::new(
-        "PCI0".into(),
-        vec![
-            &name("_HID", &EISAName::new("PNP0A08")),
-            &name("_CID", &EISAName::new("PNP0A03")),
-            &name("_UID", &ZERO),
-            &name("_SEG", &ZERO),
-            &name("_BBN", &ZERO),
-            &root_resources(input),
-            &interrupt_routes(),
-            &operating_system_capabilities(),
-            &isa,
-        ],
-    ))
+    let children = [
+        Raw::new(&name("_HID", &EISAName::new("PNP0A08"))),
+        Raw::new(&name("_CID", &EISAName::new("PNP0A03"))),
+        Raw::new(&name("_UID", &ZERO)),
+        Raw::new(&name("_SEG", &ZERO)),
+        Raw::new(&name("_BBN", &ZERO)),
+        Raw::new(&root_resources(input)),
+        Raw::new(&interrupt_routes()),
+        operating_system_capabilities(),
+        isa_bridge(),
+    ];
+    let slots = hotplug::slots();
+    let children = children.iter().chain(&slots).map(|child| child as _);
+    Raw::new(&Device::new("PCI0".into(), children.collect()))
 }
 
 /// `_CRS` of the root: buses, and the addresses that PCI functions may have.
@@ -231,6 +232,8 @@ fn motherboard(input: &TablesInput) -> Raw {
         };
         Memory32Fixed::new(true, base, length)
     };
+    let hot_plug = layout::HOT_PLUG_PORTS;
+    let hot_plug_length = u8::try_from(hot_plug.len()).unwrap_or(u8::MAX);
     let pm_length = u8::try_from(layout::PM_SIZE).unwrap_or(u8::MAX);
     Device::new(
         "MBRD".into(),
@@ -243,6 +246,7 @@ fn motherboard(input: &TablesInput) -> Raw {
                     &fixed(&input.ecam),
                     &fixed(&layout::KVM_RESERVED),
                     &IO::new(input.pm_base, input.pm_base, 1, pm_length),
+                    &IO::new(hot_plug.start, hot_plug.start, 1, hot_plug_length),
                 ]),
             ),
         ],

@@ -9,6 +9,7 @@
 
 mod dsdt;
 mod fixed;
+mod hotplug;
 
 use std::ops::Range;
 
@@ -19,7 +20,7 @@ use crate::layout;
 const OEM_ID: [u8; 6] = *b"PADDCK";
 const OEM_TABLE_ID: [u8; 8] = *b"Q35LITE ";
 /// Raised whenever the tables change in a way a guest might care about.
-const OEM_REVISION: u32 = 1;
+const OEM_REVISION: u32 = 2;
 
 /// Every table but the FACS has its checksum here.
 const CHECKSUM_AT: usize = 9;

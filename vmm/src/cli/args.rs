@@ -16,7 +16,7 @@ const STYLES: Styles = Styles::styled()
 
 const RUN_NOTES: &str = "\
 Option lists
-  CPUS, MEMORY, DISK, NET and PORT are lists of key=value, separated by commas. A comma in a value is written twice. A key \
+  CPUS, MEMORY, DISK, NET, PORT and CONSOLE are lists of key=value, separated by commas. A comma in a value is written twice. A key \
 without a value switches something on. `paddock run --print-spec …` shows what a command line means.
 
 The terminal
@@ -24,6 +24,15 @@ The terminal
     Ctrl-] q  stop the VM at once          Ctrl-] p  press its power button
     Ctrl-] r  reset it                     Ctrl-] ]  send Ctrl-] to the guest
     Ctrl-] ?  show these
+
+Console sockets and logs
+  With socket=PATH up to 16 viewers at once see a console and type on it; who comes late first sees what was printed last, up to \
+64 KiB of it, also from before a reset. Only Paddock's own user and root get in, and the socket is removed at the end. To look on and \
+leave by Ctrl-C, or to type too and leave by Ctrl-]:
+    socat -u UNIX-CONNECT:PATH -
+    socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:PATH
+  A viewer that does not keep up is shown where output is missing, as is a log that could not be written. A full log FILE becomes \
+FILE.1, that FILE.2, and so on.
 
 Signals
   SIGTERM, SIGINT and SIGHUP press the power button; after --shutdown-timeout, or on a second signal, the VM is stopped. \
@@ -44,6 +53,9 @@ Examples
       --disk root.img --disk data.img,readonly
 
   paddock run --kernel vmlinuz --disk root.img --net bridge=br0,vlan=100
+
+  paddock run --kernel vmlinuz --disk root.img \\
+      --serial socket=/run/vm/serial.sock,log=/var/log/vm.log,log-size=8M
 
   paddock run --spec vm.toml --memory 8G,hugepages=2M \\
       --port name=agent,socket=/run/vm/agent.sock";
@@ -120,7 +132,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub initramfs: Option<PathBuf>,
 
-    /// The kernel's command line; console=ttyS0 (or hvc0, if that has the terminal) if none is given
+    /// The kernel's command line; console=ttyS0 if none is given, or hvc0 if that has the terminal or ttyS0 is off
     #[arg(
         long,
         value_name = "TEXT",
@@ -166,12 +178,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "PORT", help_heading = "Devices")]
     pub port: Vec<String>,
 
-    /// The serial port, ttyS0: terminal, off, or file=PATH [default: terminal, unless hvc0 has it]
-    #[arg(long, value_name = "WHERE", help_heading = "Consoles")]
+    /// The serial port, ttyS0: terminal, off, file=PATH or socket=PATH, and the keys below [default: terminal, unless hvc0 has it]
+    ///
+    /// log=FILE keeps what it prints in a log as well, wherever the console is. log-size=SIZE is the size at which the log is rotated,
+    /// 2M by default, and log-files=N how many files of it are kept, the present one included, 3 by default.
+    #[arg(long, value_name = "CONSOLE", help_heading = "Consoles")]
     pub serial: Option<String>,
 
-    /// The virtio console, hvc0: terminal, off, or file=PATH [default: off]
-    #[arg(long, value_name = "WHERE", help_heading = "Consoles")]
+    /// The virtio console, hvc0: the same as for --serial [default: off]
+    #[arg(long, value_name = "CONSOLE", help_heading = "Consoles")]
     pub hvc0: Option<String>,
 
     /// The key that introduces commands to Paddock: ctrl-X or ^X, or none [default: ctrl-]]
@@ -395,6 +410,7 @@ mod tests {
             "Examples",
             "What to boot:",
             "io_uring",
+            "socat -,raw,echo=0",
         ] {
             assert!(help.contains(text), "{text} is not in\n{help}");
         }

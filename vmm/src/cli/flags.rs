@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use paddock_api::spec::{
-    ConsoleTarget, CpuConfig, DirectIo, DiskConfig, DiskEngine, MemoryConfig, NicConfig,
-    PortConfig, TopologyConfig,
+    ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig, DiskEngine, MemoryConfig,
+    NicConfig, PortConfig, TopologyConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -58,6 +58,21 @@ pub const PORT: Flag = Flag {
     name: "--port",
     bare: None,
     keys: &["name", "socket"],
+};
+
+/// What `--serial` and `--hvc0` take. `target` is what is a word by itself.
+const CONSOLE_KEYS: &[&str] = &["target", "file", "socket", "log", "log-size", "log-files"];
+/// `--serial`
+pub const SERIAL: Flag = Flag {
+    name: "--serial",
+    bare: Some("target"),
+    keys: CONSOLE_KEYS,
+};
+/// `--hvc0`
+pub const HVC0: Flag = Flag {
+    name: "--hvc0",
+    bare: Some("target"),
+    keys: CONSOLE_KEYS,
 };
 
 /// Reads `--cpus`.
@@ -143,21 +158,51 @@ pub fn port(text: &str) -> Parsed<PortConfig> {
     list.finish(port)
 }
 
+/// What `--serial` or `--hvc0` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ConsoleFlag {
+    /// Where the console is.
+    pub target: Option<ConsoleTarget>,
+    /// Its log, if there is a word about it.
+    pub log: Option<ConsoleLogConfig>,
+}
+
 /// Reads `--serial` and `--hvc0`.
-pub fn console(flag: &'static str, text: &str) -> Parsed<ConsoleTarget> {
-    match (text, text.strip_prefix("file=")) {
-        ("terminal", _) => Ok(ConsoleTarget::Terminal),
-        ("off", _) => Ok(ConsoleTarget::Off),
-        (_, Some(path)) => Ok(ConsoleTarget::File(path.into())),
-        _ => Err(vec![OptionError {
-            flag,
-            list: text.to_owned(),
-            detail: format!(
-                "{} is not known; it takes terminal, off, file=PATH",
-                shown(text)
-            ),
-        }]),
+pub fn console(flag: Flag, text: &str) -> Parsed<ConsoleFlag> {
+    let mut list = OptionList::parse(flag, text);
+    let word = list.text("target");
+    let word = word.and_then(|word| match word.as_str() {
+        "terminal" => Some(ConsoleTarget::Terminal),
+        "off" => Some(ConsoleTarget::Off),
+        _ => {
+            list.error(format!(
+                "{} is not known; it takes terminal, off, file=PATH, socket=PATH",
+                shown(&word)
+            ));
+            None
+        }
+    });
+    let file = list.text("file").map(PathBuf::from);
+    let socket = list.text("socket").map(PathBuf::from);
+    let targets = [
+        word,
+        file.map(ConsoleTarget::File),
+        socket.map(ConsoleTarget::Socket),
+    ];
+    let mut targets = targets.into_iter().flatten();
+    let target = targets.next();
+    if targets.next().is_some() {
+        list.error("the console can be in one place only: terminal, off, file=PATH or socket=PATH");
     }
+    let log = ConsoleLogConfig {
+        path: list.text("log").map(PathBuf::from),
+        size: list.size("log-size"),
+        files: list.integer("log-files"),
+    };
+    list.finish(ConsoleFlag {
+        target,
+        log: (log != ConsoleLogConfig::default()).then_some(log),
+    })
 }
 
 #[cfg(test)]
@@ -225,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn nets_ports_and_consoles() {
+    fn nets_and_ports() {
         assert_eq!(
             net("bridge=br0,vlan=100,mac=02:00:00:00:00:01,mtu=9000,queues=2,queue_size=64,id=n"),
             Ok(NicConfig {
@@ -251,14 +296,63 @@ mod tests {
                 socket: Some("a.sock".into()),
             })
         );
-        assert_eq!(console("--serial", "terminal"), Ok(ConsoleTarget::Terminal));
-        assert_eq!(console("--serial", "off"), Ok(ConsoleTarget::Off));
+    }
+
+    #[test]
+    fn consoles() {
+        let target = |target| {
+            Ok(ConsoleFlag {
+                target: Some(target),
+                log: None,
+            })
+        };
+        assert_eq!(console(SERIAL, "terminal"), target(ConsoleTarget::Terminal));
+        assert_eq!(console(SERIAL, "off"), target(ConsoleTarget::Off));
         assert_eq!(
-            console("--serial", "file=a,b"),
-            Ok(ConsoleTarget::File("a,b".into()))
+            console(SERIAL, "file=a,,b"),
+            target(ConsoleTarget::File("a,b".into()))
         );
-        for bad in ["", "file", "stdout", "Terminal"] {
-            assert!(console("--serial", bad).is_err(), "{bad}");
+        assert_eq!(
+            console(HVC0, "socket=/run/c"),
+            target(ConsoleTarget::Socket("/run/c".into()))
+        );
+        let log = ConsoleLogConfig {
+            path: Some("l".into()),
+            size: Some(ByteSize::from_mib(1)),
+            files: Some(5),
+        };
+        for (text, place) in [
+            ("off,", Some(ConsoleTarget::Off)),
+            ("socket=s,", Some(ConsoleTarget::Socket("s".into()))),
+            ("", None),
+        ] {
+            assert_eq!(
+                console(SERIAL, &format!("{text}log=l,log-size=1M,log-files=5")),
+                Ok(ConsoleFlag {
+                    target: place,
+                    log: Some(log.clone()),
+                })
+            );
         }
+        for bad in [
+            "",
+            "file",
+            "socket",
+            "stdout",
+            "Terminal",
+            "off,terminal",
+            "terminal,file=a",
+            "file=a,socket=b",
+            "off,log",
+            "log=l,log-size=2MB",
+            "log=l,log-files=-1",
+        ] {
+            assert!(console(SERIAL, bad).is_err(), "{bad}");
+        }
+        let error = &console(HVC0, "tty").unwrap_err()[0];
+        assert_eq!(
+            error.to_string(),
+            "--hvc0 tty: tty is not known; it takes terminal, off, file=PATH, socket=PATH"
+        );
     }
 }

@@ -1,44 +1,26 @@
-//! Where a VM's consoles end when it runs in a terminal: standard input and output, or files.
+//! The terminal of `paddock run`: the guest's console is on it, raw, with a key to leave by.
 //!
-//! Guests write to the sinks from vCPU threads and device workers; the keyboard's thread writes to the guest.
+//! The keyboard's thread writes to the guest; what the guest prints goes through the consoles' [`ConsoleEnds`].
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use paddock_api::spec::{Console, ConsoleTarget};
 use tokio::sync::mpsc;
 
 use super::logging;
-use crate::console::{ConsoleEnd, FileError, InputSwitch, open_file};
-use crate::machine::resources::Consoles;
+use crate::console::{ConsoleEnds, InputSwitch};
 use crate::terminal::escape::Escape;
 use crate::terminal::keyboard::Receiver;
-use crate::terminal::{Command, EscapeKey, Keyboard, Output, RawMode, raw};
+use crate::terminal::{Command, EscapeKey, Keyboard, RawMode, raw};
 
-/// How long the end waits for somebody to read what the guest printed last.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 /// Commands typed faster than they are obeyed are lost.
 const COMMANDS: usize = 16;
 
-/// A console that cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum FrontendError {
-    /// The file for the output.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A thread or a descriptor.
-    #[error("setting up the terminal")]
-    Host(#[from] io::Error),
-}
-
-/// The outer ends of a VM's consoles.
+/// A VM's consoles as the one who started it has them.
 #[derive(Debug)]
 pub struct Frontend {
-    outputs: Vec<Output>,
-    /// The keyboard of the console that has the terminal, if one has.
-    input: Option<Arc<InputSwitch>>,
+    ends: Arc<ConsoleEnds>,
     escape: Option<EscapeKey>,
     active: Option<Active>,
 }
@@ -51,50 +33,23 @@ struct Active {
 }
 
 impl Frontend {
-    /// Opens what `console` names. The terminal stays as it is until [`attach`](Self::attach).
-    ///
-    /// # Errors
-    /// When a file cannot be opened.
-    pub fn open(
-        console: &Console,
-        escape: Option<EscapeKey>,
-    ) -> Result<(Self, Consoles), FrontendError> {
-        let mut frontend = Self {
-            outputs: Vec::new(),
-            input: None,
+    /// The terminal stays as it is until [`attach`](Self::attach).
+    pub fn new(ends: Arc<ConsoleEnds>, escape: Option<EscapeKey>) -> Self {
+        Self {
+            ends,
             escape,
             active: None,
-        };
-        let serial = frontend.end("serial", &console.serial)?;
-        let hvc0 = match &console.hvc0 {
-            ConsoleTarget::Off => None,
-            target => Some(frontend.end("hvc0", target)?),
-        };
-        Ok((frontend, Consoles { serial, hvc0 }))
-    }
-
-    fn end(&mut self, name: &str, target: &ConsoleTarget) -> Result<ConsoleEnd, FrontendError> {
-        let output = match target {
-            ConsoleTarget::Off => return Ok(ConsoleEnd::nowhere()),
-            ConsoleTarget::Terminal => Output::new(name, io::stdout())?,
-            ConsoleTarget::File(path) => Output::new(name, open_file(path)?)?,
-        };
-        self.outputs.push(output.clone());
-        let end = ConsoleEnd::new(Arc::new(output));
-        if matches!(target, ConsoleTarget::Terminal) {
-            self.input = Some(Arc::clone(&end.input));
         }
-        Ok(end)
     }
 
     /// Gives the keyboard to the guest; on a terminal in raw mode. Gives the commands that are typed.
     ///
     /// # Errors
     /// When the terminal cannot be changed or the host gives no thread.
-    pub fn attach(&mut self) -> Result<mpsc::Receiver<Command>, FrontendError> {
+    pub fn attach(&mut self) -> io::Result<mpsc::Receiver<Command>> {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let stdin = io::stdin();
-        let Some(input) = &self.input else {
+        let Some(input) = &self.ends.terminal else {
             return Ok(commands);
         };
         let terminal = stdin.is_terminal();
@@ -139,11 +94,7 @@ impl Frontend {
 
     /// Writes what the guest printed last and gives the terminal back.
     pub fn close(mut self) {
-        for output in &self.outputs {
-            if !output.flush(FLUSH_DEADLINE) {
-                tracing::debug!(?output, "not everything that the guest printed was read");
-            }
-        }
+        self.ends.close();
         logging::flush();
         self.active = None;
     }
@@ -178,53 +129,13 @@ fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use paddock_api::spec::VmSpec;
-    use rustix::fs::Mode;
-    use serde_json::json;
-
     use super::*;
-
-    fn open(console: &serde_json::Value) -> Result<(Frontend, Consoles), FrontendError> {
-        let spec = json!({"boot": {"kernel": "k"}, "console": console});
-        let spec = VmSpec::from_json(&spec.to_string()).unwrap();
-        Frontend::open(&spec.console, None)
-    }
-
-    #[test]
-    fn files_are_appended_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let (serial, hvc0) = (dir.path().join("serial"), dir.path().join("hvc0"));
-        std::fs::write(&serial, "before\n").unwrap();
-        let (frontend, consoles) =
-            open(&json!({"serial": {"file": serial}, "hvc0": {"file": hvc0}})).unwrap();
-        consoles.serial.sink.write(b"after\n");
-        consoles.hvc0.unwrap().sink.write(b"hello\n");
-        assert!(!frontend.is_interactive());
-        frontend.close();
-        assert_eq!(std::fs::read(&serial).unwrap(), b"before\nafter\n");
-        assert_eq!(std::fs::read(&hvc0).unwrap(), b"hello\n");
-    }
-
-    #[test]
-    fn what_cannot_be_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        let mode = Mode::RUSR | Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-        for path in [dir.path(), &fifo, Path::new("/nonexistent/log")] {
-            let error = open(&json!({"serial": {"file": path}})).unwrap_err();
-            let expected = format!("console output to {}", path.display());
-            assert_eq!(error.to_string(), expected);
-        }
-    }
 
     #[test]
     fn nothing_to_attach_to() {
-        let (mut frontend, consoles) = open(&json!({"serial": "off"})).unwrap();
-        assert!(consoles.hvc0.is_none());
+        let mut frontend = Frontend::new(Arc::new(ConsoleEnds::nowhere()), None);
         let mut commands = frontend.attach().unwrap();
+        assert!(!frontend.is_interactive());
         assert_eq!(
             commands.try_recv(),
             Err(mpsc::error::TryRecvError::Disconnected)

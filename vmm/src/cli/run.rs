@@ -12,13 +12,14 @@ use paddock_api::spec::{JsonPointer, VmSpec};
 use tokio::sync::{mpsc, watch};
 
 use super::args::{EscapeChoice, RunArgs};
-use super::frontend::{Frontend, FrontendError};
+use super::frontend::Frontend;
 use super::process::{
     self, API_DEADLINE, Ending, Meaning, Signals, Stuck, raise_descriptor_limit, runtime,
 };
 use super::spec::{Origins, assemble};
 use super::{Status, fail, logging};
 use crate::Error;
+use crate::console::ConsoleEnds;
 use crate::driver::{self, Driver, Outcome, Request, VmHandle, VmState};
 use crate::error::chain;
 use crate::slot::VmSlot;
@@ -27,8 +28,6 @@ use crate::terminal::Command;
 /// Why `paddock run` failed, apart from a wrong spec.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
-    #[error(transparent)]
-    Frontend(#[from] FrontendError),
     #[error("starting the control plane")]
     Runtime(#[source] io::Error),
     #[error(transparent)]
@@ -117,10 +116,12 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
         .as_deref()
         .map(ApiSocket::bind)
         .transpose()?;
-    let (mut frontend, consoles) = Frontend::open(&spec.console, escape)?;
+    let ends = ConsoleEnds::open(&spec.console, None).map_err(Error::from)?;
+    let ends = Arc::new(ends);
+    let mut frontend = Frontend::new(Arc::clone(&ends), escape);
     let runtime = runtime().map_err(RunError::Runtime)?;
     let grace = Duration::from_secs(args.shutdown_timeout);
-    let (slot, vm, driver) = VmSlot::holding(spec, Box::new(|_, _| Ok(consoles)));
+    let (slot, vm, driver) = VmSlot::holding(spec, Box::new(|_, _| Ok(ends)));
     let result = runtime.block_on(async {
         let signals = Signals::catch().map_err(RunError::Runtime)?;
         let server = socket

@@ -8,8 +8,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use paddock_api::spec::{
-    BootConfig, ConsoleTarget, CpuConfig, Draft, InvalidSpec, JsonPointer, MemoryConfig, OnReset,
-    SyntaxError, TopologyConfig, VmConfig, VmSpec,
+    BootConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, Draft, InvalidSpec, JsonPointer,
+    MemoryConfig, OnReset, SyntaxError, TopologyConfig, VmConfig, VmSpec,
 };
 
 use super::args::{OnResetArg, RunArgs};
@@ -283,13 +283,28 @@ fn merge_console(
 ) {
     let at = JsonPointer::root().key("console");
     let mut console = config.console.take().unwrap_or_default();
-    if let Some(text) = &args.serial {
-        origins.flag(at.key("serial"), "--serial", text);
-        console.serial = keep(flags::console("--serial", text), errors);
+    let [serial, hvc0] = [
+        (flags::SERIAL, &args.serial, "serial"),
+        (flags::HVC0, &args.hvc0, "hvc0"),
+    ]
+    .map(|(flag, text, key)| {
+        let text = text.as_ref()?;
+        let read = keep(flags::console(flag, text), errors)?;
+        if read.target.is_some() {
+            origins.flag(at.key(key), flag.name, text);
+        }
+        if read.log.is_some() {
+            origins.flag(at.key(&format!("{key}_log")), flag.name, text);
+        }
+        Some(read)
+    });
+    if let Some(flag) = serial {
+        console.serial = flag.target.or(console.serial);
+        merge_log(&mut console.serial_log, flag.log);
     }
-    if let Some(text) = &args.hvc0 {
-        origins.flag(at.key("hvc0"), "--hvc0", text);
-        console.hvc0 = keep(flags::console("--hvc0", text), errors);
+    if let Some(flag) = hvc0 {
+        console.hvc0 = flag.target.or(console.hvc0);
+        merge_log(&mut console.hvc0_log, flag.log);
     }
     for text in &args.port {
         let at = at.key("ports").index(console.ports.len());
@@ -299,15 +314,27 @@ fn merge_console(
     config.console = Some(console);
 }
 
-/// A kernel without a command line prints to the console that has the terminal.
+fn merge_log(config: &mut Option<ConsoleLogConfig>, flag: Option<ConsoleLogConfig>) {
+    if let Some(flag) = flag {
+        let config = config.get_or_insert_default();
+        config.path = flag.path.or(config.path.take());
+        config.size = flag.size.or(config.size);
+        config.files = flag.files.or(config.files);
+    }
+}
+
+/// A kernel without a command line prints to the console that has the terminal, else to one that is somewhere.
 fn default_command_line(config: &mut VmConfig) {
-    let console = config.console.as_ref();
-    let hvc0 = console.is_some_and(|console| console.hvc0 == Some(ConsoleTarget::Terminal));
-    let silent = console.is_some_and(|console| console.serial == Some(ConsoleTarget::Off));
-    let line = match (hvc0, silent) {
-        (true, _) => "console=hvc0",
-        (false, true) => "",
-        (false, false) => "console=ttyS0",
+    use ConsoleTarget::{Off, Terminal};
+    let console = config.console.clone().unwrap_or_default();
+    let hvc0_has_terminal = console.hvc0 == Some(Terminal);
+    let has_hvc0 = console.hvc0.is_some_and(|hvc0| hvc0 != Off) || console.hvc0_log.is_some();
+    let has_serial = console.serial != Some(Off) || console.serial_log.is_some();
+    let line = match (has_serial, has_hvc0) {
+        _ if hvc0_has_terminal => "console=hvc0",
+        (true, _) => "console=ttyS0",
+        (false, true) => "console=hvc0",
+        (false, false) => "",
     };
     if let Some(boot) = &mut config.boot {
         boot.command_line.get_or_insert_with(|| line.to_owned());
@@ -422,11 +449,66 @@ mod tests {
             ..args(Some("k"))
         };
         assert_eq!(command_line(&off), "");
+        for (serial, hvc0, line) in [
+            ("off,log=l", None, "console=ttyS0"),
+            ("off,log=l", Some("socket=s"), "console=ttyS0"),
+            ("off", Some("socket=s"), "console=hvc0"),
+            ("off", Some("off,log=l"), "console=hvc0"),
+            ("socket=s", Some("socket=t"), "console=ttyS0"),
+        ] {
+            let args = RunArgs {
+                serial: Some(serial.into()),
+                hvc0: hvc0.map(str::to_owned),
+                ..args(Some("k"))
+            };
+            assert_eq!(command_line(&args), line, "{serial}, {hvc0:?}");
+        }
         let own = RunArgs {
             cmdline: Some(String::new()),
             ..args(Some("k"))
         };
         assert_eq!(command_line(&own), "");
+    }
+
+    #[test]
+    fn console_flags_and_a_file() {
+        let (_dir, path) = file(
+            "vm.toml",
+            r#"
+            boot = { kernel = "k" }
+            [console]
+            serial = "off"
+            serial_log = { path = "old.log", files = 7 }
+            hvc0 = { socket = "hvc0.sock" }
+            "#,
+        );
+        let (spec, _) = assemble(&RunArgs {
+            spec: Some(path.clone()),
+            serial: Some("socket=s,log-size=64K".into()),
+            hvc0: Some("log=hvc0.log".into()),
+            ..args(None)
+        })
+        .unwrap();
+        assert_eq!(spec.console.serial, ConsoleTarget::Socket("s".into()));
+        assert_eq!(spec.console.hvc0, ConsoleTarget::Socket("hvc0.sock".into()));
+        let log = spec.console.serial_log.unwrap();
+        assert_eq!((log.size.bytes(), log.files), (64 << 10, 7));
+        assert_eq!(log.path, Path::new("old.log"));
+        let log = spec.console.hvc0_log.unwrap();
+        assert_eq!((log.path.to_str(), log.files), (Some("hvc0.log"), 3));
+
+        let error = assemble(&RunArgs {
+            spec: Some(path),
+            serial: Some("socket=s,log-size=1K".into()),
+            hvc0: Some("off,log-files=3".into()),
+            ..args(None)
+        });
+        assert_eq!(
+            text(&error.unwrap_err()),
+            "2 problems with the VM spec:\n  \
+             --hvc0 off,log-files=3: path is missing: give the path of the log file\n  \
+             --serial socket=s,log-size=1K: a log file has 4KiB to 1TiB, not 1KiB"
+        );
     }
 
     #[test]

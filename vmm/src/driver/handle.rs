@@ -7,6 +7,7 @@ use paddock_api::resource::{Action, EndReason, EventKind, VmEnd, VmState};
 use tokio::sync::{mpsc, watch};
 
 use super::Outcome;
+use super::changes::Changes;
 use super::release::Released;
 use crate::Error;
 use crate::error::chain;
@@ -85,6 +86,7 @@ pub struct VmHandle {
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) released: Released,
+    pub(super) changes: Changes,
     pub(super) journal: Arc<Journal>,
 }
 
@@ -137,6 +139,12 @@ impl VmHandle {
         self.status.clone()
     }
 
+    /// The way to the VM's devices.
+    #[must_use]
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
     /// Returns when the VM has ended. Something of it may still be held.
     pub async fn ended(&self) {
         let mut status = self.watch();
@@ -182,6 +190,10 @@ pub(super) fn end_of(result: &Result<Outcome, Error>) -> VmEnd {
 
 #[cfg(test)]
 mod tests {
+    use paddock_api::jobs::Jobs;
+    use paddock_api::spec::VmSpec;
+
+    use super::super::inventory::Inventory;
     use super::super::release::Held;
     use super::*;
 
@@ -196,11 +208,17 @@ mod tests {
         let (requests, receiver) = mpsc::channel(1);
         let (sender, status) = watch::channel(Status { state, end: None });
         let (held, released) = Held::new();
+        let spec = VmSpec::from_json(r#"{"boot": {"kernel": "/k"}}"#).unwrap();
         let handle = VmHandle {
             requests,
             status,
             released,
             journal: Arc::default(),
+            changes: Changes {
+                inventory: Inventory::new(Arc::new(spec)),
+                jobs: Jobs::new(Arc::default()),
+                to_driver: mpsc::channel(1).0,
+            },
         };
         let ends = Ends {
             requests: receiver,

@@ -11,25 +11,34 @@
 //! is illegal in the present state is refused at once. What takes long (building, tearing down) runs on a blocking
 //! thread, so the control plane never stands still.
 
+mod changes;
 mod handle;
+mod inventory;
+mod plugging;
 mod release;
 
 use std::fmt;
 use std::sync::Arc;
 
+use paddock_api::jobs::{Jobs, MAX_RUNNING};
 use paddock_api::journal::Journal;
 use paddock_api::resource::EventKind;
 pub use paddock_api::resource::VmState;
 use paddock_api::spec::{OnReset, VmSpec};
 use paddock_devices::legacy::PowerEvents;
+use paddock_devices::pci::hotplug::SlotEvents;
 use paddock_devices::throttle::Throttle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
+pub use changes::Changes;
 pub use handle::{Refused, Request, Status, VmHandle};
+use inventory::Inventory;
+use plugging::Plugging;
 pub use release::{Held, Released};
 
 use crate::Error;
-use crate::machine::resources::{Consoles, Resources};
+use crate::console::ConsoleEnds;
+use crate::machine::resources::Resources;
 use crate::machine::{Machine, MachineEvents};
 use crate::vcpu::report::CrashReport;
 
@@ -61,12 +70,16 @@ enum Event {
 
 /// Leaves events for the driver, from vCPU threads.
 #[derive(Debug, Clone)]
-struct Events(mpsc::Sender<Event>);
+struct Events {
+    sender: mpsc::Sender<Event>,
+    /// The guest let go of a device; which one, the machine knows. Never lost, as an event may be.
+    released: Arc<Notify>,
+}
 
 impl Events {
     fn send(&self, event: Event) {
         // Full means that the machine's fate is decided already.
-        let _ = self.0.try_send(event);
+        let _ = self.sender.try_send(event);
     }
 }
 
@@ -80,6 +93,12 @@ impl PowerEvents for Events {
     }
 }
 
+impl SlotEvents for Events {
+    fn slot_released(&self) {
+        self.released.notify_one();
+    }
+}
+
 impl MachineEvents for Events {
     fn crashed(&self, report: CrashReport) {
         self.send(Event::Crashed(Box::new(report)));
@@ -88,15 +107,20 @@ impl MachineEvents for Events {
     fn power(&self) -> Arc<dyn PowerEvents> {
         Arc::new(self.clone())
     }
+
+    fn slots(&self) -> Arc<dyn SlotEvents> {
+        Arc::new(self.clone())
+    }
 }
 
 /// Opens the outer ends of a VM's consoles; called on a blocking thread. What stays open longer than the VM keeps a [`Held`].
-pub type OpenConsoles = Box<dyn FnOnce(&VmSpec, &Held) -> Result<Consoles, Error> + Send>;
+pub type OpenConsoles = Box<dyn FnOnce(&VmSpec, &Held) -> Result<Arc<ConsoleEnds>, Error> + Send>;
 
 /// Owns a VM. Nothing happens until [`run`](Self::run).
 pub struct Driver {
     consoles: OpenConsoles,
     turns: Turns,
+    plugging: Plugging,
 }
 
 impl fmt::Debug for Driver {
@@ -139,27 +163,47 @@ enum Turn {
 impl Driver {
     /// A driver for `spec`, and the way to its VM. Events go to `journal`.
     #[must_use]
-    pub fn new(spec: VmSpec, consoles: OpenConsoles, journal: Arc<Journal>) -> (VmHandle, Self) {
+    pub fn new(
+        spec: VmSpec,
+        consoles: OpenConsoles,
+        journal: Arc<Journal>,
+        jobs: Jobs,
+    ) -> (VmHandle, Self) {
+        let spec = Arc::new(spec);
         let (sender, requests) = mpsc::channel(REQUESTS);
         let (status, watch) = watch::channel(Status {
             state: VmState::Starting,
             end: None,
         });
         let (held, released) = Held::new();
+        let inventory = Inventory::new(Arc::clone(&spec));
+        let (to_driver, changes) = mpsc::channel(MAX_RUNNING);
+        let plugging = Plugging::new(inventory.clone(), changes, held.clone());
+        let changes = Changes {
+            inventory,
+            jobs,
+            to_driver,
+        };
         let handle = VmHandle {
             requests: sender,
+            changes,
             status: watch,
             released,
             journal: Arc::clone(&journal),
         };
         let turns = Turns {
-            spec: Arc::new(spec),
+            spec,
             requests,
             life: Life { status, journal },
             held,
             log: Throttle::new(),
         };
-        (handle, Self { consoles, turns })
+        let driver = Self {
+            consoles,
+            turns,
+            plugging,
+        };
+        (handle, driver)
     }
 
     /// Builds the VM, runs it to its end, and tears it down.
@@ -167,7 +211,9 @@ impl Driver {
     /// # Errors
     /// When it cannot be built, at the start or after a reset.
     pub async fn run(mut self) -> Result<Outcome, Error> {
-        let result = self.turns.live(self.consoles).await;
+        let result = self.turns.live(self.consoles, &mut self.plugging).await;
+        // Jobs that the end overtakes have failed before it is told.
+        drop(self.plugging);
         self.turns.life.end(&result);
         result
     }
@@ -185,7 +231,11 @@ struct Turns {
 }
 
 impl Turns {
-    async fn live(&mut self, consoles: OpenConsoles) -> Result<Outcome, Error> {
+    async fn live(
+        &mut self,
+        consoles: OpenConsoles,
+        plugging: &mut Plugging,
+    ) -> Result<Outcome, Error> {
         let (spec, held) = (Arc::clone(&self.spec), self.held.clone());
         let opening = self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?));
         let Some(resources) = self.unless_stopped(opening).await? else {
@@ -195,19 +245,26 @@ impl Turns {
         let mut tell = true;
         loop {
             let (sender, mut events) = mpsc::channel(EVENTS);
-            let events_in = Events(sender);
+            let released = Arc::new(Notify::new());
+            let events_in = Events {
+                sender,
+                released: Arc::clone(&released),
+            };
             let spec = Arc::clone(&self.spec);
             let building = self.blocking(move || Machine::build(&spec, resources, &events_in));
             let Some(machine) = self.unless_stopped(building).await? else {
                 return Ok(Outcome::Stopped);
             };
-            let machine = machine?;
+            let mut machine = machine?;
             machine.start();
             self.life.set(VmState::Running);
             if tell {
                 tracing::info!("guest started");
             }
-            match self.run_machine(&machine, &mut events).await {
+            let turn = self
+                .run_machine(&mut machine, &mut events, &released, plugging)
+                .await;
+            match turn {
                 Turn::Again => {
                     self.life.set(VmState::Resetting);
                     let held_back = self.log.pass();
@@ -220,6 +277,14 @@ impl Turns {
                         return Ok(Outcome::Stopped);
                     };
                     resources = recycled;
+                    plugging.reset(&mut resources);
+                    let quiet = async {
+                        plugging.quiesce().await;
+                        Ok(())
+                    };
+                    if self.unless_stopped(quiet).await?.is_none() {
+                        return Ok(Outcome::Stopped);
+                    }
                 }
                 Turn::End(outcome) => {
                     self.life.set(VmState::Stopping);
@@ -250,7 +315,13 @@ impl Turns {
     }
 
     /// Serves requests and events until this life of the machine is over.
-    async fn run_machine(&mut self, machine: &Machine, events: &mut mpsc::Receiver<Event>) -> Turn {
+    async fn run_machine(
+        &mut self,
+        machine: &mut Machine,
+        events: &mut mpsc::Receiver<Event>,
+        released: &Notify,
+        plugging: &mut Plugging,
+    ) -> Turn {
         loop {
             tokio::select! {
                 Some(event) = events.recv() => match event {
@@ -265,6 +336,8 @@ impl Turns {
                     // All handles gone: nobody is left to stop it otherwise.
                     Some(Request::Stop) | None => return Turn::End(Outcome::Stopped),
                 },
+                () = released.notified() => plugging.released(machine),
+                next = plugging.next() => plugging.apply(next, machine),
             }
         }
     }
@@ -310,11 +383,12 @@ mod tests {
     use paddock_api::resource::EndReason;
 
     use super::*;
-    use crate::console::ConsoleEnd;
 
     fn driver(consoles: OpenConsoles) -> (VmHandle, Driver) {
         let spec = VmSpec::from_json(r#"{"boot": {"kernel": "/absent"}}"#).unwrap();
-        Driver::new(spec, consoles, Arc::default())
+        let journal = Arc::<Journal>::default();
+        let jobs = Jobs::new(Arc::clone(&journal));
+        Driver::new(spec, consoles, journal, jobs)
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -330,10 +404,7 @@ mod tests {
         let (go_on, wait) = std::sync::mpsc::channel::<()>();
         let (vm, driver) = driver(Box::new(move |_, _| {
             let _ = wait.recv();
-            Ok(Consoles {
-                serial: ConsoleEnd::nowhere(),
-                hvc0: None,
-            })
+            Ok(Arc::new(ConsoleEnds::nowhere()))
         }));
         block_on(async {
             vm.request(Request::Stop).unwrap();

@@ -15,6 +15,7 @@ use paddock_devices::legacy::reset::{ResetControl, SystemControlA};
 use paddock_devices::legacy::serial::Serial;
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::pci::host_bridge::HostBridge;
+use paddock_devices::pci::hotplug::{HOT_PLUG_PORTS, HotPlug, SlotEvents};
 use paddock_devices::pci::lpc::LpcBridge;
 use paddock_devices::pci::root::{ConfigPorts, Ecam, PciRoot};
 
@@ -51,6 +52,8 @@ pub struct ChipsetInputs<'a> {
     pub interrupts: &'a Arc<Interrupts>,
     /// Where power-off and reset go.
     pub power: Arc<dyn PowerEvents>,
+    /// Where it is told that the guest let go of a PCI slot.
+    pub slots: Arc<dyn SlotEvents>,
     /// Where the serial port's output goes.
     pub serial_sink: Arc<dyn ConsoleSink>,
     /// Bytes of RAM in all.
@@ -66,6 +69,8 @@ pub struct Chipset {
     pub buses: Buses,
     /// The PCI root bus.
     pub pci: Arc<PciRoot>,
+    /// Its hot-plug registers.
+    pub hot_plug: Arc<HotPlug>,
     /// The serial port, for its input.
     pub serial: Arc<Serial>,
     /// ACPI power management, for the power button.
@@ -111,9 +116,16 @@ impl Chipset {
         }
         let reset = Arc::new(ResetControl::new(inputs.power));
         let pci = build_pci(&ports, &mmio, reset, Arc::clone(&pm) as _)?;
+        let hot_plug = Arc::new(HotPlug::new(&pci, Arc::clone(&pm), inputs.slots));
+        ports.insert(
+            layout::HOT_PLUG_PORTS.start.into(),
+            HOT_PLUG_PORTS,
+            Arc::clone(&hot_plug) as _,
+        )?;
         Ok(Self {
             buses: Buses { ports, mmio },
             pci,
+            hot_plug,
             serial,
             pm,
             cmos,

@@ -5,6 +5,7 @@
 //! leak into the new one. Built and torn down on a blocking thread of the control plane.
 
 pub mod chipset;
+pub mod devices;
 pub mod resources;
 mod slots;
 
@@ -14,9 +15,13 @@ use kvm_ioctls::VcpuFd;
 use paddock_api::spec::{Boot, VmSpec};
 use paddock_devices::console::ConsoleInput;
 use paddock_devices::legacy::PowerEvents;
+use paddock_devices::pci::DeviceFunction;
+use paddock_devices::pci::hotplug::SlotEvents;
+use paddock_devices::virtio::pci::VirtioPci;
 use vm_memory::GuestAddressSpace;
 
 use self::chipset::{Chipset, ChipsetInputs};
+use self::devices::{DeviceKey, OpenDevice};
 use self::resources::Resources;
 use self::slots::PciSlots;
 use crate::Error;
@@ -35,6 +40,8 @@ pub trait MachineEvents {
     fn crashed(&self, report: CrashReport);
     /// Where power-off and reset requests of the guest go.
     fn power(&self) -> Arc<dyn PowerEvents>;
+    /// Where it is told that the guest let go of a device.
+    fn slots(&self) -> Arc<dyn SlotEvents>;
 }
 
 /// A built machine.
@@ -62,6 +69,7 @@ impl Machine {
         let chipset = Chipset::build(ChipsetInputs {
             interrupts: vm.interrupts(),
             power: events.power(),
+            slots: events.slots(),
             serial_sink: Arc::clone(&resources.consoles.serial.sink),
             ram_size: spec.memory.size.bytes(),
             clock_offset: resources.clock_offset,
@@ -71,7 +79,9 @@ impl Machine {
         let mmio64 = layout::mmio64(cpus.physical_bits, ram_size)
             .ok_or_else(|| too_much_ram(cpus.physical_bits))?;
         let mut slots = PciSlots::new(&vm, &chipset, mmio64.clone());
-        resources.plug_devices(spec, &mut slots)?;
+        for device in &mut resources.devices {
+            slots.plug(device)?;
+        }
         let serial = Arc::clone(&chipset.serial) as Arc<dyn ConsoleInput>;
         resources.consoles.serial.input.connect(Some(serial));
         let entry = load(spec, &mut resources.boot_files, &vm, &cpus, mmio64)?;
@@ -102,6 +112,58 @@ impl Machine {
         self.chipset.pm.press_power_button();
     }
 
+    /// Plugs a device into the running machine and tells the guest, which looks by itself.
+    ///
+    /// # Errors
+    /// When there is no place for it or the host lacks something. The device is closed.
+    pub fn add(&mut self, mut device: OpenDevice) -> Result<(), Error> {
+        self.slots.hot_plug(&mut device)?;
+        self.resources.devices.push(device);
+        Ok(())
+    }
+
+    /// Asks the guest to let go of a device; `false` if there is no such device. Asking again is right when nothing comes of it.
+    #[must_use]
+    pub fn want_back(&self, key: &DeviceKey) -> bool {
+        let at = self.slot_of(key);
+        at.is_some_and(|at| {
+            self.chipset.hot_plug.want_back(at);
+            true
+        })
+    }
+
+    /// Tells the guest again of what it has not looked at yet.
+    pub fn remind(&self) {
+        self.chipset.hot_plug.remind();
+    }
+
+    /// Lets the guest keep a device that was wanted back. `false` when the guest has let go of it already.
+    #[must_use]
+    pub fn keep(&self, key: &DeviceKey) -> bool {
+        let at = self.slot_of(key);
+        at.is_none_or(|at| self.chipset.hot_plug.keep(at))
+    }
+
+    /// The devices the guest has let go of since the last call, out of the machine.
+    #[must_use]
+    pub fn take_released(&mut self) -> Vec<ReleasedDevice> {
+        let mut released = Vec::new();
+        for at in self.chipset.hot_plug.take_released() {
+            let devices = &mut self.resources.devices;
+            let index = devices.iter().position(|device| device.slot == Some(at));
+            if let (Some(function), Some(index)) = (self.slots.take(at), index) {
+                let device = devices.remove(index);
+                released.push(ReleasedDevice { function, device });
+            }
+        }
+        released
+    }
+
+    fn slot_of(&self, key: &DeviceKey) -> Option<DeviceFunction> {
+        let mut devices = self.resources.devices.iter();
+        devices.find(|device| device.key() == *key)?.slot
+    }
+
     /// Gives every vCPU a non-maskable interrupt.
     pub fn inject_nmi(&self) {
         if let Err(error) = self.vm.interrupts().inject_nmi() {
@@ -127,6 +189,30 @@ impl Machine {
         self.vcpus.end();
         self.resources.disconnect_serial();
         self.slots.shut_down();
+    }
+}
+
+/// A device that is out of the machine and not closed yet.
+#[derive(Debug)]
+pub struct ReleasedDevice {
+    function: Arc<VirtioPci>,
+    device: OpenDevice,
+}
+
+impl ReleasedDevice {
+    /// Which one it is.
+    #[must_use]
+    pub fn key(&self) -> DeviceKey {
+        self.device.key()
+    }
+
+    /// Drains and closes it; blocks as long as its storage does. `false` if something still holds its backend.
+    #[must_use]
+    pub fn close(self) -> bool {
+        self.function.shut_down();
+        slots::wait_until_quiet(&self.function);
+        drop(self.function);
+        self.device.close()
     }
 }
 

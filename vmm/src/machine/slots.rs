@@ -1,16 +1,22 @@
-//! The PCI slots of a machine: each virtio device gets the next free one, and its BAR the next free place high in memory.
+//! The PCI slots of a machine. A device gets the next free one and keeps it across resets.
+//!
+//! Devices of a machine that is being built get their BAR placed high in memory, as firmware would; one that is added to a running
+//! machine comes as on real hardware, and the guest places it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_devices::bus::Bus;
-use paddock_devices::pci::PciFunction;
+use paddock_devices::pci::hotplug::HotPlug;
 use paddock_devices::pci::root::PciRoot;
+use paddock_devices::pci::{DeviceFunction, PciFunction};
+use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::pci::{BAR_LENGTH, Doorbells, VirtioPci};
-use paddock_devices::virtio::{GuestRam, VirtioDevice};
 
 use super::chipset::Chipset;
+use super::devices::OpenDevice;
 use crate::Error;
 use crate::kvm::{MessageLines, Vm};
 
@@ -29,7 +35,8 @@ pub struct PciSlots {
     doorbells: Arc<dyn Doorbells>,
     next_bar: u64,
     window: Range<u64>,
-    functions: Vec<Arc<VirtioPci>>,
+    hot_plug: Arc<HotPlug>,
+    functions: BTreeMap<DeviceFunction, Arc<VirtioPci>>,
 }
 
 impl PciSlots {
@@ -43,57 +50,93 @@ impl PciSlots {
             doorbells: vm.doorbells(),
             next_bar: window.start.next_multiple_of(BAR_LENGTH),
             window,
-            functions: Vec::new(),
+            hot_plug: Arc::clone(&chipset.hot_plug),
+            functions: BTreeMap::new(),
         }
     }
 
-    /// Plugs a device in, with its BAR placed as firmware would.
+    /// Plugs a device in before the guest runs.
     ///
     /// # Errors
-    /// When the bus is full or the host lacks something; `pointer` says which part of the spec the device is.
-    pub fn plug(&mut self, pointer: &str, device: Box<dyn VirtioDevice>) -> Result<(), Error> {
-        let at = self
-            .root
-            .free_device()
-            .ok_or(Error::TooManyDevices(PLACES))?;
+    /// When the bus is full or the host lacks something.
+    pub fn plug(&mut self, device: &mut OpenDevice) -> Result<(), Error> {
+        let function = self.fill(device)?;
+        let bar = self.next_bar;
+        debug_assert!(bar + BAR_LENGTH <= self.window.end);
+        self.next_bar += BAR_LENGTH;
+        function.place(bar);
+        Ok(())
+    }
+
+    /// Plugs a device in and tells the guest, which runs.
+    ///
+    /// # Errors
+    /// When the bus is full or the host lacks something.
+    pub fn hot_plug(&mut self, device: &mut OpenDevice) -> Result<(), Error> {
+        self.fill(device)?;
+        if let Some(at) = device.slot {
+            self.hot_plug.added(at);
+        }
+        Ok(())
+    }
+
+    /// Puts the device into its slot, or the next free one if it has none yet.
+    fn fill(&mut self, device: &mut OpenDevice) -> Result<Arc<VirtioPci>, Error> {
+        let full = || Error::TooManyDevices(PLACES);
+        let at = device.slot.or_else(|| self.free_slot()).ok_or_else(full)?;
+        let wrong = |error| Error::part(device.key().to_string(), error);
+        let virtio = device.make().map_err(wrong)?;
         let function = VirtioPci::new(
-            device,
+            virtio,
             self.memory.clone(),
             Arc::clone(&self.mmio),
             &self.interrupts,
             Arc::clone(&self.doorbells),
         )
-        .map_err(|error| Error::part(pointer, error))?;
-        let bar = self.next_bar;
-        debug_assert!(bar + BAR_LENGTH <= self.window.end);
-        self.next_bar += BAR_LENGTH;
-        function.place(bar);
+        .map_err(|error| wrong(error.into()))?;
         self.root
             .add(at, Arc::clone(&function) as _)
-            .map_err(|_| Error::TooManyDevices(PLACES))?;
-        self.functions.push(function);
-        Ok(())
+            .map_err(|_| full())?;
+        self.functions.insert(at, Arc::clone(&function));
+        device.slot = Some(at);
+        Ok(function)
+    }
+
+    /// Not one that the guest let go of and whose function is still here.
+    fn free_slot(&self) -> Option<DeviceFunction> {
+        let mut free = self.root.free_devices();
+        free.find(|at| !self.functions.contains_key(at))
+    }
+
+    /// Takes a function out whose slot the guest has let go of.
+    pub fn take(&mut self, at: DeviceFunction) -> Option<Arc<VirtioPci>> {
+        self.functions.remove(&at)
     }
 
     /// Stops every device and takes it off the bus.
     pub fn shut_down(&self) {
-        for function in &self.functions {
+        for function in self.functions.values() {
             function.shut_down();
         }
     }
 
-    /// After [`shut_down`](Self::shut_down), waits until no backend can write to guest RAM any more, however long storage takes: RAM
-    /// that a late read may still land in must not be given to the next machine.
+    /// After [`shut_down`](Self::shut_down), waits until nothing can write to guest RAM any more.
     pub fn wait_until_quiet(&self) {
-        let mut waited = Duration::ZERO;
-        while let Some(busy) = self.functions.iter().find(|f| !f.is_quiet()) {
-            if waited.as_secs().is_multiple_of(10) && waited.subsec_millis() == 0 {
-                let device = busy.name();
-                tracing::warn!(device, "waits for requests from before the reset");
-            }
-            std::thread::sleep(QUIET_INTERVAL);
-            waited += QUIET_INTERVAL;
+        self.functions.values().for_each(|f| wait_until_quiet(f));
+    }
+}
+
+/// Waits until no backend of a function that was shut down can write to guest RAM any more, however long storage takes: RAM that a
+/// late read may still land in must not be given to the next machine, and a disk that may still be written not to another VM.
+pub fn wait_until_quiet(function: &VirtioPci) {
+    let mut waited = Duration::ZERO;
+    while !function.is_quiet() {
+        if waited.as_secs().is_multiple_of(10) && waited.subsec_millis() == 0 {
+            let device = function.name();
+            tracing::warn!(device, "waits for the last requests");
         }
+        std::thread::sleep(QUIET_INTERVAL);
+        waited += QUIET_INTERVAL;
     }
 }
 

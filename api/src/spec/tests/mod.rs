@@ -503,6 +503,16 @@ fn console() {
             "/console/ports/1/socket",
             Duplicate,
         ),
+        (
+            json!({"serial": {"socket": "x".repeat(108)}}),
+            "/console/serial/socket",
+            OutOfRange,
+        ),
+        (
+            json!({"serial": {"socket": "s"}, "ports": [{"name": "a", "socket": "s"}]}),
+            "/console/ports/0/socket",
+            Duplicate,
+        ),
     ] {
         refuses(&with("console", console), &[(at, code)]);
     }
@@ -527,6 +537,63 @@ fn without_a_terminal() {
         assert_eq!(problem.code, UnknownValue);
         assert!(problem.detail.contains("no terminal"), "{problem}");
     }
+}
+
+#[test]
+fn console_logs() {
+    let spec = valid(&with(
+        "console",
+        json!({"serial": {"socket": "s"}, "serial_log": {"path": "a.log"},
+               "hvc0_log": {"path": "b.log", "size": "4K", "files": 1}}),
+    ));
+    assert_eq!(spec.console.serial, ConsoleTarget::Socket("s".into()));
+    let serial = spec.console.serial_log.as_ref().unwrap();
+    assert_eq!((serial.size, serial.files), (ByteSize::from_mib(2), 3));
+    assert_eq!(serial.file(0).to_str(), Some("a.log"));
+    assert_eq!(serial.file(12).to_str(), Some("a.log.12"));
+    let hvc0 = spec.console.hvc0_log.as_ref().unwrap();
+    assert_eq!((hvc0.size.bytes(), hvc0.files), (4096, 1));
+    assert_eq!(spec.console.hvc0, ConsoleTarget::Off);
+    assert!(spec.console.has_hvc0());
+    let log = |log: Value| json!({"serial_log": log});
+    let long = "x".repeat(251);
+    for (console, at, code) in [
+        (log(json!("a.log")), "", WrongType),
+        (log(json!({})), "", MissingField),
+        (log(json!({"path": "a", "keep": 3})), "/keep", UnknownField),
+        (log(json!({"path": ""})), "/path", Malformed),
+        (log(json!({"path": "logs/"})), "/path", Malformed),
+        (log(json!({"path": "logs/.."})), "/path", Malformed),
+        (log(json!({"path": long})), "/path", OutOfRange),
+        (log(json!({"path": "a", "size": 4095})), "/size", OutOfRange),
+        (log(json!({"path": "a", "files": 0})), "/files", OutOfRange),
+        (
+            log(json!({"path": "a", "files": 101})),
+            "/files",
+            OutOfRange,
+        ),
+        (log(json!({"path": "a", "files": "3"})), "/files", WrongType),
+        (
+            json!({"serial": {"file": "a"}, "serial_log": {"path": "a"}}),
+            "/path",
+            Duplicate,
+        ),
+        (
+            json!({"serial": {"socket": "a.2"}, "serial_log": {"path": "a"}}),
+            "/path",
+            Duplicate,
+        ),
+    ] {
+        let at = format!("/console/serial_log{at}");
+        refuses(&with("console", console), &[(&at, code)]);
+    }
+    refuses(
+        &with(
+            "console",
+            json!({"serial_log": {"path": "a"}, "hvc0_log": {"path": "a.1"}}),
+        ),
+        &[("/console/hvc0_log/path", Duplicate)],
+    );
 }
 
 #[test]

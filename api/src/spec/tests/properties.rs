@@ -49,6 +49,9 @@ fn word() -> impl Strategy<Value = String> {
         "rng",
         "on_reset",
         "file",
+        "files",
+        "serial_log",
+        "hvc0_log",
         "terminal",
         "off",
         "auto",
@@ -96,7 +99,8 @@ fn damaged() -> impl Strategy<Value = Value> {
                    "queues": 2, "queue_size": 64, "serial": "s"}, {"path": "b"}],
         "nics": [{"id": "n", "bridge": "b", "vlan": 5, "mac": "02:00:00:00:00:01", "mtu": 1500,
                   "queue_pairs": 2, "queue_size": 16}, {"tap": "t"}],
-        "console": {"serial": "off", "hvc0": {"file": "f"}, "ports": [{"name": "p", "socket": "s"}]},
+        "console": {"serial": {"socket": "c"}, "serial_log": {"path": "l", "size": "1MiB", "files": 2},
+                    "hvc0": {"file": "f"}, "ports": [{"name": "p", "socket": "s"}]},
         "rng": false, "on_reset": "exit",
     });
     assert!(Draft::from_value(whole.clone()).validate().is_ok());

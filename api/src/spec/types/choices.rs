@@ -48,9 +48,12 @@ pub enum OnReset {
 pub enum ConsoleTarget {
     /// The standard input and output of the process.
     Terminal,
-    /// Nowhere: the guest finds no such console, or one on which nothing ever happens.
+    /// Nowhere: the guest finds no such console, or one on which nobody ever types. A log may still keep its output.
     Off,
     /// Output is appended to a file, which is made if need be; there is no input.
     #[schema(value_type = String)]
     File(PathBuf),
+    /// A unix socket, made by Paddock, on which several viewers at once see the output and type.
+    #[schema(value_type = String)]
+    Socket(PathBuf),
 }

@@ -5,7 +5,7 @@
 
 use super::control::HEADER;
 use super::ports::Port;
-use super::socket::Transfer;
+use crate::socket::Transfer;
 use crate::virtio::ring::Ring;
 
 /// Bytes moved at once.

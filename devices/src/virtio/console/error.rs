@@ -1,9 +1,9 @@
 //! What can be wrong with the console ports of a spec, or with the host they are to live on.
 
 use std::io;
-use std::path::PathBuf;
 
 use super::ports::{MAX_NAME, MAX_PORTS};
+use crate::socket::SocketError;
 
 /// Why console ports could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -35,28 +35,9 @@ pub enum ConsoleError {
         /// Their name.
         name: String,
     },
-    /// Somebody listens on the path.
-    #[error("{}: another process listens on this socket; stop it or choose another path", path.display())]
-    InUse {
-        /// The socket's path.
-        path: PathBuf,
-    },
-    /// Something else is at the path.
-    #[error("{}: exists and is not a socket; remove it or choose another path", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The host refused.
-    #[error("{}: {action}", path.display())]
-    Socket {
-        /// The socket's path.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
+    /// A port's socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The host has no descriptor left.
     #[error("creating an event descriptor")]
     Event(#[source] io::Error),

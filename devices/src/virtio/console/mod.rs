@@ -11,7 +11,6 @@ mod data;
 mod engine;
 mod error;
 mod ports;
-mod socket;
 #[cfg(test)]
 mod tests;
 

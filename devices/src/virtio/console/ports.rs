@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::ConsoleError;
-use super::socket::{Client, PortSocket, Transfer};
 use crate::console::{ConsoleInput, ConsoleSink};
+use crate::socket::{Client, PrivateSocket, Transfer};
 
 /// Ports of one device, at most.
 pub const MAX_PORTS: usize = 15;
@@ -66,7 +66,7 @@ pub(super) struct Port {
 #[derive(Debug)]
 pub(super) enum Link {
     Socket {
-        socket: PortSocket,
+        socket: PrivateSocket,
         /// Touched by the worker alone; kept here from one device to the next.
         client: Mutex<Option<Client>>,
     },
@@ -164,7 +164,7 @@ impl Port {
     fn new(spec: PortSpec, wake: &Arc<EventFd>) -> Result<Self, ConsoleError> {
         let link = match spec.backend {
             PortBackend::Socket(path) => Link::Socket {
-                socket: PortSocket::bind(&path)?,
+                socket: PrivateSocket::bind(&path)?,
                 client: Mutex::new(None),
             },
             PortBackend::Host(sink) => Link::Host {

@@ -1,7 +1,19 @@
 //! Where consoles end outside the machine: a sink for what the guest prints and a switch for what is typed.
 //!
-//! Both outlive a reset of the guest: the machine plugs its present device into the switch. Sinks are written on vCPU
-//! threads and device workers; the switch is used by whoever reads the keyboard.
+//! - [`ConsoleEnds`]: all that a VM has, as its spec says.
+//! - [`hub`]: a console on a unix socket, for several viewers, with a [`history`] for those who come late.
+//! - [`log`]: a log of what a console prints, rotated.
+//! - A console on the terminal is [`terminal`](crate::terminal)'s.
+//!
+//! Sinks and switch outlive a reset of the guest: the machine plugs its present device into the switch. Sinks are written on vCPU
+//! threads and device workers and only append to bounded buffers; the switch is used by whoever reads the keyboard. The guest chooses
+//! every byte and how fast.
+
+mod ends;
+pub mod history;
+pub mod hub;
+pub mod log;
+mod viewer;
 
 use std::fs::File;
 use std::io;
@@ -11,6 +23,10 @@ use std::sync::Arc;
 use paddock_devices::console::{ConsoleInput, ConsoleSink};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
+
+pub use ends::{ConsoleEnds, ConsoleError};
+pub use hub::Hub;
+pub use log::RotatingLog;
 
 /// The keyboard side of a console whatever device it has now.
 #[derive(Debug, Default)]
@@ -45,27 +61,33 @@ pub struct ConsoleEnd {
 }
 
 impl ConsoleEnd {
-    /// A console that prints to `sink`.
+    /// A console that prints to all of `sinks`, and gets its input through `input`.
     #[must_use]
-    pub fn new(sink: Arc<dyn ConsoleSink>) -> Self {
-        Self {
-            sink,
-            input: Arc::default(),
-        }
+    pub fn new(mut sinks: Vec<Arc<dyn ConsoleSink>>, input: Arc<InputSwitch>) -> Self {
+        let sink = match sinks.len() {
+            1 => sinks.remove(0),
+            _ => Arc::new(Tee(sinks)),
+        };
+        Self { sink, input }
     }
 
     /// A console that prints nowhere.
     #[must_use]
     pub fn nowhere() -> Self {
-        Self::new(Arc::new(Nowhere))
+        Self::new(Vec::new(), Arc::default())
     }
 }
 
+/// Prints to several sinks, or to none.
 #[derive(Debug)]
-struct Nowhere;
+struct Tee(Vec<Arc<dyn ConsoleSink>>);
 
-impl ConsoleSink for Nowhere {
-    fn write(&self, _bytes: &[u8]) {}
+impl ConsoleSink for Tee {
+    fn write(&self, bytes: &[u8]) {
+        for sink in &self.0 {
+            sink.write(bytes);
+        }
+    }
 }
 
 /// A file that cannot take a console's output.

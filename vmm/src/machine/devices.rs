@@ -1,0 +1,239 @@
+//! The devices of a VM: each with the part of the spec it is made from, and what it keeps of the host from one life of the machine to
+//! the next (an opened disk, a tap, the consoles' sockets).
+//!
+//! Opening may block, as storage does, and runs on a blocking thread. Making the virtio device is cheap: it starts nothing before
+//! the guest's driver does.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment};
+use paddock_devices::pci::DeviceFunction;
+use paddock_devices::virtio::VirtioDevice;
+use paddock_devices::virtio::blk::{Blk, BlkOptions};
+use paddock_devices::virtio::console::{ConsolePorts, VirtioConsole};
+use paddock_devices::virtio::net::{Net, NetOptions};
+use paddock_devices::virtio::rng::VirtioRng;
+use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSource};
+use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
+
+use crate::Error;
+
+/// How often to look whether the last user of a backend is gone.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
+/// Users that remain are vCPUs in the middle of an access: they are gone in no time.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Which device of the VM. Disks have names of their own, and so have NICs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceKey {
+    /// The disk of this id.
+    Disk(String),
+    /// The NIC of this id.
+    Nic(String),
+    /// The virtio console.
+    Console,
+    /// The entropy device.
+    Rng,
+}
+
+impl fmt::Display for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(id) => write!(f, "disk {id}"),
+            Self::Nic(id) => write!(f, "NIC {id}"),
+            Self::Console => f.write_str("virtio console"),
+            Self::Rng => f.write_str("entropy device"),
+        }
+    }
+}
+
+/// A device that is ready to be plugged in.
+#[derive(Debug)]
+pub struct OpenDevice {
+    /// Where it is, once it has been plugged in: it comes back there after a reset.
+    pub(super) slot: Option<DeviceFunction>,
+    part: Part,
+}
+
+#[derive(Debug)]
+enum Part {
+    Disk(Box<spec::Disk>, Arc<dyn Disk>),
+    Nic(Box<spec::Nic>, Nic),
+    Console(Arc<ConsolePorts>),
+    Rng,
+}
+
+/// A NIC's backend with the address it was given.
+#[derive(Debug)]
+struct Nic {
+    backend: Arc<dyn Backend>,
+    mac: MacAddress,
+}
+
+impl OpenDevice {
+    fn new(part: Part) -> Self {
+        Self { slot: None, part }
+    }
+
+    /// Opens a disk. `pointer` is its place in the spec.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn disk(pointer: &str, disk: &spec::Disk) -> Result<Self, Error> {
+        let open = open_disk(pointer, disk)?;
+        Self::new(Part::Disk(Box::new(disk.clone()), open)).tried(pointer)
+    }
+
+    /// Opens a NIC's tap, or makes one. `pointer` is its place in the spec.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn nic(pointer: &str, nic: &spec::Nic) -> Result<Self, Error> {
+        let open = open_nic(pointer, nic)?;
+        Self::new(Part::Nic(Box::new(nic.clone()), open)).tried(pointer)
+    }
+
+    /// The virtio console with these ports.
+    #[must_use]
+    pub fn console(ports: Arc<ConsolePorts>) -> Self {
+        Self::new(Part::Console(ports))
+    }
+
+    /// The entropy device.
+    #[must_use]
+    pub fn rng() -> Self {
+        Self::new(Part::Rng)
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub fn key(&self) -> DeviceKey {
+        match &self.part {
+            Part::Disk(disk, _) => DeviceKey::Disk(disk.id.to_string()),
+            Part::Nic(nic, _) => DeviceKey::Nic(nic.id.to_string()),
+            Part::Console(_) => DeviceKey::Console,
+            Part::Rng => DeviceKey::Rng,
+        }
+    }
+
+    /// Itself, if a device can be made of it: what is wrong with it is found before a guest runs.
+    fn tried(self, pointer: &str) -> Result<Self, Error> {
+        self.make()
+            .map_err(|error| Error::part(pointer, error))
+            .map(|_| self)
+    }
+
+    /// Makes the virtio device, in its initial state.
+    pub(super) fn make(
+        &self,
+    ) -> Result<Box<dyn VirtioDevice>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(match &self.part {
+            Part::Disk(disk, open) => Box::new(make_disk(disk, open)?),
+            Part::Nic(nic, open) => Box::new(make_nic(nic, open)?),
+            Part::Console(ports) => Box::new(VirtioConsole::new("console", Arc::clone(ports))),
+            Part::Rng => Box::new(VirtioRng::new("rng")),
+        })
+    }
+
+    /// Closes it, after the last virtio device made from it was shut down. May block as storage does. Says whether nothing of it is
+    /// in use any more.
+    #[must_use]
+    pub fn close(self) -> bool {
+        let end = Instant::now() + RELEASE_DEADLINE;
+        let is_last = || match &self.part {
+            Part::Disk(_, open) => Arc::strong_count(open) == 1,
+            Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
+            Part::Console(_) | Part::Rng => true,
+        };
+        while !is_last() {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(RELEASE_INTERVAL);
+        }
+        true
+    }
+}
+
+fn make_disk(
+    disk: &spec::Disk,
+    open: &Arc<dyn Disk>,
+) -> Result<Blk, paddock_devices::virtio::blk::BlkOptionsError> {
+    let options = BlkOptions {
+        queues: disk.queues,
+        queue_size: disk.queue_size.get(),
+        serial: disk
+            .serial
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        ..BlkOptions::default()
+    };
+    Blk::new(disk.id.as_str(), Arc::clone(open), options)
+}
+
+fn make_nic(nic: &spec::Nic, open: &Nic) -> Result<Net, paddock_devices::virtio::DeviceError> {
+    let options = NetOptions {
+        mac: open.mac,
+        mtu: nic.mtu.map(|mtu| mtu.get()),
+        queue_pairs: nic.queue_pairs,
+        queue_size: nic.queue_size.get(),
+    };
+    Net::new(nic.id.as_str(), Arc::clone(&open.backend), options)
+}
+
+fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<Arc<dyn Disk>, Error> {
+    let options = RawOptions {
+        read_only: disk.read_only,
+        direct: match disk.direct {
+            DirectIo::Auto => Direct::Auto,
+            DirectIo::On => Direct::On,
+            DirectIo::Off => Direct::Off,
+        },
+        engine: match disk.engine {
+            DiskEngine::Auto => Engine::Auto,
+            DiskEngine::IoUring => Engine::IoUring,
+            DiskEngine::Threads => Engine::Threads,
+        },
+        ..RawOptions::new(&disk.path)
+    };
+    let open = RawDisk::open(&options).map_err(|error| Error::part(pointer, error))?;
+    tracing::info!(
+        disk = disk.id.as_str(),
+        path = %disk.path.display(),
+        bytes = open.size(),
+        direct = open.is_direct(),
+        engine = ?open.engine(),
+        "disk opened"
+    );
+    Ok(Arc::new(open))
+}
+
+fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {
+    let wrong = |error: paddock_network::NetworkError| Error::part(pointer, error);
+    let name = |name: &spec::InterfaceName| name.as_str().parse::<InterfaceName>().map_err(wrong);
+    let source = match &nic.attachment {
+        NicAttachment::Tap(tap) => TapSource::Existing { name: name(tap)? },
+        NicAttachment::Bridge { bridge, vlan } => TapSource::Bridge(BridgePort {
+            bridge: name(bridge)?,
+            tap: None,
+            vlan: match vlan {
+                Some(vlan) => Some(vlan.get().try_into().map_err(wrong)?),
+                None => None,
+            },
+            mtu: nic.mtu.map(|mtu| mtu.get()),
+        }),
+    };
+    let tap = Tap::open(&source, nic.queue_pairs).map_err(wrong)?;
+    let mac = match &nic.mac {
+        Some(mac) => mac.to_string().parse().map_err(wrong)?,
+        None => MacAddress::random().map_err(wrong)?,
+    };
+    tracing::info!(nic = nic.id.as_str(), tap = tap.interface().as_str(), %mac, "NIC attached");
+    Ok(Nic {
+        backend: Arc::new(tap),
+        mac,
+    })
+}
