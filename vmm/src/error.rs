@@ -70,12 +70,24 @@ impl Error {
         }
     }
 
-    /// The JSON pointer to the part of the spec that it is about, if it is about one, and what is wrong there.
+    /// The JSON pointer to the part of the spec that it is about, if it is about one.
     #[must_use]
-    pub fn place(&self) -> Option<(&str, &(dyn std::error::Error + 'static))> {
+    pub fn pointer(&self) -> Option<&str> {
         match self {
-            Self::Part { pointer, source } => Some((pointer, source.as_ref())),
-            Self::Cpus(source) => Some(("/cpus", source.as_ref())),
+            Self::Part { pointer, .. } => Some(pointer),
+            Self::Cpus(_) => Some("/cpus"),
+            Self::Kvm(KvmError::TooManyVcpus { .. }) => Some("/cpus/count"),
+            Self::Memory(_) => Some("/memory"),
+            Self::Boot(error) => error.pointer(),
+            _ => None,
+        }
+    }
+
+    /// What is wrong there, where the message begins with the pointer and leaves that to its source.
+    #[must_use]
+    pub fn at_pointer(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Part { source, .. } | Self::Cpus(source) => Some(source.as_ref()),
             _ => None,
         }
     }

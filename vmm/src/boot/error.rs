@@ -116,6 +116,17 @@ impl BootError {
         self.kind
     }
 
+    /// The JSON pointer to the part of the spec that it is about, if it is about one.
+    #[must_use]
+    pub fn pointer(&self) -> Option<&'static str> {
+        match self.subject {
+            Subject::Kernel => Some("/boot/kernel"),
+            Subject::Initramfs => Some("/boot/initramfs"),
+            Subject::CommandLine => Some("/boot/command_line"),
+            Subject::BootData => None,
+        }
+    }
+
     /// The file it is about, if it is about one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

@@ -62,12 +62,12 @@ Examples
 
 const SERVE_NOTES: &str = "\
 The API
-  HTTP/1.1 and JSON under /api/v1, for the user of the process and root. GET /openapi.json describes all of it.
-    PUT /vm                            make a VM from a spec, as `paddock run --spec` takes it, and start it
-    GET /vm                            its spec, its state, and how it ended
-    DELETE /vm                         stop it at once, and make room for another
-    POST /vm/actions/power-button      also reset and nmi
-    GET /events                        what happens, as server-sent events; ?after=N goes on behind event N
+  HTTP/1.1 and JSON under /api/v1, for the user of the process and root. GET /openapi.json has all of it.
+    PUT /vm                         make a VM from a spec, as for `run --spec`, and start it
+    GET /vm                         its spec, its state, and how it ended
+    DELETE /vm                      stop it at once, and make room for another
+    POST /vm/actions/power-button   also reset and nmi
+    GET /events                     what happens, as it happens; ?after=N goes on after event N
   A VM made this way has no terminal: its consoles are off, or files.
 
 Signals
@@ -85,7 +85,7 @@ Examples
   curl --unix-socket /run/vm/api.sock http://vm/api/v1/vm \\
       -T vm.json -H 'Content-Type: application/json'
   curl --unix-socket /run/vm/api.sock http://vm/api/v1/vm/actions/power-button -X POST
-  curl --unix-socket /run/vm/api.sock http://vm/api/v1/events?after=0 -N";
+  curl --unix-socket /run/vm/api.sock http://vm/api/v1/events -N";
 
 /// A lightweight KVM virtual machine manager: one process runs one VM
 #[derive(Debug, Parser)]

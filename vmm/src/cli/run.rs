@@ -80,7 +80,7 @@ fn explain(error: &RunError, origins: &Origins) -> String {
     let RunError::Vm(cause) = error else {
         return chain(error);
     };
-    let Some((pointer, source)) = cause.place() else {
+    let (Some(pointer), Some(source)) = (cause.pointer(), cause.at_pointer()) else {
         return chain(error);
     };
     let place = pointer.parse().map_or_else(

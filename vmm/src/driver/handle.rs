@@ -175,13 +175,11 @@ pub(super) fn end_of(result: &Result<Outcome, Error>) -> VmEnd {
             ..VmEnd::new(EndReason::Crashed)
         },
         Err(error) => {
-            let (pointer, detail) = match error.place() {
-                Some((pointer, source)) => (Some(pointer.to_owned()), chain(source)),
-                None => (None, chain(error)),
-            };
+            // Without the pointer, which has a place of its own.
+            let cause = error.at_pointer().unwrap_or(error);
             VmEnd {
-                detail: Some(detail),
-                pointer,
+                detail: Some(chain(cause)),
+                pointer: error.pointer().map(ToOwned::to_owned),
                 ..VmEnd::new(EndReason::Failed)
             }
         }

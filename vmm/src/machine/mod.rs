@@ -300,7 +300,7 @@ fn load(
             pm_base: layout::PM_BASE,
         },
     )
-    .map_err(|error| Error::part("/", error))?;
+    .map_err(|error| Error::part("/cpus", error))?;
     let entry = boot::load(
         files,
         &BootRequest {
