@@ -3,12 +3,14 @@
 //! The tests are compiled outside and run inside the lab, as root, one at a time (`tests/run --only vm`). Every wait has a
 //! deadline; what fails shows the guest's console and paddock's log.
 
+pub mod api;
 pub mod bench;
 pub mod files;
 pub mod host;
 pub mod viewer;
 pub mod vm;
 
+pub use api::{Answer, Api, Events};
 pub use vm::{Kernel, Vm, VmBuilder};
 
 /// How much of something a test does: `usual` in CI, `soak` under `tests/run --soak`.

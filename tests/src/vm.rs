@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use paddock_probe::client::Client;
 use paddock_probe::protocol::{Call, Exec, Info, InfoReply, PowerOff};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::api::Api;
 use crate::files;
 
 /// How long a guest may take from `paddock run` to its probe. The lab does some ten thousand exits a second.
@@ -51,6 +53,7 @@ pub struct VmBuilder {
     memory: String,
     command_line: String,
     arguments: Vec<String>,
+    api: bool,
 }
 
 impl Default for VmBuilder {
@@ -62,6 +65,7 @@ impl Default for VmBuilder {
             memory: "256M".to_owned(),
             command_line: "console=ttyS0 quiet panic=-1".to_owned(),
             arguments: Vec::new(),
+            api: false,
         }
     }
 }
@@ -118,6 +122,13 @@ impl VmBuilder {
         self
     }
 
+    /// Offers the HTTP API.
+    #[must_use]
+    pub fn api(mut self) -> Self {
+        self.api = true;
+        self
+    }
+
     /// Starts the process and waits for the guest's probe.
     ///
     /// # Panics
@@ -135,10 +146,9 @@ impl VmBuilder {
     /// When it cannot be started.
     #[must_use]
     pub fn start(self) -> Vm {
-        let directory =
-            tempfile::tempdir().unwrap_or_else(|error| panic!("temporary directory: {error}"));
-        let socket = directory.path().join("probe.sock");
-        let mut child = Command::new(files::paddock())
+        let directory = Directory::new();
+        let mut command = Command::new(files::paddock());
+        command
             .args(["run", "--log-level", "info", "--kernel"])
             .arg(self.kernel.path())
             .arg("--initramfs")
@@ -146,23 +156,66 @@ impl VmBuilder {
             .args(["--cmdline", &self.command_line])
             .args(["--cpus", &self.cpus, "--memory", &self.memory])
             .arg("--port")
-            .arg(format!("name=paddock.probe,socket={}", socket.display()))
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", files::paddock().display()));
-        let console = Transcript::follow(child.stdout.take());
-        let log = Transcript::follow(child.stderr.take());
-        Vm {
-            child,
-            console,
-            log,
-            probe: None,
-            socket,
-            _directory: directory,
+            .arg(format!(
+                "name=paddock.probe,socket={}",
+                directory.probe().display()
+            ))
+            .args(&self.arguments);
+        if self.api {
+            command.arg("--api-socket").arg(directory.api());
         }
+        Vm::spawn(command, directory)
+    }
+
+    /// Starts a process that serves the HTTP API and has no VM yet.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn serve(self) -> Vm {
+        let directory = Directory::new();
+        let socket = directory.api();
+        self.serve_in(directory, &socket)
+    }
+
+    /// Starts one with its API at `socket`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn serve_at(self, socket: &Path) -> Vm {
+        self.serve_in(Directory::new(), socket)
+    }
+
+    fn serve_in(self, directory: Directory, socket: &Path) -> Vm {
+        let mut command = Command::new(files::paddock());
+        command
+            .args(["serve", "--log-level", "info", "--api-socket"])
+            .arg(socket)
+            .args(self.arguments);
+        Vm::spawn(command, directory)
+    }
+}
+
+/// Where a VM's sockets are.
+#[derive(Debug)]
+struct Directory(TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap_or_else(|error| panic!("temporary directory: {error}")))
+    }
+
+    fn probe(&self) -> PathBuf {
+        self.0.path().join("probe.sock")
+    }
+
+    fn api(&self) -> PathBuf {
+        self.0.path().join("api.sock")
+    }
+
+    fn console(&self) -> PathBuf {
+        self.0.path().join("console.log")
     }
 }
 
@@ -173,8 +226,7 @@ pub struct Vm {
     console: Transcript,
     log: Transcript,
     probe: Option<Client>,
-    socket: PathBuf,
-    _directory: TempDir,
+    directory: Directory,
 }
 
 impl Vm {
@@ -182,6 +234,58 @@ impl Vm {
     #[must_use]
     pub fn builder() -> VmBuilder {
         VmBuilder::default()
+    }
+
+    fn spawn(mut command: Command, directory: Directory) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", files::paddock().display()));
+        let console = Transcript::follow(child.stdout.take());
+        let log = Transcript::follow(child.stderr.take());
+        Self {
+            child,
+            console,
+            log,
+            probe: None,
+            directory,
+        }
+    }
+
+    /// Its API, as soon as it is there.
+    ///
+    /// # Panics
+    /// When it is not there in time.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        Api::at(&self.directory.api())
+    }
+
+    /// A spec for the API, of a VM with this many vCPUs, 256 MiB, and the probe. Its serial console goes to
+    /// [`console_file`](Self::console_file).
+    #[must_use]
+    pub fn spec(&self, cpus: u32) -> Value {
+        json!({
+            "boot": {
+                "kernel": Kernel::BzImage.path(),
+                "initramfs": files::guest("initramfs.cpio"),
+                "command_line": "console=ttyS0 quiet panic=-1",
+            },
+            "cpus": {"count": cpus},
+            "memory": {"size": "256MiB"},
+            "console": {
+                "serial": {"file": self.console_file()},
+                "ports": [{"name": "paddock.probe", "socket": self.directory.probe()}],
+            },
+        })
+    }
+
+    /// Where a VM of [`spec`](Self::spec) prints.
+    #[must_use]
+    pub fn console_file(&self) -> PathBuf {
+        self.directory.console()
     }
 
     /// Connects to the guest's probe, waiting for it as long as a boot takes; again after a reset.
@@ -196,7 +300,7 @@ impl Vm {
 
     fn try_connect(&mut self) -> Result<(), paddock_probe::client::Error> {
         self.probe = None;
-        let (client, _) = Client::connect(&self.socket, BOOT_DEADLINE)?;
+        let (client, _) = Client::connect(self.directory.probe(), BOOT_DEADLINE)?;
         self.probe = Some(client);
         Ok(())
     }

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_io_timeout::TimeoutStream;
@@ -31,6 +31,10 @@ use crate::problem::{Code, MEDIA_TYPE, Problem};
 
 /// A head of a request, with its path and headers, has at most this many bytes.
 const MAX_HEAD: usize = 16 << 10;
+/// Refused clients that are seen off at once.
+const REFUSED: usize = 16;
+/// How long a refused client may take to go.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait when the host has no more descriptors.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -42,13 +46,20 @@ pub(super) async fn serve(
     mut ending: watch::Receiver<bool>,
 ) {
     let table = Arc::<Table>::default();
+    let refused = Arc::new(Semaphore::new(REFUSED));
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    if let Some(place) = table.admit(&stream, limits.connections) {
+                Ok((stream, _)) => match table.admit(&stream, limits.connections) {
+                    Ok(place) => {
                         tasks.spawn(converse(stream, app.clone(), place, limits, ending.clone()));
+                    }
+                    Err(problem) => {
+                        refuse(&stream, &problem);
+                        if let Ok(place) = Arc::clone(&refused).try_acquire_owned() {
+                            tasks.spawn(see_off(stream, place));
+                        }
                     }
                 }
                 Err(error) => {
@@ -91,18 +102,16 @@ struct Connection {
 }
 
 impl Table {
-    /// A place for a new client, if need be another's; `None` if it has been refused.
-    fn admit(self: &Arc<Self>, stream: &UnixStream, limit: usize) -> Option<Place> {
+    /// A place for a new client, if need be another's.
+    fn admit(self: &Arc<Self>, stream: &UnixStream, limit: usize) -> Result<Place, Problem> {
         if !is_welcome(stream) {
             let detail = "the API serves the user of its process, and root";
-            refuse(stream, Code::Forbidden, detail);
-            return None;
+            return Err(Problem::new(Code::Forbidden, detail));
         }
         let mut places = self.places.lock();
         if places.taken.len() >= limit && !places.cut_longest_idle() {
             let detail = format!("{limit} clients are being served; try again later");
-            refuse(stream, Code::TooManyConnections, &detail);
-            return None;
+            return Err(Problem::new(Code::TooManyConnections, detail));
         }
         let connection = Arc::new(Connection {
             busy: AtomicBool::new(false),
@@ -113,7 +122,7 @@ impl Table {
         places.next += 1;
         places.taken.insert(id, Arc::clone(&connection));
         drop(places);
-        Some(Place {
+        Ok(Place {
             table: Arc::clone(self),
             id,
             connection,
@@ -226,9 +235,8 @@ async fn converse(
 }
 
 /// Tells a client that it is not served. What does not fit the socket at once is lost.
-fn refuse(stream: &UnixStream, code: Code, detail: &str) {
-    let problem = Problem::new(code, detail);
-    let body = serde_json::to_string(&problem).unwrap_or_default();
+fn refuse(stream: &UnixStream, problem: &Problem) {
+    let body = serde_json::to_string(problem).unwrap_or_default();
     let answer = format!(
         "HTTP/1.1 {} {}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         problem.status,
@@ -241,4 +249,21 @@ fn refuse(stream: &UnixStream, code: Code, detail: &str) {
         }
         _ => {}
     }
+}
+
+/// Lets a refused client send its request, which goes nowhere: if its sending failed, most clients would not look for an answer.
+async fn see_off(stream: UnixStream, _place: OwnedSemaphorePermit) {
+    let drained = async {
+        let mut buffer = [0; 4096];
+        let mut taken = 0;
+        while taken < MAX_HEAD && stream.readable().await.is_ok() {
+            match stream.try_read(&mut buffer) {
+                Ok(count @ 1..) => taken += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => break,
+            }
+        }
+    };
+    // Its end, or that of our patience.
+    let _ = tokio::time::timeout(PATIENCE, drained).await;
 }

@@ -40,10 +40,14 @@ fn where_all_are_being_served_another_is_told_so() {
         ..Limits::default()
     });
     let mut followers = [(); 3].map(|()| follower(&server));
+    // Before it has said anything, and after it has.
     let mut client = server.connect();
     let refused = client.answer();
     assert_eq!(refused.refusal(), (503, "too-many-connections".to_owned()));
     server.document.check("GET", "/api/v1/vm", &refused);
+    for _ in 0..10 {
+        assert_eq!(server.get("/api/v1/vm").status, 503);
+    }
     assert!(client.rest().is_empty());
     // One goes.
     followers[1]
