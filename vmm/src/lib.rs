@@ -1,10 +1,11 @@
-//! The machine: KVM, memory, vCPUs, boot, firmware tables, the state driver and the command line.
+//! The machine: KVM, memory, vCPUs, boot, firmware tables, the state driver, the command line and the doctor.
 
 pub mod acpi;
 pub mod boot;
 pub mod cli;
 pub mod console;
 pub mod cpu;
+pub mod doctor;
 pub mod driver;
 mod error;
 pub mod kvm;

@@ -83,6 +83,12 @@ impl NetworkError {
         self.kind
     }
 
+    /// What is wrong and what mends it, without the subject.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The interface or value it is about.
     #[must_use]
     pub fn subject(&self) -> &str {

@@ -20,6 +20,14 @@ pub(crate) fn open_tun() -> io::Result<OwnedFd> {
     )?)
 }
 
+/// `TUNGETFEATURES`: the `IFF_*` flags the driver knows. Attaches nothing.
+pub(crate) fn features(tun: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut flags: libc::c_uint = 0;
+    // SAFETY: TUNGETFEATURES writes one unsigned int, and `flags` is one.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETFEATURES, &raw mut flags) })?;
+    Ok(flags)
+}
+
 /// `TUNSETIFF`: attaches the queue to the interface `name`, which it makes if need and right be. A `%d` in the name becomes
 /// a free number. Returns the interface's name.
 pub(crate) fn attach(tun: &OwnedFd, name: &str, flags: c_int) -> io::Result<String> {

@@ -8,6 +8,7 @@
 //! [`Backend::set_active_queues`], and the frames.
 
 pub mod address;
+pub mod advice;
 mod backend;
 #[cfg(feature = "test-utils")]
 pub mod double;
@@ -15,6 +16,7 @@ mod error;
 mod ioctl;
 mod netlink;
 mod port;
+pub mod probe;
 mod tap;
 
 pub use address::{InterfaceName, MacAddress, VlanId};

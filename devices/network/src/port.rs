@@ -12,6 +12,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::address::{InterfaceName, MacAddress, VlanId};
+use crate::advice;
 use crate::error::{NetworkError, NetworkErrorKind as Kind};
 use crate::netlink::{Link, LinkKind, Netlink};
 
@@ -46,7 +47,8 @@ impl Bridge {
                 Kind::NotFound,
                 name,
                 format!(
-                    "there is no such bridge; make it with: ip link add {name} up type bridge vlan_filtering 1"
+                    "there is no such bridge; make it with: {}",
+                    advice::make_bridge(name.as_str())
                 ),
             ));
         };
@@ -66,7 +68,8 @@ impl Bridge {
                 name,
                 format!(
                     "its vlan_filtering is off, so VLAN {vlan} would keep nothing apart; \
-                     switch it on with: ip link set {name} type bridge vlan_filtering 1"
+                     switch it on with: {}",
+                    advice::switch_vlan_filtering_on(name.as_str())
                 ),
             ));
         }

@@ -303,7 +303,7 @@ fn find_tap(netlink: &mut Netlink, name: &InterfaceName) -> Result<(Link, TapSta
     ))
 }
 
-fn open_tun(tap: &dyn fmt::Display) -> Result<OwnedFd, NetworkError> {
+pub(crate) fn open_tun(tap: &dyn fmt::Display) -> Result<OwnedFd, NetworkError> {
     ioctl::open_tun().map_err(|error| {
         let device = ioctl::TUN_DEVICE;
         let (kind, message) = match error.raw_os_error() {

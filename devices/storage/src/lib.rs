@@ -14,4 +14,5 @@ pub mod testing;
 pub use buffer::Buffer;
 pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};
 pub use error::{OpenError, OpenErrorKind};
+pub use raw::probe;
 pub use raw::{Direct, Engine, RawDisk, RawOptions};

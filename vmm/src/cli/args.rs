@@ -87,6 +87,33 @@ Examples
   curl --unix-socket /run/vm/api.sock http://vm/api/v1/vm/actions/power-button -X POST
   curl --unix-socket /run/vm/api.sock http://vm/api/v1/events -N";
 
+const DOCTOR_NOTES: &str = "\
+Verdicts
+  ok        as it should be
+  degraded  there, but slower, smaller or less safe than it could be; or Paddock falls back to something else
+  missing   not there, or not for this user: VMs that ask for it are refused; no VM runs at all only where it says so
+  unknown   it could not be looked at
+  Checks that need another one first, such as a guest on a KVM that does not open, are left out.
+
+JSON
+  {\"version\": 1, \"paddock\": …, \"kernel\": …, \"can_run\": true, \"counts\": {\"ok\": N, …}, \"checks\": [
+    {\"group\": …, \"name\": …, \"subject\": …, \"verdict\": \"ok\", \"blocks\": false, \"found\": …, \"means\": …,
+     \"fix\": {\"text\": …, \"commands\": […]}, \"facts\": {…}}, …]}
+  subject (which bridge, which directory), means and fix may be null. No VM runs while a check blocks. Keys and checks are added \
+while the version stays 1, none goes. For programs there are verdict, blocks and facts; the rest is worded for people.
+
+Exit status
+  0  a VM can run here
+  1  no VM can run here
+  2  the command line is wrong
+
+Examples
+  paddock doctor
+
+  paddock doctor --directory /var/lib/vms
+
+  paddock doctor --json | jq -r '.checks[] | select(.verdict != \"ok\") | .group + \".\" + .name'";
+
 /// A lightweight KVM virtual machine manager: one process runs one VM
 #[derive(Debug, Parser)]
 #[command(name = "paddock", version, styles = STYLES, max_term_width = 100, infer_long_args = false)]
@@ -110,6 +137,25 @@ pub enum Command {
     /// One process has one VM at a time. The command ends by a signal, and brings the VM to its end first.
     #[command(after_long_help = SERVE_NOTES, after_help = "Try `paddock serve --help` for examples.")]
     Serve(ServeArgs),
+
+    /// Say what this host offers to VMs, what it lacks, and how to mend that
+    ///
+    /// Looks at the processor and the hypervisor below, KVM, memory, storage, network, limits and clocks, as this user. A guest
+    /// of a few instructions is run; nothing on the host is changed.
+    #[command(after_long_help = DOCTOR_NOTES, after_help = "Try `paddock doctor --help` for the JSON and the exit status.")]
+    Doctor(DoctorArgs),
+}
+
+/// `paddock doctor`
+#[derive(Debug, Default, Args)]
+pub struct DoctorArgs {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+
+    /// Look also at what disk images in DIR can do: O_DIRECT, locks, discard. A nameless file is made there and goes at once
+    #[arg(long, value_name = "DIR")]
+    pub directory: Vec<PathBuf>,
 }
 
 /// `paddock run`
@@ -335,9 +381,11 @@ mod tests {
 
     fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
         let words = ["paddock", "run"].iter().chain(args);
-        Cli::try_parse_from(words).map(|cli| match cli.command {
-            Command::Run(args) => *args,
-            Command::Serve(_) => panic!("that is another command"),
+        Cli::try_parse_from(words).map(|cli| {
+            let Command::Run(args) = cli.command else {
+                panic!("not run")
+            };
+            *args
         })
     }
 
@@ -398,6 +446,25 @@ mod tests {
             &["--kernel", "k", "--log-level", "loud"],
         ] {
             assert_eq!(run(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn doctor() {
+        let doctor = |args: &[&str]| {
+            let words = ["paddock", "doctor"].iter().chain(args);
+            Cli::try_parse_from(words).map(|cli| match cli.command {
+                Command::Doctor(args) => args,
+                other => panic!("{other:?}"),
+            })
+        };
+        let args = doctor(&["--json", "--directory", "a", "--directory", "b"]).unwrap();
+        assert!(args.json);
+        assert_eq!(args.directory, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(doctor(&["a"]).unwrap_err().exit_code(), 2);
+        let help = doctor(&["--help"]).unwrap_err().to_string();
+        for text in ["Exit status", "no VM can run", "degraded", "\"checks\""] {
+            assert!(help.contains(text), "{text} is not in\n{help}");
         }
     }
 

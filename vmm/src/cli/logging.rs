@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::args::{LogArgs, LogFormat, LogLevel};
+use super::colours;
 use crate::terminal::{Output, raw};
 
 /// How long the end of the process waits for somebody to read the last lines.
@@ -46,19 +47,13 @@ pub fn start(args: LogArgs) -> io::Result<()> {
         .with_max_level(level)
         .with_writer(LogWriter)
         .with_target(level >= LevelFilter::DEBUG)
-        .with_ansi(terminal && wants_colours());
+        .with_ansi(terminal && colours::wanted());
     match args.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     catch_panics();
     Ok(())
-}
-
-/// <https://no-color.org>, and terminals that say that they can do nothing.
-fn wants_colours() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
 fn catch_panics() {

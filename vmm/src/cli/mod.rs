@@ -4,6 +4,8 @@
 //! [`Status`]; errors are printed here, once.
 
 pub mod args;
+mod colours;
+mod doctor;
 mod flags;
 mod frontend;
 mod logging;
@@ -43,6 +45,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let status = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     logging::flush();
     status.into()

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-/// How a command ended. The numbers are part of the interface; `paddock run --help` lists them.
+/// How a command ended. The numbers are part of the interface; each command's `--help` lists its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
     /// The guest powered off, or the command did what it should.
     Success = 0,
-    /// Something is missing on the host or cannot be opened.
+    /// Something is missing on the host or cannot be opened. From the doctor: no VM can run here.
     Error = 1,
     /// The command line or the VM spec is wrong.
     Usage = 2,

@@ -53,9 +53,11 @@ pub enum KvmError {
 fn open_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            ": is virtualization switched on (BIOS, or the hypervisor below), and is kvm_intel or kvm_amd loaded?"
+            ": is virtualization switched on (BIOS, or the hypervisor below), and is kvm_intel or kvm_amd loaded? paddock doctor tells"
         }
-        io::ErrorKind::PermissionDenied => ": run as root or as a member of the group kvm",
+        io::ErrorKind::PermissionDenied => {
+            ": run as root or as a member of the group kvm; paddock doctor tells how"
+        }
         _ => "",
     }
 }
@@ -99,18 +101,44 @@ impl Kvm {
     /// # Errors
     /// Missing device, rights, API version or capability, each named.
     pub fn open() -> Result<Self, KvmError> {
+        let this = Self::open_unchecked()?;
+        let missing = this.missing().next();
+        match missing {
+            Some(name) => Err(KvmError::Missing(name)),
+            None => Ok(this),
+        }
+    }
+
+    /// Opens a `/dev/kvm` that may lack capabilities: [`Kvm::missing`] tells.
+    ///
+    /// # Errors
+    /// Missing device, rights or API version.
+    pub(crate) fn open_unchecked() -> Result<Self, KvmError> {
         let fd = kvm_ioctls::Kvm::new()
             .map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))?;
         let version = fd.get_api_version();
         if u32::try_from(version) != Ok(KVM_API_VERSION) {
             return Err(KvmError::ApiVersion(version));
         }
-        for (cap, name) in REQUIRED {
-            if !fd.check_extension(cap) {
-                return Err(KvmError::Missing(name));
-            }
-        }
         Ok(Self { fd })
+    }
+
+    /// The capabilities that the machine cannot do without and this KVM has not, by the kernel's names.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &'static str> {
+        REQUIRED
+            .into_iter()
+            .filter(|(cap, _)| !self.fd.check_extension(*cap))
+            .map(|(_, name)| name)
+    }
+
+    /// What KVM answers about a capability, by its number: 0 if it is not there, otherwise 1 or what the capability says.
+    pub(crate) fn capability(&self, number: u32) -> u32 {
+        u32::try_from(self.fd.check_extension_raw(number.into())).unwrap_or(0)
+    }
+
+    /// The largest number of vCPUs of a VM.
+    pub(crate) fn max_vcpus(&self) -> usize {
+        self.fd.get_max_vcpus()
     }
 
     /// The CPU features KVM can give a guest on this host.
@@ -134,7 +162,7 @@ impl Kvm {
     /// # Errors
     /// When KVM refuses a step, which the error names.
     pub fn create_vm(&self, memory: &GuestRam, vcpus: u32) -> Result<Vm, KvmError> {
-        let most = self.fd.get_max_vcpus();
+        let most = self.max_vcpus();
         if vcpus as usize > most {
             return Err(KvmError::TooManyVcpus {
                 wanted: vcpus,

@@ -7,6 +7,7 @@
 
 mod memory;
 mod open;
+pub mod probe;
 mod task;
 mod threads;
 mod uring;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Capabilities, Disk, DiskQueue, OpenError, OpenErrorKind};
 
@@ -87,6 +89,10 @@ struct Image {
 pub struct RawDisk {
     image: Arc<Image>,
     engine: Engine,
+    /// Whether threads will do where io_uring gives out later: [`Engine::Auto`] was asked for.
+    threads_will_do: bool,
+    /// It gave out, and that was said.
+    gave_out: AtomicBool,
 }
 
 impl RawDisk {
@@ -111,6 +117,8 @@ impl RawDisk {
         Ok(Self {
             image: Arc::new(image),
             engine,
+            threads_will_do: options.engine == Engine::Auto,
+            gave_out: AtomicBool::new(false),
         })
     }
 
@@ -120,10 +128,19 @@ impl RawDisk {
         self.image.direct.is_some()
     }
 
-    /// The engine in use: never [`Engine::Auto`].
+    /// The engine in use: never [`Engine::Auto`]. A queue for which the kernel has no ring, for want of memory that may be
+    /// locked, uses threads nevertheless, unless io_uring was demanded.
     #[must_use]
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+
+    /// Once: a guest can have its queues opened as often as it likes.
+    fn say_that_io_uring_gave_out(&self, error: &io::Error) {
+        if !self.gave_out.swap(true, Ordering::Relaxed) {
+            let path = self.image.path.display();
+            tracing::warn!(%path, %error, "no ring for a queue: using threads; is the limit on locked memory too low?");
+        }
     }
 }
 
@@ -140,7 +157,16 @@ impl Disk for RawDisk {
         let image = Arc::clone(&self.image);
         Ok(match self.engine {
             Engine::Threads => Box::new(threads::ThreadQueue::new(image, depth)?),
-            Engine::IoUring | Engine::Auto => Box::new(uring::UringQueue::new(image, depth)?),
+            Engine::IoUring | Engine::Auto => {
+                match uring::UringQueue::new(Arc::clone(&image), depth) {
+                    Ok(queue) => Box::new(queue),
+                    Err(error) if self.threads_will_do => {
+                        self.say_that_io_uring_gave_out(&error);
+                        Box::new(threads::ThreadQueue::new(image, depth)?)
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         })
     }
 }

@@ -17,7 +17,7 @@ use super::{Direct, Image, RawOptions};
 use crate::{Capabilities, OpenError, OpenErrorKind};
 
 /// The unit of sectors in sysfs and of a file's blocks, in bytes.
-const SECTOR: u32 = 512;
+pub(super) const SECTOR: u32 = 512;
 
 /// The largest logical block, in bytes.
 const MAX_BLOCK: u32 = 4096;
@@ -142,7 +142,7 @@ fn open_error(options: &RawOptions, error: io::Error) -> OpenError {
 /// Locks the whole image: for one writer, or for any number of readers. The lock belongs to the open file, so it goes when
 /// the last one who has it (the kernel with a request in flight, too) lets go.
 #[expect(unsafe_code, reason = "rustix has no open-file-description locks")]
-fn lock(file: &File, options: &RawOptions) -> Result<(), OpenError> {
+pub(super) fn lock(file: &File, options: &RawOptions) -> Result<(), OpenError> {
     let writing = !options.read_only;
     let kind = if writing {
         libc::F_WRLCK
@@ -263,7 +263,7 @@ fn direct(file: &File, options: &RawOptions, logical: u32) -> Result<Option<usiz
     }
 }
 
-fn try_direct(file: &File, logical: u32) -> io::Result<usize> {
+pub(super) fn try_direct(file: &File, logical: u32) -> io::Result<usize> {
     set_flags(file, OFlags::DIRECT)?;
     let block = logical as usize;
     // Some file systems take the flag and refuse the transfers, so one is made. It tells what is possible; what memory
@@ -293,7 +293,7 @@ fn read_block(file: &File, memory: &Aligned, length: usize) -> io::Result<()> {
 }
 
 /// Whether the file system makes holes, tried behind the end of the file, where there is nothing.
-fn punches_holes(file: &File, size: u64) -> bool {
+pub(super) fn punches_holes(file: &File, size: u64) -> bool {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(file, flags, size, u64::from(MAX_BLOCK)).is_ok()
 }

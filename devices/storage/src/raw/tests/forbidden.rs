@@ -45,3 +45,30 @@ fn without_io_uring_the_threads_take_over() {
     // The filter ends with its thread.
     std::thread::spawn(test).join().unwrap();
 }
+
+/// As where rings count as locked memory: the one to try with fits, a queue's does not.
+#[test]
+fn without_a_ring_for_a_queue_the_threads_take_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path(), 1 << 20);
+    let options = RawOptions {
+        read_only: true,
+        ..RawOptions::new(&path)
+    };
+    let forced = RawOptions {
+        engine: Engine::IoUring,
+        ..options.clone()
+    };
+    let Ok(forced) = RawDisk::open(&forced) else {
+        return; // The host of the test forbids io_uring itself, which the test above is about.
+    };
+    let disk = RawDisk::open(&options).unwrap();
+    assert_eq!(disk.engine(), Engine::IoUring);
+    let test = move || {
+        forbid_io_uring();
+        assert!(forced.open_queue(8).is_err());
+        let mut queue = disk.open_queue(8).unwrap();
+        assert_eq!(read(&mut *queue, 0, &[4096], 0).len(), 4096);
+    };
+    std::thread::spawn(test).join().unwrap();
+}
