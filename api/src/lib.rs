@@ -9,6 +9,7 @@
 //! Whatever comes in here comes from outside: a file, a command line, an API client. [`spec`] is the VM as users write it and as the
 //! machine trusts it; [`resource`] and [`problem`] are what the API answers; [`server`] serves it on a unix socket.
 
+pub mod balloon;
 pub mod device;
 pub mod jobs;
 pub mod journal;

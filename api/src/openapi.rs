@@ -31,6 +31,9 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::add_nic,
         handlers::read_nic,
         handlers::remove_nic,
+        handlers::read_balloon,
+        handlers::set_balloon,
+        handlers::read_memory_statistics,
         handlers::list_jobs,
         handlers::read_job,
         handlers::cancel_job,
@@ -41,6 +44,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
+        (name = "balloon", description = "Memory taken from the guest while it runs, and what it says of its memory."),
         (name = "jobs", description = "What takes a while."),
         (name = "events", description = "What happens to it."),
         (name = "api", description = "The API itself.")

@@ -43,6 +43,10 @@ pub enum Code {
     NoDevice,
     /// The device is being added or removed already.
     DeviceBusy,
+    /// The VM was made without a balloon.
+    NoBalloon,
+    /// The guest has no driver that could answer, or did not answer in time.
+    GuestSilent,
     /// There is no such job.
     NoJob,
     /// The job cannot be cancelled any more.
@@ -71,10 +75,14 @@ impl Code {
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::VmExists | Self::WrongState | Self::DeviceBusy | Self::TooLate => {
-                StatusCode::CONFLICT
+            Self::VmExists
+            | Self::WrongState
+            | Self::DeviceBusy
+            | Self::TooLate
+            | Self::GuestSilent => StatusCode::CONFLICT,
+            Self::NoVm | Self::NoDevice | Self::NoBalloon | Self::NoJob | Self::NotFound => {
+                StatusCode::NOT_FOUND
             }
-            Self::NoVm | Self::NoDevice | Self::NoJob | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Busy | Self::TooManyConnections | Self::Ending | Self::Stuck => {
@@ -114,14 +122,29 @@ impl Problem {
             errors: Vec::new(),
         }
     }
+
+    /// A field of the body has a value that cannot be.
+    fn at(field: &str, detail: &str) -> Self {
+        let problem = SpecProblem {
+            pointer: JsonPointer::root().key(field),
+            code: ProblemCode::OutOfRange,
+            detail: detail.to_owned(),
+        };
+        InvalidSpec::from_problems(vec![problem]).into()
+    }
 }
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        let code = match refusal {
+        let code = match &refusal {
             Refusal::Exists => Code::VmExists,
             Refusal::NoVm => Code::NoVm,
-            Refusal::WrongState { .. } | Refusal::NotRunning { .. } => Code::WrongState,
+            Refusal::WrongState { .. } | Refusal::NotRunning { .. } | Refusal::Ended => {
+                Code::WrongState
+            }
+            Refusal::NoBalloon => Code::NoBalloon,
+            Refusal::GuestSilent(_) => Code::GuestSilent,
+            Refusal::BalloonTarget(detail) => return Self::at("target", detail),
             Refusal::NoDevice { .. } => Code::NoDevice,
             Refusal::DeviceBusy { .. } => Code::DeviceBusy,
             Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,
@@ -143,12 +166,20 @@ impl From<JobError> for Problem {
     }
 }
 
+impl From<SpecError> for Problem {
+    fn from(error: SpecError) -> Self {
+        match error {
+            SpecError::Syntax(error) => error.into(),
+            SpecError::Invalid(error) => error.into(),
+        }
+    }
+}
+
 impl From<AddError> for Problem {
     fn from(error: AddError) -> Self {
         match error {
             AddError::Refused(refusal) => refusal.into(),
-            AddError::Wrong(SpecError::Syntax(error)) => error.into(),
-            AddError::Wrong(SpecError::Invalid(error)) => error.into(),
+            AddError::Wrong(error) => error.into(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::balloon::{Balloon, MemoryStatistics};
 use crate::device::{DeviceKind, Disk, Nic};
 use crate::jobs::{Job, JobError, Jobs};
 use crate::journal::Journal;
@@ -65,6 +66,24 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     fn remove_device(&self, kind: DeviceKind, id: &str, deadline: Duration)
     -> Result<Job, Refusal>;
 
+    /// The VM's balloon.
+    ///
+    /// # Errors
+    /// When there is no VM, or it has no balloon.
+    fn balloon(&self) -> Result<Balloon, Refusal>;
+
+    /// Asks the guest for so much of its memory, in bytes, and gives the balloon as it then is.
+    ///
+    /// # Errors
+    /// When there is no balloon, it cannot be so large, or it is not possible now.
+    fn set_balloon(&self, target: u64) -> Result<Balloon, Refusal>;
+
+    /// Asks the guest for its memory statistics, and waits for them a while.
+    ///
+    /// # Errors
+    /// When there is no balloon, or the guest does not answer.
+    fn memory_statistics(&self) -> Pending<Result<MemoryStatistics, Refusal>>;
+
     /// The jobs of the process.
     fn jobs(&self) -> &Jobs;
 
@@ -113,6 +132,18 @@ pub enum Refusal {
         /// The job.
         job: u64,
     },
+    /// The VM was made without one.
+    #[error("the VM has no balloon; its spec must ask for one when it is created")]
+    NoBalloon,
+    /// The balloon cannot be so large.
+    #[error("{0}")]
+    BalloonTarget(String),
+    /// The guest does not tell its memory statistics.
+    #[error("{0}")]
+    GuestSilent(String),
+    /// The VM is over.
+    #[error("the VM has ended")]
+    Ended,
     /// No more jobs.
     #[error(transparent)]
     TooManyJobs(#[from] JobError),

@@ -1,6 +1,7 @@
 //! The machine: KVM, memory, vCPUs, boot, firmware tables, the state driver, the command line and the doctor.
 
 pub mod acpi;
+pub mod balloon;
 pub mod boot;
 pub mod cli;
 pub mod console;

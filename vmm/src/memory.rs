@@ -15,6 +15,7 @@
 #![expect(unsafe_code, reason = "madvise on the mappings made here")]
 
 mod e820;
+mod reclaim;
 
 use std::fs::{self, File};
 use std::io;
@@ -24,6 +25,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap};
 
 pub use e820::{E820Entry, E820Kind, e820};
+pub use reclaim::RamReclaim;
 
 use crate::layout;
 

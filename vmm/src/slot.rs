@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use paddock_api::balloon::{Balloon, MemoryStatistics};
 use paddock_api::device::{DeviceKind, Disk, Nic};
 use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
@@ -16,12 +17,16 @@ use paddock_api::spec::{DiskConfig, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
+use crate::balloon::{BalloonStatus, Statistics};
 use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
 
 /// How long a delete waits: disks are drained within it.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long the guest may take to tell its memory statistics.
+const STATISTICS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The place. Clones are the same one.
 #[derive(Debug, Clone, Default)]
@@ -135,7 +140,7 @@ impl VmService for VmSlot {
         vm.request(Request::from(action))
             .map_err(|refused| match refused {
                 Refused::WrongState { state, .. } => Refusal::WrongState { action, state },
-                Refused::Busy => Refusal::Busy,
+                other => refusal(other),
             })
     }
 
@@ -194,12 +199,71 @@ impl VmService for VmSlot {
         vm.changes().remove(kind, id, deadline, vm.state())
     }
 
+    fn balloon(&self) -> Result<Balloon, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        let balloon = vm.balloon().ok_or(Refusal::NoBalloon)?;
+        Ok(balloon_answer(&balloon.status()))
+    }
+
+    fn set_balloon(&self, target: u64) -> Result<Balloon, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        vm.request(Request::SetBalloon { target })
+            .map_err(refusal)?;
+        let now = self.balloon()?;
+        // The driver takes it in a moment.
+        Ok(Balloon { target, ..now })
+    }
+
+    fn memory_statistics(&self) -> Pending<Result<MemoryStatistics, Refusal>> {
+        let vm = self.vm();
+        Box::pin(async move {
+            let vm = vm.ok_or(Refusal::NoVm)?;
+            let balloon = vm.balloon().ok_or(Refusal::NoBalloon)?;
+            let told = balloon.statistics(STATISTICS_DEADLINE).await;
+            let told = told.map_err(|error| Refusal::GuestSilent(error.to_string()))?;
+            Ok(statistics_answer(&told))
+        })
+    }
+
     fn jobs(&self) -> &Jobs {
         &self.0.jobs
     }
 
     fn journal(&self) -> &Arc<Journal> {
         &self.0.journal
+    }
+}
+
+fn refusal(refused: Refused) -> Refusal {
+    match refused {
+        Refused::NoBalloon => Refusal::NoBalloon,
+        Refused::Balloon(error) => Refusal::BalloonTarget(error.to_string()),
+        Refused::Busy => Refusal::Busy,
+        Refused::WrongState { .. } => Refusal::Ended,
+    }
+}
+
+fn balloon_answer(status: &BalloonStatus) -> Balloon {
+    Balloon {
+        target: status.target,
+        actual: status.actual,
+        driver: status.driver,
+        inflated_bytes: status.counters.inflated_bytes,
+        reported_bytes: status.counters.reported_bytes,
+    }
+}
+
+fn statistics_answer(told: &Statistics) -> MemoryStatistics {
+    MemoryStatistics {
+        total: told.total,
+        free: told.free,
+        available: told.available,
+        disk_caches: told.disk_caches,
+        swap_in: told.swap_in,
+        swap_out: told.swap_out,
+        major_faults: told.major_faults,
+        minor_faults: told.minor_faults,
+        oom_kills: told.oom_kills,
     }
 }
 

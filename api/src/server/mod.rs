@@ -8,6 +8,7 @@
 //! All of it runs on the control plane's runtime. Clients choose when they connect, what they send and whether they read; each of
 //! these has a limit in [`Limits`], so that none of them costs the others anything.
 
+mod balloon;
 mod connections;
 mod devices;
 mod events;
@@ -17,6 +18,7 @@ mod socket;
 
 /// The handlers, for the document that describes them.
 pub(crate) mod handlers {
+    pub(crate) use super::balloon::*;
     pub(crate) use super::devices::*;
     pub(crate) use super::events::*;
     pub(crate) use super::jobs::*;

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::sync::Semaphore;
 
-use super::{Limits, MAX_BODY, devices, events, jobs};
+use super::{Limits, MAX_BODY, balloon, devices, events, jobs};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::resource::{Action, Vm};
@@ -56,6 +56,13 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
             "DELETE",
             "/api/v1/vm/nics/{id}",
             delete(devices::remove_nic),
+        ),
+        ("GET", "/api/v1/vm/balloon", get(balloon::read_balloon)),
+        ("PUT", "/api/v1/vm/balloon", put(balloon::set_balloon)),
+        (
+            "GET",
+            "/api/v1/vm/balloon/statistics",
+            get(balloon::read_memory_statistics),
         ),
         ("GET", "/api/v1/jobs", get(jobs::list_jobs)),
         ("GET", "/api/v1/jobs/{id}", get(jobs::read_job)),

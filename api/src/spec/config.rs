@@ -49,6 +49,9 @@ pub struct VmConfig {
     /// Whether it gets a source of randomness from the host; `true` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rng: Option<bool>,
+    /// A balloon, by which memory is taken from the running guest and given back; none by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// What happens when the guest asks for a reset; `"reboot"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_reset: Option<OnReset>,
@@ -134,6 +137,29 @@ pub struct MemoryConfig {
     /// Takes it from the host's pool of huge pages: `"2MiB"` or `"1GiB"`. Ordinary pages by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hugepages: Option<ByteSize>,
+}
+
+/// A balloon. The host gets back what the guest puts into it, in whole pages of those that back guest RAM. Huge pages go back to
+/// their pool and are not reserved any more: a guest that touches its memory again when others took them ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"size\": \"256MiB\"}"
+)]
+pub struct BalloonConfig {
+    /// How much of its memory the guest is asked to give at first: a multiple of 4 KiB and less than its memory; nothing by
+    /// default. It can be changed while the VM runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// Whether the guest may take memory back on its own before it kills processes for want of it; `false` by default. Linux
+    /// then counts what is in the balloon as used, and otherwise as not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deflate_on_oom: Option<bool>,
+    /// Whether the guest tells which of its memory is free, so that the host gets that back without asking; `true` by default,
+    /// unless the memory is in huge pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_page_reporting: Option<bool>,
 }
 
 /// A disk.

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::config::{
-    BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig,
-    PortConfig, TopologyConfig, VmConfig,
+    BalloonConfig, BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
+    MemoryConfig, NicConfig, PortConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
@@ -38,6 +38,8 @@ pub struct VmSpec {
     pub console: Console,
     /// Whether it gets a source of randomness.
     pub rng: bool,
+    /// Its balloon, if it has one.
+    pub balloon: Option<Balloon>,
     /// What happens when the guest asks for a reset.
     pub on_reset: OnReset,
 }
@@ -95,6 +97,18 @@ pub struct Memory {
     pub shared: bool,
     /// Whether it comes from the host's pool of huge pages, and of which size.
     pub hugepages: Option<HugePageSize>,
+}
+
+/// A balloon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Balloon {
+    /// What the guest is asked to give at first: a multiple of 4 KiB, less than its memory.
+    pub size: ByteSize,
+    /// Whether the guest may take memory back on its own.
+    pub deflate_on_oom: bool,
+    /// Whether the guest tells which of its memory is free.
+    pub free_page_reporting: bool,
 }
 
 /// A disk.
@@ -230,6 +244,7 @@ impl From<&VmSpec> for VmConfig {
             nics: spec.nics.iter().map(NicConfig::from).collect(),
             console: Some(ConsoleConfig::from(&spec.console)),
             rng: Some(spec.rng),
+            balloon: spec.balloon.as_ref().map(BalloonConfig::from),
             on_reset: Some(spec.on_reset),
         }
     }
@@ -245,6 +260,16 @@ impl From<&Cpus> for CpuConfig {
                 threads: Some(cpus.topology.threads.into()),
             }),
             nested: Some(cpus.nested),
+        }
+    }
+}
+
+impl From<&Balloon> for BalloonConfig {
+    fn from(balloon: &Balloon) -> Self {
+        Self {
+            size: Some(balloon.size),
+            deflate_on_oom: Some(balloon.deflate_on_oom),
+            free_page_reporting: Some(balloon.free_page_reporting),
         }
     }
 }

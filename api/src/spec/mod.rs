@@ -32,16 +32,17 @@ mod validate;
 mod tests;
 
 pub use config::{
-    BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig,
-    PortConfig, TopologyConfig, VmConfig,
+    BalloonConfig, BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
+    MemoryConfig, NicConfig, PortConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
-    Boot, Console, ConsoleLog, Cpus, Disk, KernelBoot, Memory, Nic, NicAttachment, Port, Topology,
-    VmSpec,
+    Balloon, Boot, Console, ConsoleLog, Cpus, Disk, KernelBoot, Memory, Nic, NicAttachment, Port,
+    Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
 pub(crate) use problem::quoted;
 pub use problem::{InvalidSpec, Problem, ProblemCode};
+pub(crate) use source::read_json;
 pub use source::{Draft, SpecError, SyntaxError};
 pub use types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,

@@ -176,6 +176,31 @@ impl VmSpec {
     }
 }
 
+/// Reads a JSON text as a `T`, as strictly as a spec. Only the first thing that is wrong is told.
+///
+/// # Errors
+/// [`SpecError`] with what it is and where.
+pub(crate) fn read_json<T: de::DeserializeOwned>(text: &str) -> Result<T, SpecError> {
+    let mut tree = tree_from_json(text)?;
+    let mut arrays = Problems::default();
+    refuse_arrays(&mut tree, &JsonPointer::root(), "", &mut arrays);
+    arrays.finish()?;
+    serde_path_to_error::deserialize(&tree).map_err(|error| {
+        let pointer = existing(&tree, pointer_of(error.path()));
+        let inner = error.into_inner();
+        let (code, detail) = match without_position(&inner) {
+            text if text.starts_with("missing field") => (ProblemCode::MissingField, text),
+            _ => explain(&inner, &pointer),
+        };
+        let problem = Problem {
+            pointer,
+            code,
+            detail,
+        };
+        SpecError::Invalid(InvalidSpec::from_problems(vec![problem]))
+    })
+}
+
 /// Reads JSON in which no object has a key twice.
 pub(super) fn tree_from_json(text: &str) -> Result<Value, SyntaxError> {
     let tree: StrictTree = serde_json::from_str(text).map_err(|error| {

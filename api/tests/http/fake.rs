@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use paddock_api::balloon::{Balloon, MemoryStatistics};
 use paddock_api::device::{DeviceKind, DeviceState, Disk, Nic};
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::journal::Journal;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{VmConfig, VmSpec};
+use paddock_api::spec::{ByteSize, VmConfig, VmSpec};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -277,6 +278,46 @@ impl VmService for Fake {
         let change = (id, DeviceState::Removing, handle);
         self.0.changes.lock().push(change);
         Ok(job)
+    }
+
+    fn balloon(&self) -> Result<Balloon, Refusal> {
+        let vm = self.read().ok_or(Refusal::NoVm)?;
+        let balloon = vm.spec.balloon.ok_or(Refusal::NoBalloon)?;
+        Ok(Balloon {
+            target: balloon.size.unwrap_or_default().bytes(),
+            actual: 0,
+            driver: false,
+            inflated_bytes: 0,
+            reported_bytes: 0,
+        })
+    }
+
+    fn set_balloon(&self, target: u64) -> Result<Balloon, Refusal> {
+        let now = self.balloon()?;
+        if target > 256 << 20 {
+            let detail = "it leaves the guest nothing".to_owned();
+            return Err(Refusal::BalloonTarget(detail));
+        }
+        let mut vm = self.0.vm.lock();
+        let vm = vm.as_mut().ok_or(Refusal::NoVm)?;
+        if vm.state == VmState::Ended {
+            return Err(Refusal::Ended);
+        }
+        vm.spec.balloon.get_or_insert_default().size = Some(ByteSize::from_bytes(target));
+        Ok(Balloon { target, ..now })
+    }
+
+    fn memory_statistics(&self) -> Pending<Result<MemoryStatistics, Refusal>> {
+        let answer = self.balloon().and_then(|balloon| {
+            if balloon.target == 0 {
+                return Err(Refusal::GuestSilent("the guest is silent".to_owned()));
+            }
+            Ok(MemoryStatistics {
+                free: Some(4096),
+                ..MemoryStatistics::default()
+            })
+        });
+        Box::pin(async { answer })
     }
 
     fn jobs(&self) -> &Jobs {

@@ -10,6 +10,7 @@
     reason = "not every module has such a helper"
 )]
 
+mod balloon;
 mod clients;
 mod devices;
 mod document;

@@ -1,5 +1,6 @@
 //! Virtio 1.2: the device contract, the PCI transport, and the devices.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;

@@ -1,10 +1,12 @@
-//! The queues of virtio-net, console and rng, with their real workers, against a driver that starts out honest and then does as the input
+//! The queues of virtio-net, console, rng and balloon, with their real workers, against a driver that starts out honest and then does as the input
 //! says: descriptors, rings and buffers are overwritten at will, queues stopped and started, the host's side talks back.
 //!
-//! Workers must not panic; a queue that is stopped must come back at once; and a device asks for at most one reset a queue.
+//! Workers must not panic; a queue that is stopped must come back at once; and a device asks for at most one reset a queue. The balloon
+//! gives whole pages of RAM back, and nothing else.
 #![no_main]
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use paddock_devices::console::ConsoleSink;
+use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, Reclaim, VirtioBalloon};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, VirtioConsole};
 use paddock_devices::virtio::net::{Net, NetOptions};
 use paddock_devices::virtio::rng::VirtioRng;
@@ -55,9 +58,39 @@ impl ConsoleSink for Nowhere {
     fn write(&self, _bytes: &[u8]) {}
 }
 
+/// The owner of guest RAM, strict about what it is asked.
+#[derive(Debug)]
+struct Owner {
+    map: GuestMap,
+    granule: u64,
+}
+
+impl Reclaim for Owner {
+    fn granule(&self) -> u64 {
+        self.granule
+    }
+
+    fn reclaim(&self, range: Range<u64>) -> std::io::Result<()> {
+        assert!(
+            range.start < range.end && range.end <= RAM as u64,
+            "{range:x?}"
+        );
+        let whole = range.start % self.granule == 0 && range.end % self.granule == 0;
+        assert!(whole, "{range:x?}");
+        // As madvise does, under the driver's and the other queues' hands.
+        for address in range.step_by(4096) {
+            self.map
+                .write_slice(&[0; 4096], GuestAddress(address))
+                .unwrap();
+        }
+        Ok(())
+    }
+}
+
 /// The host's side of a device.
 enum Host {
     None,
+    Balloon(BalloonHandle),
     Net(UnixStream),
     Console(Arc<ConsolePorts>),
 }
@@ -104,8 +137,8 @@ struct Machine {
     starts: usize,
 }
 
-fn device(kind: u8) -> (Box<dyn VirtioDevice>, Host) {
-    match kind % 4 {
+fn device(kind: u8, map: &GuestMap) -> (Box<dyn VirtioDevice>, Host) {
+    match kind % 6 {
         0 | 1 => {
             let (backend, mut peers) = SocketBackend::new(2, Some(1500)).unwrap();
             let options = NetOptions {
@@ -127,14 +160,29 @@ fn device(kind: u8) -> (Box<dyn VirtioDevice>, Host) {
             let console = VirtioConsole::new("console", Arc::clone(&ports));
             (Box::new(console), Host::Console(ports))
         }
-        _ => (Box::new(VirtioRng::new("rng")), Host::None),
+        3 => (Box::new(VirtioRng::new("rng")), Host::None),
+        large => {
+            // Of four pages, so that an input can fill one.
+            let granule = if large == 5 { 4 * 4096 } else { 4096 };
+            let memory = Arc::new(Owner {
+                map: map.clone(),
+                granule,
+            });
+            let handle = BalloonHandle::new(RAM as u64, || ());
+            let options = BalloonOptions {
+                deflate_on_oom: true,
+                free_page_reporting: true,
+            };
+            let balloon = VirtioBalloon::new("balloon", handle.clone(), memory, options);
+            (Box::new(balloon), Host::Balloon(handle))
+        }
     }
 }
 
 impl Machine {
     fn new(kind: u8, features: u32) -> Self {
         let map = GuestMap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
-        let (mut device, host) = device(kind);
+        let (mut device, host) = device(kind, &map);
         let features =
             device.features() & (u64::from(features) << 12 | u64::from(features)) | 1 << 32;
         device.set_features(features);
@@ -261,6 +309,16 @@ impl Machine {
     fn host(&mut self, input: &mut Input) {
         match &mut self.host {
             Host::None => {}
+            Host::Balloon(handle) => {
+                let [target, poison] = input.bytes();
+                // Refused where it is all of RAM.
+                let _ = handle.set_target(u64::from(target) * 4096);
+                let _ = handle.request_statistics();
+                self.device.write_config(12, &[poison & 1; 4]);
+                self.device.write_config(4, &input.bytes::<4>());
+                let status = handle.status();
+                assert!(status.actual <= RAM as u64 && status.target < RAM as u64);
+            }
             Host::Net(peer) => {
                 let mut frame = [0; 256];
                 let head: [u8; 32] = input.bytes();

@@ -16,7 +16,7 @@ const STYLES: Styles = Styles::styled()
 
 const RUN_NOTES: &str = "\
 Option lists
-  CPUS, MEMORY, DISK, NET, PORT and CONSOLE are lists of key=value, separated by commas. A comma in a value is written twice. A key \
+  CPUS, MEMORY, BALLOON, DISK, NET, PORT and CONSOLE are lists of key=value, separated by commas. A comma in a value is written twice. A key \
 without a value switches something on. `paddock run --print-spec …` shows what a command line means.
 
 The terminal
@@ -196,6 +196,20 @@ pub struct RunArgs {
     /// K, M, G and T are powers of 1024, as are KiB, MiB, GiB and TiB.
     #[arg(long, value_name = "MEMORY", help_heading = "Machine")]
     pub memory: Option<String>,
+
+    /// Add a balloon, to take memory from the running guest: SIZE at first, or size=SIZE with the keys below [default SIZE: 0]
+    ///
+    /// deflate-on-oom=on|off lets the guest take memory back before it kills processes for want of it.
+    /// free-page-reporting=on|off has it tell which memory is free, so that the host gets that back without asking; on unless
+    /// the memory is in huge pages.
+    #[arg(
+        long,
+        value_name = "BALLOON",
+        help_heading = "Machine",
+        num_args = 0..=1,
+        default_missing_value = "0"
+    )]
+    pub balloon: Option<String>,
 
     /// Give the guest no source of randomness
     #[arg(long, help_heading = "Machine")]
@@ -425,6 +439,13 @@ mod tests {
         );
         assert_eq!(args.shutdown_timeout, 30);
         assert!(run(&["--spec", "-"]).unwrap().kernel.is_none());
+        for (words, balloon) in [
+            (&["--kernel", "k"][..], None),
+            (&["--balloon", "--kernel", "k"], Some("0")),
+            (&["--kernel", "k", "--balloon", "1G"], Some("1G")),
+        ] {
+            assert_eq!(run(words).unwrap().balloon.as_deref(), balloon);
+        }
         assert_eq!(
             run(&["--kernel", "k", "--escape-key", "none"])
                 .unwrap()

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use paddock_api::spec::{
-    ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig, DiskEngine, MemoryConfig,
-    NicConfig, PortConfig, TopologyConfig,
+    BalloonConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig, DiskEngine,
+    MemoryConfig, NicConfig, PortConfig, TopologyConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -22,6 +22,12 @@ pub const MEMORY: Flag = Flag {
     name: "--memory",
     bare: Some("size"),
     keys: &["size", "shared", "hugepages"],
+};
+/// `--balloon`
+pub const BALLOON: Flag = Flag {
+    name: "--balloon",
+    bare: Some("size"),
+    keys: &["size", "deflate-on-oom", "free-page-reporting"],
 };
 /// `--disk`
 pub const DISK: Flag = Flag {
@@ -100,6 +106,17 @@ pub fn memory(text: &str) -> Parsed<MemoryConfig> {
         hugepages: list.size("hugepages"),
     };
     list.finish(memory)
+}
+
+/// Reads `--balloon`.
+pub fn balloon(text: &str) -> Parsed<BalloonConfig> {
+    let mut list = OptionList::parse(BALLOON, text);
+    let balloon = BalloonConfig {
+        size: list.size("size"),
+        deflate_on_oom: list.switch("deflate-on-oom"),
+        free_page_reporting: list.switch("free-page-reporting"),
+    };
+    list.finish(balloon)
 }
 
 /// Reads `--disk`.
@@ -245,6 +262,24 @@ mod tests {
         );
         for bad in ["1MB", "", "size", "512M,512M", "shared=yes", "512M,huge=on"] {
             assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn balloons() {
+        let all = BalloonConfig {
+            size: Some(ByteSize::from_mib(64)),
+            deflate_on_oom: Some(true),
+            free_page_reporting: Some(false),
+        };
+        assert_eq!(
+            balloon("64M,deflate-on-oom,free_page_reporting=off"),
+            Ok(all)
+        );
+        assert_eq!(balloon("0").unwrap().size, Some(ByteSize::default()));
+        assert_eq!(balloon("deflate-on-oom=on").unwrap().size, None);
+        for bad in ["", "on", "64MB", "64M,oom=on", "deflate-on-oom=1"] {
+            assert!(balloon(bad).is_err(), "{bad}");
         }
     }
 

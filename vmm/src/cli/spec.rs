@@ -8,8 +8,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use paddock_api::spec::{
-    BootConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, Draft, InvalidSpec, JsonPointer,
-    MemoryConfig, OnReset, SyntaxError, TopologyConfig, VmConfig, VmSpec,
+    BalloonConfig, BootConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, Draft, InvalidSpec,
+    JsonPointer, MemoryConfig, OnReset, SyntaxError, TopologyConfig, VmConfig, VmSpec,
 };
 
 use super::args::{OnResetArg, RunArgs};
@@ -201,6 +201,12 @@ fn merge(
             merge_memory(config.memory.get_or_insert_default(), &memory);
         }
     }
+    if let Some(text) = &args.balloon {
+        origins.flag(root.key("balloon"), flags::BALLOON.name, text);
+        if let Some(balloon) = keep(flags::balloon(text), errors) {
+            merge_balloon(config.balloon.get_or_insert_default(), &balloon);
+        }
+    }
     for text in &args.disk {
         let at = root.key("disks").index(config.disks.len());
         origins.flag(at, flags::DISK.name, text);
@@ -273,6 +279,12 @@ fn merge_memory(config: &mut MemoryConfig, flag: &MemoryConfig) {
     config.size = flag.size.or(config.size);
     config.shared = flag.shared.or(config.shared);
     config.hugepages = flag.hugepages.or(config.hugepages);
+}
+
+fn merge_balloon(config: &mut BalloonConfig, flag: &BalloonConfig) {
+    config.size = flag.size.or(config.size);
+    config.deflate_on_oom = flag.deflate_on_oom.or(config.deflate_on_oom);
+    config.free_page_reporting = flag.free_page_reporting.or(config.free_page_reporting);
 }
 
 fn merge_console(
@@ -380,6 +392,7 @@ mod tests {
         let (spec, _) = assemble(&RunArgs {
             cpus: Some("4,threads=2".into()),
             memory: Some("1G".into()),
+            balloon: Some("256M,deflate-on-oom".into()),
             disk: strings(&["a.img", "b.img,readonly"]),
             net: strings(&["tap=t0"]),
             port: strings(&["name=agent,socket=s"]),
@@ -401,6 +414,9 @@ mod tests {
             (1, 1, false)
         );
         assert_eq!(spec.on_reset, OnReset::Exit);
+        let balloon = spec.balloon.unwrap();
+        assert_eq!(balloon.size, ByteSize::from_mib(256));
+        assert!(balloon.deflate_on_oom && balloon.free_page_reporting);
     }
 
     #[test]
@@ -413,10 +429,12 @@ mod tests {
             memory = { size = "1GiB", hugepages = "2MiB" }
             disks = [{ path = "a" }]
             console = { serial = "off" }
+            balloon = { size = "64MiB", deflate_on_oom = true }
             "#,
         );
         let (spec, _) = assemble(&RunArgs {
             spec: Some(path),
+            balloon: Some("128M".into()),
             cpus: Some("2".into()),
             memory: Some("2G".into()),
             disk: strings(&["b"]),
@@ -434,6 +452,9 @@ mod tests {
         let paths: Vec<_> = spec.disks.iter().map(|disk| disk.path.clone()).collect();
         assert_eq!(paths, [PathBuf::from("a"), PathBuf::from("b")]);
         assert_eq!(spec.console.serial, ConsoleTarget::File("log".into()));
+        let balloon = spec.balloon.unwrap();
+        assert_eq!(balloon.size, ByteSize::from_mib(128));
+        assert!(balloon.deflate_on_oom);
     }
 
     #[test]

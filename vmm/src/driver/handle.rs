@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use paddock_api::journal::Journal;
 use paddock_api::resource::{Action, EndReason, EventKind, VmEnd, VmState};
+use paddock_devices::virtio::balloon::BalloonError;
 use tokio::sync::{mpsc, watch};
 
 use super::Outcome;
 use super::changes::Changes;
 use super::release::Released;
 use crate::Error;
+use crate::balloon::Balloon;
 use crate::error::chain;
 
 /// What can be asked of a VM.
@@ -23,6 +25,11 @@ pub enum Request {
     Nmi,
     /// Ends the VM without asking the guest.
     Stop,
+    /// Asks the guest for so much of its memory, from now on and after a reset as well.
+    SetBalloon {
+        /// Bytes: a multiple of 4096, less than the guest's memory.
+        target: u64,
+    },
 }
 
 impl Request {
@@ -30,7 +37,7 @@ impl Request {
     fn is_legal(self, state: VmState) -> bool {
         match self {
             Self::PowerButton | Self::Reset | Self::Nmi => state == VmState::Running,
-            Self::Stop => state != VmState::Ended,
+            Self::Stop | Self::SetBalloon { .. } => state != VmState::Ended,
         }
     }
 
@@ -40,7 +47,7 @@ impl Request {
             Self::PowerButton => Some(Action::PowerButton),
             Self::Reset => Some(Action::Reset),
             Self::Nmi => Some(Action::Nmi),
-            Self::Stop => None,
+            Self::Stop | Self::SetBalloon { .. } => None,
         }
     }
 }
@@ -66,6 +73,12 @@ pub enum Refused {
         /// The state it was asked in.
         state: VmState,
     },
+    /// The VM was made without a balloon.
+    #[error("the VM has no balloon; its spec must ask for one when it is created")]
+    NoBalloon,
+    /// The balloon cannot be so large.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// Too many requests wait already.
     #[error("too many requests are waiting for the VM")]
     Busy,
@@ -87,6 +100,7 @@ pub struct VmHandle {
     pub(super) status: watch::Receiver<Status>,
     pub(super) released: Released,
     pub(super) changes: Changes,
+    pub(super) balloon: Option<Balloon>,
     pub(super) journal: Arc<Journal>,
 }
 
@@ -94,11 +108,15 @@ impl VmHandle {
     /// Enqueues a request.
     ///
     /// # Errors
-    /// When it is illegal in the present state, or too many wait.
+    /// When it is illegal in the present state or for this VM, or too many wait.
     pub fn request(&self, request: Request) -> Result<(), Refused> {
         let state = self.state();
         if !request.is_legal(state) {
             return Err(Refused::WrongState { request, state });
+        }
+        if let Request::SetBalloon { target } = request {
+            let balloon = self.balloon.as_ref().ok_or(Refused::NoBalloon)?;
+            balloon.check_target(target)?;
         }
         self.requests
             .try_send(request)
@@ -137,6 +155,12 @@ impl VmHandle {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// The VM's balloon, if it has one: its size and the guest's memory statistics.
+    #[must_use]
+    pub fn balloon(&self) -> Option<&Balloon> {
+        self.balloon.as_ref()
     }
 
     /// The way to the VM's devices.
@@ -217,6 +241,7 @@ mod tests {
                 jobs: Jobs::new(Arc::default()),
                 to_driver: mpsc::channel(1).0,
             },
+            balloon: None,
         };
         let ends = Ends {
             requests: receiver,

@@ -37,6 +37,7 @@ use plugging::Plugging;
 pub use release::{Held, Released};
 
 use crate::Error;
+use crate::balloon::Balloon;
 use crate::console::ConsoleEnds;
 use crate::machine::resources::Resources;
 use crate::machine::{Machine, MachineEvents};
@@ -184,8 +185,10 @@ impl Driver {
             jobs,
             to_driver,
         };
+        let balloon = Balloon::new(&spec);
         let handle = VmHandle {
             requests: sender,
+            balloon: balloon.clone(),
             changes,
             status: watch,
             released,
@@ -195,6 +198,7 @@ impl Driver {
             spec,
             requests,
             life: Life { status, journal },
+            balloon,
             held,
             log: Throttle::new(),
         };
@@ -225,6 +229,7 @@ struct Turns {
     spec: Arc<VmSpec>,
     requests: mpsc::Receiver<Request>,
     life: Life,
+    balloon: Option<Balloon>,
     held: Held,
     /// For what is said of every reset: a guest can do nothing but reset.
     log: Throttle,
@@ -237,7 +242,10 @@ impl Turns {
         plugging: &mut Plugging,
     ) -> Result<Outcome, Error> {
         let (spec, held) = (Arc::clone(&self.spec), self.held.clone());
-        let opening = self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?));
+        let balloon = self.balloon.as_ref();
+        let balloon = balloon.map(|balloon| balloon.handle().clone());
+        let opening =
+            self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?, balloon));
         let Some(resources) = self.unless_stopped(opening).await? else {
             return Ok(Outcome::Stopped);
         };
@@ -309,6 +317,7 @@ impl Turns {
                     Some(Request::Stop) | None => return Ok(None),
                     // Made while the guest ran, and overtaken by its reset.
                     Some(Request::PowerButton | Request::Reset | Request::Nmi) => {}
+                    Some(Request::SetBalloon { target }) => self.set_balloon(target),
                 },
             }
         }
@@ -333,12 +342,19 @@ impl Turns {
                     Some(Request::PowerButton) => machine.press_power_button(),
                     Some(Request::Nmi) => machine.inject_nmi(),
                     Some(Request::Reset) => return Turn::Again,
+                    Some(Request::SetBalloon { target }) => self.set_balloon(target),
                     // All handles gone: nobody is left to stop it otherwise.
                     Some(Request::Stop) | None => return Turn::End(Outcome::Stopped),
                 },
                 () = released.notified() => plugging.released(machine),
                 next = plugging.next() => plugging.apply(next, machine),
             }
+        }
+    }
+
+    fn set_balloon(&self, target: u64) {
+        if let Some(balloon) = &self.balloon {
+            balloon.set_target(target);
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment};
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::virtio::VirtioDevice;
+use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, VirtioBalloon};
 use paddock_devices::virtio::blk::{Blk, BlkOptions};
 use paddock_devices::virtio::console::{ConsolePorts, VirtioConsole};
 use paddock_devices::virtio::net::{Net, NetOptions};
@@ -19,6 +20,7 @@ use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSo
 use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
 
 use crate::Error;
+use crate::memory::RamReclaim;
 
 /// How often to look whether the last user of a backend is gone.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
@@ -36,6 +38,8 @@ pub enum DeviceKey {
     Console,
     /// The entropy device.
     Rng,
+    /// The balloon.
+    Balloon,
 }
 
 impl fmt::Display for DeviceKey {
@@ -45,6 +49,7 @@ impl fmt::Display for DeviceKey {
             Self::Nic(id) => write!(f, "NIC {id}"),
             Self::Console => f.write_str("virtio console"),
             Self::Rng => f.write_str("entropy device"),
+            Self::Balloon => f.write_str("balloon"),
         }
     }
 }
@@ -63,6 +68,7 @@ enum Part {
     Nic(Box<spec::Nic>, Nic),
     Console(Arc<ConsolePorts>),
     Rng,
+    Balloon(BalloonHandle, Arc<RamReclaim>, BalloonOptions),
 }
 
 /// A NIC's backend with the address it was given.
@@ -107,6 +113,12 @@ impl OpenDevice {
         Self::new(Part::Rng)
     }
 
+    /// The balloon, which gives back what is in `memory`.
+    #[must_use]
+    pub fn balloon(handle: BalloonHandle, memory: RamReclaim, options: BalloonOptions) -> Self {
+        Self::new(Part::Balloon(handle, Arc::new(memory), options))
+    }
+
     /// Which one it is.
     #[must_use]
     pub fn key(&self) -> DeviceKey {
@@ -115,6 +127,7 @@ impl OpenDevice {
             Part::Nic(nic, _) => DeviceKey::Nic(nic.id.to_string()),
             Part::Console(_) => DeviceKey::Console,
             Part::Rng => DeviceKey::Rng,
+            Part::Balloon(..) => DeviceKey::Balloon,
         }
     }
 
@@ -134,6 +147,15 @@ impl OpenDevice {
             Part::Nic(nic, open) => Box::new(make_nic(nic, open)?),
             Part::Console(ports) => Box::new(VirtioConsole::new("console", Arc::clone(ports))),
             Part::Rng => Box::new(VirtioRng::new("rng")),
+            Part::Balloon(handle, memory, options) => {
+                let memory = Arc::clone(memory);
+                Box::new(VirtioBalloon::new(
+                    "balloon",
+                    handle.clone(),
+                    memory,
+                    *options,
+                ))
+            }
         })
     }
 
@@ -145,7 +167,7 @@ impl OpenDevice {
         let is_last = || match &self.part {
             Part::Disk(_, open) => Arc::strong_count(open) == 1,
             Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
-            Part::Console(_) | Part::Rng => true,
+            Part::Console(_) | Part::Rng | Part::Balloon(..) => true,
         };
         while !is_last() {
             if Instant::now() >= end {

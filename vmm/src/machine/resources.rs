@@ -1,9 +1,10 @@
-//! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, the clock.
+//! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, the balloon's target, the clock.
 
 use std::sync::Arc;
 
 use paddock_api::spec::{Boot, HugePageSize, VmSpec};
 use paddock_devices::virtio::GuestRam;
+use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec};
 
 use super::devices::{DeviceKey, OpenDevice};
@@ -11,7 +12,7 @@ use crate::Error;
 use crate::boot::BootFiles;
 use crate::console::ConsoleEnds;
 use crate::kvm::Kvm;
-use crate::memory::{PageSize, RamConfig, create_ram};
+use crate::memory::{PageSize, RamConfig, RamReclaim, create_ram};
 
 /// What outlives a reset.
 #[derive(Debug)]
@@ -27,11 +28,16 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Opens everything the spec names. What cannot be had is an error now, before a guest runs.
+    /// Opens everything the spec names; the consoles' and the balloon's ends outside the machine are there already. What cannot be
+    /// had is an error now, before a guest runs.
     ///
     /// # Errors
     /// The first thing that cannot be had, with the pointer to it in the spec.
-    pub fn open(spec: &VmSpec, consoles: Arc<ConsoleEnds>) -> Result<Self, Error> {
+    pub fn open(
+        spec: &VmSpec,
+        consoles: Arc<ConsoleEnds>,
+        balloon: Option<BalloonHandle>,
+    ) -> Result<Self, Error> {
         let kvm = Kvm::open()?;
         let Boot::Kernel(kernel) = &spec.boot;
         let boot_files = BootFiles::open(&kernel.kernel, kernel.initramfs.as_deref())?;
@@ -47,12 +53,16 @@ impl Resources {
         let ram = create_ram(&RamConfig {
             size: spec.memory.size.bytes(),
             shared: spec.memory.shared,
-            pages: match spec.memory.hugepages {
-                None => PageSize::Base,
-                Some(HugePageSize::TwoMib) => PageSize::Huge2M,
-                Some(HugePageSize::OneGib) => PageSize::Huge1G,
-            },
+            pages: page_size(spec),
         })?;
+        if let (Some(balloon), Some(handle)) = (&spec.balloon, balloon) {
+            let options = BalloonOptions {
+                deflate_on_oom: balloon.deflate_on_oom,
+                free_page_reporting: balloon.free_page_reporting,
+            };
+            let memory = RamReclaim::new(ram.clone(), page_size(spec));
+            devices.push(OpenDevice::balloon(handle, memory, options));
+        }
         Ok(Self {
             kvm,
             ram,
@@ -74,6 +84,14 @@ impl Resources {
     /// Unplugs the serial console's input: the port is going away. The virtio console's end stays.
     pub(super) fn disconnect_serial(&self) {
         self.consoles.serial.input.connect(None);
+    }
+}
+
+fn page_size(spec: &VmSpec) -> PageSize {
+    match spec.memory.hugepages {
+        None => PageSize::Base,
+        Some(HugePageSize::TwoMib) => PageSize::Huge2M,
+        Some(HugePageSize::OneGib) => PageSize::Huge1G,
     }
 }
 

@@ -78,6 +78,7 @@ fn defaults() {
     assert_eq!(spec.console.serial, ConsoleTarget::Terminal);
     assert_eq!(spec.console.hvc0, ConsoleTarget::Off);
     assert_eq!(spec.on_reset, OnReset::Reboot);
+    assert_eq!(spec.balloon, None);
 }
 
 #[test]
@@ -85,6 +86,7 @@ fn toml_says_the_same_as_json() {
     let toml = r#"
         name = "web"
         rng = false
+        balloon = { size = "64M", deflate_on_oom = true }
         [boot]
         kernel = "/boot/vmlinuz"
         command_line = "console=ttyS0"
@@ -106,6 +108,7 @@ fn toml_says_the_same_as_json() {
     let json = json!({
         "name": "web",
         "rng": false,
+        "balloon": {"size": 64 << 20, "deflate_on_oom": true},
         "boot": {"kernel": "/boot/vmlinuz", "command_line": "console=ttyS0"},
         "memory": {"size": 1 << 30, "hugepages": "2MiB"},
         "disks": [{"path": "a.img", "read_only": true}],
@@ -180,6 +183,10 @@ fn messages_say_what_to_do() {
     assert_eq!(
         message(&with("cpus", json!({"count": -1}))),
         "invalid VM spec: /cpus/count: expected an integer from 0 up, found integer `-1` [wrong-type]"
+    );
+    assert_eq!(
+        message(&with("balloon", json!({"size": "1GiB"}))),
+        "invalid VM spec: /balloon/size: the balloon's size must be less than the memory, 512MiB, not 1GiB [out-of-range]"
     );
     assert!(message(&json!("web")).contains("expected an object that describes a VM"));
     assert!(message(&json!([])).contains("expected no array here"));
@@ -338,6 +345,46 @@ fn ids_are_unique_among_all_devices() {
             "nics": [{"tap": "a", "id": "x"}],
         }),
         &[("/disks/1/id", Duplicate), ("/nics/0/id", Duplicate)],
+    );
+}
+
+#[test]
+fn balloons() {
+    let vm = |memory: Value, balloon: Value| json!({"boot": {"kernel": "k"}, "memory": memory, "balloon": balloon});
+    let spec = valid(&vm(json!({}), json!({})));
+    let balloon = spec.balloon.clone().unwrap();
+    assert_eq!(balloon.size, ByteSize::default());
+    assert!(!balloon.deflate_on_oom && balloon.free_page_reporting);
+    let again = VmSpec::from_json(&serde_json::to_string(&spec).unwrap()).unwrap();
+    assert_eq!(again, spec);
+    // What went back to the pool may be gone when the guest wants it again: not without being asked for.
+    let huge = json!({"hugepages": "2MiB"});
+    for (asked, reports) in [
+        (json!({}), false),
+        (json!({"free_page_reporting": true}), true),
+    ] {
+        let balloon = valid(&vm(huge.clone(), asked)).balloon.unwrap();
+        assert_eq!(balloon.free_page_reporting, reports);
+    }
+    let memory = json!({"size": "128MiB"});
+    valid(&vm(memory.clone(), json!({"size": (128 << 20) - 4096})));
+    for size in [json!("128MiB"), json!("1TiB"), json!(4095), json!(5000)] {
+        refuses(
+            &vm(memory.clone(), json!({"size": size})),
+            &[("/balloon/size", OutOfRange)],
+        );
+    }
+    refuses(
+        &vm(
+            json!({"size": "1MiB"}),
+            json!({"size": 1, "deflate_on_oom": "yes", "stats": 1}),
+        ),
+        &[
+            ("/balloon/deflate_on_oom", WrongType),
+            ("/balloon/size", OutOfRange),
+            ("/balloon/stats", UnknownField),
+            ("/memory/size", OutOfRange),
+        ],
     );
 }
 

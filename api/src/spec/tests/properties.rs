@@ -47,6 +47,9 @@ fn word() -> impl Strategy<Value = String> {
         "ports",
         "socket",
         "rng",
+        "balloon",
+        "deflate_on_oom",
+        "free_page_reporting",
         "on_reset",
         "file",
         "files",
@@ -102,6 +105,7 @@ fn damaged() -> impl Strategy<Value = Value> {
         "console": {"serial": {"socket": "c"}, "serial_log": {"path": "l", "size": "1MiB", "files": 2},
                     "hvc0": {"file": "f"}, "ports": [{"name": "p", "socket": "s"}]},
         "rng": false, "on_reset": "exit",
+        "balloon": {"size": "64MiB", "deflate_on_oom": true, "free_page_reporting": false},
     });
     assert!(Draft::from_value(whole.clone()).validate().is_ok());
     let mut places = Vec::new();

@@ -3,6 +3,7 @@
 //! Each function adds what is wrong to the [`Problems`] and goes on; it gives `None` only if something is wrong, be it found
 //! here or while the document was read.
 
+mod balloon;
 mod console;
 mod devices;
 
@@ -40,6 +41,10 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
     let processors = cpus.as_ref().map_or(1, |cpus| cpus.count);
     let devices = devices::devices(config, processors, uuid.flatten(), problems);
     let console = console::console(config.console.as_ref(), &root.key("console"), problems);
+    let balloon = config
+        .balloon
+        .as_ref()
+        .map(|balloon| balloon::balloon(balloon, memory.as_ref(), &root.key("balloon"), problems));
     let (disks, nics) = devices?;
     Some(VmSpec {
         name: name?,
@@ -51,6 +56,10 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
         nics,
         console: console?,
         rng: config.rng.unwrap_or(true),
+        balloon: match balloon {
+            Some(checked) => Some(checked?),
+            None => None,
+        },
         on_reset: config.on_reset.unwrap_or_default(),
     })
 }
