@@ -1,0 +1,277 @@
+//! The balloon, seen from both sides: what the guest gives, the process no longer holds.
+//!
+//! The target is the spec's here. The guest's driver is taken off the device and put back, which deflates the balloon and inflates it to the
+//! target again while the VM runs.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use paddock_probe::protocol::{Exec, MemoryTouch, MemoryVerify, Reboot};
+use paddock_tests::Vm;
+use paddock_tests::host::run;
+use paddock_tests::vm::BOOT_DEADLINE;
+
+const MIB: u64 = 1 << 20;
+/// What the guests here are asked to give.
+const BALLOON: u64 = 128 * MIB;
+/// How long a guest may take to give it, or to report what it left free: Linux looks every two seconds.
+const DEADLINE: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
+const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_balloon";
+/// virtio-balloon's PCI device id.
+const DEVICE: u16 = 0x1045;
+
+/// A VM of 512 MiB with a balloon; `memory` says more of its memory.
+fn boot(memory: &str, balloon: &str) -> Vm {
+    let vm = Vm::builder()
+        .memory(&format!("512M{memory}"))
+        .args(["--balloon", balloon])
+        .boot();
+    let info = vm.info();
+    let balloons = info.pci.iter().filter(|f| f.device == DEVICE);
+    assert_eq!(balloons.count(), 1);
+    vm
+}
+
+/// What the process holds: resident bytes, and its share of them.
+fn held(vm: &Vm) -> (u64, u64) {
+    let path = format!("/proc/{}/smaps_rollup", vm.pid());
+    let text = std::fs::read_to_string(path).unwrap();
+    let bytes = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.unwrap().trim().trim_end_matches("kB").trim();
+        kib.parse::<u64>().unwrap() * 1024
+    };
+    (bytes("Rss:"), bytes("Pss:"))
+}
+
+/// A line of the guest's `/proc/meminfo`, in bytes.
+fn meminfo(vm: &Vm, name: &str) -> u64 {
+    let line = vm.shell(&format!("grep '^{name}:' /proc/meminfo"));
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !done() {
+        if Instant::now() > end {
+            let held = held(vm);
+            vm.fail(&format!("{what}; the process holds {held:?} bytes"));
+        }
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// Waits until the process holds `bytes` less than `before`, by either count.
+fn given_back(vm: &Vm, before: (u64, u64), bytes: u64) {
+    until(vm, "the process holds on to memory", || {
+        let now = held(vm);
+        now.0 + bytes <= before.0 && now.1 + bytes <= before.1
+    });
+}
+
+/// Has the guest use all its memory but `rest` for a file, and remove it again or keep it.
+fn fill(vm: &Vm, rest: i64, keep: bool) {
+    let available = i64::try_from(meminfo(vm, "MemAvailable") / MIB).unwrap();
+    let count = available - rest;
+    let remove = if keep { "" } else { "&& rm /fill/file" };
+    let line = format!(
+        "mkdir -p /fill && {{ grep -q ' /fill ' /proc/mounts || mount -t tmpfs -o size=1G fill /fill; }} && \
+         dd if=/dev/zero of=/fill/file bs=1M count={count} 2>&1 {remove}"
+    );
+    let mut exec = Exec::shell(line);
+    exec.timeout_ms = 120_000;
+    let reply = vm.call_within(exec, LONG);
+    assert!(reply.success(), "{reply:?}");
+}
+
+/// The device's name on the guest's virtio bus.
+fn device(vm: &Vm) -> String {
+    let name = vm.shell(&format!("cd {DRIVER} && echo virtio*"));
+    name.trim().to_owned()
+}
+
+fn bind(vm: &Vm, device: &str, how: &str) {
+    vm.shell(&format!("echo {device} > {DRIVER}/{how}"));
+}
+
+/// The feature bits that the guest's driver took.
+fn features(vm: &Vm, device: &str) -> Vec<usize> {
+    let bits = vm.shell(&format!("cat /sys/bus/virtio/devices/{device}/features"));
+    let bits = bits.trim().bytes().enumerate();
+    bits.filter(|(_, bit)| *bit == b'1')
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// Nothing about the balloon was worth a warning.
+fn was_quiet(vm: &Vm) {
+    let log = vm.log();
+    let loud = ["balloon: ", "needs a reset", "panicked"];
+    if loud.iter().any(|word| log.contains(word)) {
+        vm.fail("the log has warnings");
+    }
+}
+
+/// Has the guest use 320 MiB and checks that they keep what is written to them.
+fn use_memory(vm: &Vm) {
+    vm.call_within(MemoryTouch { size: 320 * MIB }, LONG);
+    let verified = vm.call_within(MemoryVerify {}, LONG);
+    assert_eq!((verified.pages, verified.wrong), (320 * MIB / 4096, 0));
+    vm.call(MemoryTouch { size: 4096 });
+}
+
+/// Inflates and deflates by driver, and by a reset.
+fn inflates_and_deflates(memory: &str) {
+    let target = format!("{}M,free-page-reporting=off", BALLOON / MIB);
+    let mut vm = boot(memory, &target);
+    let name = device(&vm);
+    assert_eq!(features(&vm, &name), [1, 32], "STATS_VQ, VERSION_1");
+
+    bind(&vm, &name, "unbind");
+    let all = meminfo(&vm, "MemTotal");
+    // Nearly every page of the guest's has been used, so that what the balloon takes was held by the process.
+    fill(&vm, 48, false);
+    let before = held(&vm);
+    assert!(before.0 > 350 * MIB, "the process holds {before:?}");
+    sleep(Duration::from_secs(5));
+    let still = held(&vm);
+    assert!(
+        still.0 + 16 * MIB > before.0,
+        "nobody gave anything back: {before:?}, {still:?}"
+    );
+
+    bind(&vm, &name, "bind");
+    until(&vm, "the guest does not give what it is asked for", || {
+        meminfo(&vm, "MemTotal") == all - BALLOON
+    });
+    given_back(&vm, before, 64 * MIB);
+
+    // It can have it again, and all of it is good memory.
+    bind(&vm, &name, "unbind");
+    assert_eq!(meminfo(&vm, "MemTotal"), all);
+    use_memory(&vm);
+
+    // The target outlives a reset, and a balloon that was full before it.
+    bind(&vm, &name, "bind");
+    until(&vm, "the guest does not give it again", || {
+        meminfo(&vm, "MemTotal") == all - BALLOON
+    });
+    let _ = vm
+        .probe()
+        .call(Reboot { method: None }, Duration::from_secs(10));
+    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
+    vm.connect();
+    until(&vm, "the target is gone after a reset", || {
+        meminfo(&vm, "MemTotal").abs_diff(all - BALLOON) < MIB
+    });
+    was_quiet(&vm);
+    vm.power_off();
+}
+
+#[test]
+fn private_memory_is_given_back_and_returned() {
+    inflates_and_deflates("");
+}
+
+#[test]
+fn shared_memory_is_given_back_and_returned() {
+    inflates_and_deflates(",shared=on");
+}
+
+#[test]
+fn what_the_guest_leaves_free_is_given_back_unasked() {
+    let vm = boot("", "0");
+    let name = device(&vm);
+    assert_eq!(
+        features(&vm, &name),
+        [1, 5, 32],
+        "STATS_VQ, PAGE_REPORTING, VERSION_1"
+    );
+    let total = meminfo(&vm, "MemTotal");
+    let kept = vm.shell("dd if=/dev/urandom of=/kept bs=1M count=16 2>/dev/null && md5sum /kept");
+    fill(&vm, 64, true);
+    let full = held(&vm);
+    assert!(full.0 > 350 * MIB, "the process holds {full:?}");
+    vm.shell("rm /fill/file");
+    given_back(&vm, full, 256 * MIB);
+    assert_eq!(meminfo(&vm, "MemTotal"), total, "the guest still has it");
+    // Once more: what was reported is used again, and reported again.
+    fill(&vm, 64, true);
+    let again = held(&vm);
+    assert!(again.0 > 350 * MIB, "the process holds {again:?}");
+    vm.shell("rm /fill/file");
+    given_back(&vm, again, 256 * MIB);
+    assert_eq!(vm.shell("md5sum /kept"), kept);
+    was_quiet(&vm);
+    vm.power_off();
+}
+
+#[test]
+fn a_guest_in_need_takes_memory_back() {
+    let target = format!("{}M,deflate-on-oom,free-page-reporting=off", BALLOON / MIB);
+    let vm = boot("", &target);
+    let name = device(&vm);
+    assert_eq!(
+        features(&vm, &name),
+        [1, 2, 32],
+        "STATS_VQ, DEFLATE_ON_OOM, VERSION_1"
+    );
+    // Linux counts it as used: it may have it back.
+    let total = meminfo(&vm, "MemTotal");
+    until(&vm, "the guest does not give what it is asked for", || {
+        meminfo(&vm, "MemFree") + BALLOON < total
+    });
+    // 40 MiB more than there are: without its balloon the guest would kill a process.
+    fill(&vm, -40, true);
+    assert!(meminfo(&vm, "MemFree") < 32 * MIB);
+    assert!(
+        !vm.shell("dmesg").contains("Killed process"),
+        "the guest had memory left"
+    );
+    vm.shell("rm /fill/file");
+    vm.power_off();
+}
+
+#[test]
+fn huge_pages_are_given_back_whole() {
+    run("echo 256 > /proc/sys/vm/nr_hugepages");
+    let free = || -> u64 {
+        let count = run("cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        count.trim().parse().unwrap()
+    };
+    let target = format!("{}M", BALLOON / MIB);
+    let vm = boot(",hugepages=2M", &target);
+    let name = device(&vm);
+    assert_eq!(
+        features(&vm, &name),
+        [0, 1, 32],
+        "MUST_TELL_HOST, STATS_VQ, VERSION_1"
+    );
+    bind(&vm, &name, "unbind");
+    let all = meminfo(&vm, "MemTotal");
+    fill(&vm, 48, false);
+    let used = free();
+    bind(&vm, &name, "bind");
+    until(&vm, "the guest does not give what it is asked for", || {
+        meminfo(&vm, "MemTotal") == all - BALLOON
+    });
+    // It has given 64 of them, in small pages: some lie in the balloon only in part, and some were never used.
+    until(&vm, "the pool does not get its pages", || {
+        free() >= used + 24
+    });
+    bind(&vm, &name, "unbind");
+    use_memory(&vm);
+    was_quiet(&vm);
+    vm.power_off();
+    run("echo 0 > /proc/sys/vm/nr_hugepages");
+}
