@@ -189,12 +189,11 @@ pub struct Events {
     text: String,
 }
 
-impl Events {
-    /// The next event's data; `None` at the end of the stream.
-    ///
-    /// # Panics
-    /// When neither comes in time, or when it is no event.
-    pub fn next(&mut self) -> Option<Value> {
+/// The data of each event. It panics when neither an event nor the end of the stream comes in time.
+impl Iterator for Events {
+    type Item = Value;
+
+    fn next(&mut self) -> Option<Value> {
         loop {
             let Some((event, rest)) = self.text.split_once("\n\n") else {
                 if !self.read_chunk() {
@@ -203,7 +202,7 @@ impl Events {
                 continue;
             };
             let data = event.lines().find_map(|line| line.strip_prefix("data: "));
-            let data = data.map(serde_json::from_str::<Value>);
+            let data = data.map(serde_json::from_str);
             let whole = event.to_owned();
             self.text = rest.to_owned();
             match data {
@@ -214,7 +213,9 @@ impl Events {
             }
         }
     }
+}
 
+impl Events {
     /// Waits for an event with this `type`, and gives it.
     ///
     /// # Panics
