@@ -3,7 +3,9 @@
 //! The file is what a running process serves and what clients are generated from, so a change of the API is a change one sees in review. A test
 //! holds the two equal; `UPDATE_OPENAPI=1 cargo test -p paddock-api openapi` writes the file anew.
 
-use utoipa::OpenApi;
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{OpenApi as Api, RefOr};
+use utoipa::{Modify, OpenApi};
 
 use crate::problem::Problem;
 use crate::resource::{Event, Gap};
@@ -41,6 +43,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_openapi
     ),
     components(schemas(Event, Gap, Problem)),
+    modifiers(&NoNullDefaults),
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
@@ -51,6 +54,30 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
     )
 )]
 struct Document;
+
+/// The spec's types say of every field that it is null by default: of those that must be given, that is wrong, and of the others noise.
+struct NoNullDefaults;
+
+impl Modify for NoNullDefaults {
+    fn modify(&self, api: &mut Api) {
+        let schemas = api.components.iter_mut().flat_map(|c| &mut c.schemas);
+        for (_, schema) in schemas {
+            let RefOr::T(Schema::Object(object)) = schema else {
+                continue;
+            };
+            for property in object.properties.values_mut() {
+                let default = match property {
+                    RefOr::T(Schema::Object(of)) => &mut of.default,
+                    RefOr::T(Schema::OneOf(of)) => &mut of.default,
+                    _ => continue,
+                };
+                if default.as_ref().is_some_and(serde_json::Value::is_null) {
+                    *default = None;
+                }
+            }
+        }
+    }
+}
 
 /// The document as the code says it.
 ///

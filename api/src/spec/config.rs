@@ -21,13 +21,16 @@ use super::types::{ByteSize, ConsoleTarget, DirectIo, DiskEngine, OnReset};
 pub struct VmConfig {
     /// What people call the VM: 1 to 63 of `a-z`, `0-9` and `-`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[a-z0-9-]{1,63}$")]
     pub name: Option<String>,
     /// The VM's identity, such as `"6ba7b810-9dad-11d1-80b4-00c04fd430c8"`. NICs without a MAC address derive theirs from it,
     /// so that it stays the same when the VM is started again.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = "uuid")]
     pub uuid: Option<String>,
     /// What the VM starts with. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = BootConfig, required = true)]
     pub boot: Option<BootConfig>,
     /// Its processors; one by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,14 +70,15 @@ pub struct VmConfig {
 pub struct BootConfig {
     /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String, required = true, min_length = 1)]
     pub kernel: Option<PathBuf>,
     /// An initramfs for the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, min_length = 1)]
     pub initramfs: Option<PathBuf>,
     /// The kernel's command line, up to 2047 bytes; empty by default. Nothing is added to it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 2047)]
     pub command_line: Option<String>,
 }
 
@@ -173,10 +177,11 @@ pub struct DiskConfig {
     /// Its name in the API, unique among all devices: 1 to 32 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, a letter or digit
     /// first; `disk0`, `disk1`, … by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
     /// A raw image file or a block device. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String, required = true, min_length = 1)]
     pub path: Option<PathBuf>,
     /// Whether the guest may only read; `false` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -197,6 +202,7 @@ pub struct DiskConfig {
     pub queue_size: Option<u64>,
     /// The serial number that the guest reads: 1 to 20 printable ASCII characters.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[ -~]{1,20}$")]
     pub serial: Option<String>,
 }
 
@@ -210,12 +216,15 @@ pub struct DiskConfig {
 pub struct NicConfig {
     /// Its name in the API, unique among all devices, as for a disk; `nic0`, `nic1`, … by default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
     /// An existing tap of the host.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 15)]
     pub tap: Option<String>,
     /// An existing bridge of the host; a tap is made on it and removed with the VM.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 15)]
     pub bridge: Option<String>,
     /// The VLAN, 1 to 4094, of which the guest is an untagged member. Only with `bridge`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -224,6 +233,9 @@ pub struct NicConfig {
     /// The guest's MAC address, such as `"02:00:5e:10:00:01"`, unicast; by default one derived from the
     /// VM's UUID and the NIC's id, or a random one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(
+        pattern = "^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$|^[0-9A-Fa-f][02468ACEace](-[0-9A-Fa-f]{2}){5}$"
+    )]
     pub mac: Option<String>,
     /// The largest packet, 1280 to 65521 bytes; the tap's own by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -298,9 +310,10 @@ pub struct ConsoleLogConfig {
 pub struct PortConfig {
     /// Its name in the guest, unique: 1 to 63 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = true, pattern = "^[A-Za-z0-9._-]{1,63}$")]
     pub name: Option<String>,
     /// The unix socket on which the host's side connects; made by Paddock. Required, at most 107 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String, required = true, min_length = 1, max_length = 107)]
     pub socket: Option<PathBuf>,
 }
