@@ -1,0 +1,365 @@
+//! Disks and NICs that come and go while the guest runs: it finds them by itself, lets go of them when asked, and what cannot be done
+//! leaves everything as it was.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, NetPing, NetUp, Reboot};
+use paddock_tests::host::{Bridge, run};
+use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE};
+use paddock_tests::{Api, Vm, amount};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const HOST: &str = "10.98.0.1";
+const GUEST: &str = "10.98.0.2/24";
+const MAC: &str = "02:00:5e:00:00:07";
+/// The interrupt behind which the guest's kernel looks at the hot-plug registers.
+const EVENT: &str = "/sys/firmware/acpi/interrupts/gpe01";
+
+fn image(directory: &TempDir, name: &str) -> PathBuf {
+    let path = directory.path().join(name);
+    File::create(&path).unwrap().set_len(16 * MIB).unwrap();
+    path
+}
+
+/// Waits until something is so in the guest.
+fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + CALL_DEADLINE;
+    while !done() {
+        if Instant::now() > end {
+            vm.fail(what);
+        }
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// Waits for the end of a job, and gives the job.
+#[track_caller]
+fn end_of(vm: &Vm, api: &Api, started: &Value) -> Value {
+    let id = started["id"].as_u64().unwrap();
+    let end = Instant::now() + CALL_DEADLINE;
+    loop {
+        let job = api.get(&format!("/jobs/{id}")).body;
+        if job["state"] != "running" {
+            return job;
+        }
+        if Instant::now() > end {
+            vm.fail(&format!("it does not end: {job}"));
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+#[track_caller]
+fn succeeds(vm: &Vm, api: &Api, started: &Value) {
+    let job = end_of(vm, api, started);
+    if job["state"] != "succeeded" {
+        vm.fail(&job.to_string());
+    }
+}
+
+#[track_caller]
+fn start(api: &Api, method: &str, path: &str, body: Option<&Value>) -> Value {
+    let answer = api.request(method, path, body);
+    assert_eq!(answer.status, 202, "{method} {path}: {answer:?}");
+    answer.body
+}
+
+fn add(vm: &Vm, api: &Api, list: &str, device: &Value) {
+    let started = start(api, "POST", list, Some(device));
+    succeeds(vm, api, &started);
+}
+
+fn remove(vm: &Vm, api: &Api, path: &str) {
+    let started = start(api, "DELETE", path, None);
+    succeeds(vm, api, &started);
+}
+
+/// The name the guest has for the disk with this serial number, as soon as it has one.
+fn disk_in_guest(vm: &Vm, serial: &str) -> String {
+    let mut name = None;
+    until(
+        vm,
+        &format!("the guest does not find disk {serial}"),
+        || {
+            let disks = vm.info().disks;
+            name = disks
+                .into_iter()
+                .find(|disk| disk.serial == serial)
+                .map(|disk| format!("/dev/{}", disk.name));
+            name.is_some()
+        },
+    );
+    name.unwrap()
+}
+
+fn has_disk(vm: &Vm, serial: &str) -> bool {
+    vm.info().disks.iter().any(|disk| disk.serial == serial)
+}
+
+/// Whether the process has the file open.
+fn holds(vm: &Vm, path: &Path) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap();
+    let mut files = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    files.any(|file| file == path)
+}
+
+/// Has the guest write all of the disk and read it back.
+fn use_disk(vm: &Vm, device: &str, path: &Path, seed: u64) {
+    let area = Area::new(device, 16 * MIB, seed);
+    vm.call(BlocksWrite::new(area.clone()));
+    let verified = vm.call(BlocksVerify::new(area));
+    assert_eq!(verified.mismatches.len(), 0, "{verified:?}");
+    let mut block = [0; 4096];
+    File::open(path)
+        .unwrap()
+        .read_exact_at(&mut block, 8 * MIB)
+        .unwrap();
+    assert_ne!(block, [0; 4096], "it is in the file");
+}
+
+#[test]
+fn disks_and_nics_come_and_go_under_load() {
+    let directory = tempfile::tempdir().unwrap();
+    let (busy, path) = (image(&directory, "busy"), image(&directory, "disk"));
+    let bridge = Bridge::new("hotbr", 7, &format!("{HOST}/24"));
+    let disk = format!("path={},serial=BUSY", busy.display());
+    let vm = Vm::builder().cpus("2").api().args(["--disk", &disk]).boot();
+    let api = vm.api();
+    let busy = disk_in_guest(&vm, "BUSY");
+    vm.shell(&format!(
+        "(while dd if={busy} of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 & echo $! > /load"
+    ));
+    for round in 1..=amount(10, 50) {
+        let serial = format!("HOT{round}");
+        let disk = json!({"id": "hot", "path": path, "serial": serial});
+        add(&vm, &api, "/vm/disks", &disk);
+        let nic = json!({"id": "lan", "bridge": bridge.name(), "vlan": 7, "mac": MAC});
+        add(&vm, &api, "/vm/nics", &nic);
+        assert_eq!(api.get("/vm/disks/hot").body["state"], "present");
+
+        let device = disk_in_guest(&vm, &serial);
+        use_disk(&vm, &device, &path, round);
+        let mut name = None;
+        until(&vm, "the guest does not find the NIC", || {
+            let nics = vm.info().nics;
+            name = nics
+                .into_iter()
+                .find(|nic| nic.mac == MAC)
+                .map(|nic| nic.name);
+            name.is_some()
+        });
+        vm.call(NetUp {
+            device: name.unwrap(),
+            address: Some(GUEST.to_owned()),
+            gateway: None,
+            mtu: None,
+        });
+        let mut ping = NetPing::new(HOST);
+        (ping.count, ping.interval_ms) = (5, 50);
+        let reply = vm.call(ping);
+        assert!(reply.received >= 4 && reply.corrupt == 0, "{reply:?}");
+
+        remove(&vm, &api, "/vm/nics/lan");
+        remove(&vm, &api, "/vm/disks/hot");
+        assert!(!holds(&vm, &path), "the disk is closed");
+        assert!(!has_disk(&vm, &serial));
+        assert!(vm.info().nics.iter().all(|nic| nic.mac != MAC));
+        assert_eq!(api.get("/vm/disks/hot").code(), "no-device");
+        assert!(
+            !run("ip -o link show master hotbr").contains("tap"),
+            "its tap is gone"
+        );
+    }
+    vm.shell("kill $(cat /load)");
+    assert!(
+        !vm.shell("dmesg").contains("I/O error"),
+        "the load was not disturbed"
+    );
+    vm.power_off();
+}
+
+#[test]
+fn a_guest_that_does_not_let_go_keeps_it_until_it_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory, "disk");
+    let disk = format!("id=data,path={},serial=DATA", path.display());
+    let mut vm = Vm::builder().api().args(["--disk", &disk]).boot();
+    let api = vm.api();
+    let device = disk_in_guest(&vm, "DATA");
+    vm.shell(&format!("echo disable > {EVENT}"));
+
+    let removing = start(&api, "DELETE", "/vm/disks/data?deadline_ms=2000", None);
+    let state = api.get("/vm/disks/data").body;
+    assert_eq!(
+        (&state["state"], &state["job"]),
+        (&json!("removing"), &removing["id"])
+    );
+    let again = api.request("DELETE", "/vm/disks/data", None);
+    assert_eq!((again.status, again.code()), (409, "device-busy"));
+    let job = end_of(&vm, &api, &removing);
+    assert_eq!(job["state"], "failed", "{job}");
+    assert!(
+        job["failure"].as_str().unwrap().contains("did not let go"),
+        "{job}"
+    );
+    let took = job["ended_ms"].as_u64().unwrap() - job["started_ms"].as_u64().unwrap();
+    assert!((2000..20_000).contains(&took), "{job}");
+    assert_eq!(api.get("/vm/disks/data").body["state"], "present");
+    use_disk(&vm, &device, &path, 1);
+
+    let removing = start(&api, "DELETE", "/vm/disks/data", None);
+    let cancel = format!("/jobs/{}/cancel", removing["id"]);
+    assert_eq!(api.request("POST", &cancel, None).status, 202);
+    assert_eq!(end_of(&vm, &api, &removing)["state"], "cancelled");
+    assert_eq!(api.request("POST", &cancel, None).code(), "too-late");
+
+    // What was wanted, and is not any more, is not taken when the guest looks again.
+    vm.shell(&format!("echo enable > {EVENT}"));
+    use_disk(&vm, &device, &path, 2);
+    assert!(has_disk(&vm, "DATA"));
+    remove(&vm, &api, "/vm/disks/data");
+    assert!(!has_disk(&vm, "DATA") && !holds(&vm, &path));
+
+    // A guest that starts over holds nothing.
+    let disk = json!({"id": "data", "path": path, "serial": "AGAIN"});
+    add(&vm, &api, "/vm/disks", &disk);
+    disk_in_guest(&vm, "AGAIN");
+    vm.shell(&format!("echo disable > {EVENT}"));
+    let removing = start(&api, "DELETE", "/vm/disks/data", None);
+    let _ = vm
+        .probe()
+        .call(Reboot { method: None }, Duration::from_secs(10));
+    succeeds(&vm, &api, &removing);
+    assert!(!holds(&vm, &path));
+    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
+    vm.connect();
+    assert!(!has_disk(&vm, "AGAIN"));
+    vm.power_off();
+}
+
+#[test]
+fn what_was_added_is_there_after_a_reset_and_what_failed_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (image(&directory, "first"), image(&directory, "second"));
+    let mut vm = Vm::builder().api().boot();
+    let api = vm.api();
+    let absent = json!({"path": directory.path().join("absent")});
+    let started = start(&api, "POST", "/vm/disks", Some(&absent));
+    let job = end_of(&vm, &api, &started);
+    assert_eq!(job["state"], "failed", "{job}");
+    assert!(
+        job["failure"].as_str().unwrap().contains("No such file"),
+        "{job}"
+    );
+    assert_eq!(api.get("/vm/disks").body, json!([]));
+
+    add(
+        &vm,
+        &api,
+        "/vm/disks",
+        &json!({"path": first, "serial": "FIRST"}),
+    );
+    add(
+        &vm,
+        &api,
+        "/vm/disks",
+        &json!({"path": second, "serial": "SECOND"}),
+    );
+    let twice = api.request("POST", "/vm/disks", Some(&json!({"path": first})));
+    assert_eq!(twice.status, 422, "{twice:?}");
+    let device = disk_in_guest(&vm, "SECOND");
+    use_disk(&vm, &device, &second, 3);
+    // From the first place: the second keeps its own.
+    remove(&vm, &api, "/vm/disks/disk0");
+    let places = |vm: &Vm| -> Vec<String> {
+        let functions = vm.info().pci.into_iter();
+        functions.map(|function| function.address).collect()
+    };
+    let before = places(&vm);
+    let _ = vm
+        .probe()
+        .call(Reboot { method: None }, Duration::from_secs(10));
+    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
+    vm.connect();
+    assert_eq!(places(&vm), before, "devices stay in their slots");
+    let disks = vm.info().disks;
+    assert_eq!(disks.len(), 1);
+    assert_eq!(disks[0].serial, "SECOND");
+    assert_eq!(
+        api.get("/vm").body["spec"]["disks"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    vm.power_off();
+}
+
+/// With the bridges, the console and the entropy device that is a full bus.
+#[test]
+fn twenty_disks_and_eight_nics() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut arguments = Vec::new();
+    for index in 0..20 {
+        let path = image(&directory, &format!("disk{index}"));
+        arguments.extend([
+            "--disk".to_owned(),
+            format!("path={},serial=S{index}", path.display()),
+        ]);
+    }
+    for index in 0..8 {
+        run(&format!(
+            "ip tuntap add many{index} mode tap vnet_hdr && ip link set many{index} up"
+        ));
+        arguments.extend(["--net".to_owned(), format!("tap=many{index}")]);
+    }
+    let vm = Vm::builder().api().args(arguments).boot();
+    let api = vm.api();
+    let info = vm.info();
+    assert_eq!((info.disks.len(), info.nics.len()), (20, 8));
+    for index in 0..20 {
+        assert!(
+            info.disks
+                .iter()
+                .any(|disk| disk.serial == format!("S{index}"))
+        );
+    }
+    let path = image(&directory, "one too many");
+    let started = start(&api, "POST", "/vm/disks", Some(&json!({"path": path})));
+    let job = end_of(&vm, &api, &started);
+    assert!(
+        job["failure"]
+            .as_str()
+            .unwrap()
+            .contains("places on its PCI bus"),
+        "{job}"
+    );
+    // One out, one in.
+    remove(&vm, &api, "/vm/disks/disk19");
+    add(
+        &vm,
+        &api,
+        "/vm/disks",
+        &json!({"path": path, "serial": "NEW"}),
+    );
+    let device = disk_in_guest(&vm, "NEW");
+    use_disk(&vm, &device, &path, 4);
+    vm.power_off();
+    for index in 0..8 {
+        run(&format!("ip link delete many{index}"));
+    }
+}
