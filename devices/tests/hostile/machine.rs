@@ -1,0 +1,412 @@
+//! A PC without CPUs: buses, chipset, one device under attack and one beside it, RAM, and a log that is counted.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use paddock_devices::bus::{Bus, BusDevice};
+use paddock_devices::console::ConsoleSink;
+use paddock_devices::interrupt::{IrqLine, MsiAllocator, MsiLine, MsiMessage};
+use paddock_devices::legacy::PowerEvents;
+use paddock_devices::legacy::acpi_pm::AcpiPm;
+use paddock_devices::legacy::cmos::Cmos;
+use paddock_devices::legacy::debug::PostCode;
+use paddock_devices::legacy::reset::{ResetControl, SystemControlA};
+use paddock_devices::legacy::serial::Serial;
+use paddock_devices::pci::host_bridge::HostBridge;
+use paddock_devices::pci::lpc::LpcBridge;
+use paddock_devices::pci::root::{ConfigPorts, Ecam, PciRoot};
+use paddock_devices::pci::{DeviceFunction, PciFunction};
+use paddock_devices::virtio::blk::{Blk, BlkOptions};
+use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, VirtioConsole};
+use paddock_devices::virtio::net::{Net, NetOptions};
+use paddock_devices::virtio::pci::{BAR_LENGTH, Doorbells, VirtioPci};
+use paddock_devices::virtio::rng::VirtioRng;
+use paddock_devices::virtio::{GuestMap, GuestRam, VirtioDevice};
+use paddock_network::MacAddress;
+use paddock_network::double::SocketBackend;
+use paddock_probe::hostile::Kind;
+use paddock_probe::hostile::machine::{Function, Machine, Physical, Ports, Ram};
+use paddock_storage::testing::MemoryDisk;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const RAM: usize = 64 << 20;
+/// The driver's part of it.
+const ARENA: u64 = 4 << 20;
+const ARENA_LENGTH: u64 = 2 << 20;
+const ECAM: u64 = 0xe000_0000;
+const PM_BASE: u16 = 0x600;
+/// Where the BARs are.
+const TARGET: u64 = 0x70_0000_0000;
+const NEIGHBOUR: u64 = TARGET + BAR_LENGTH;
+
+/// Counts the lines of level info and above that this process logs.
+pub struct Lines(Arc<AtomicUsize>);
+
+impl Lines {
+    /// Counts from now on; the same counter each time.
+    pub fn install() -> Arc<AtomicUsize> {
+        static COUNTER: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+        let counter = COUNTER.get_or_init(|| {
+            let counter = Arc::<AtomicUsize>::default();
+            tracing::subscriber::set_global_default(Self(Arc::clone(&counter))).unwrap();
+            counter
+        });
+        Arc::clone(counter)
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[derive(Debug)]
+struct Line(EventFd);
+
+impl MsiLine for Line {
+    fn event(&self) -> &EventFd {
+        &self.0
+    }
+    fn set(&self, _: Option<MsiMessage>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Everything that KVM is in a real VM.
+#[derive(Debug)]
+struct Host;
+
+impl MsiAllocator for Host {
+    fn allocate(&self) -> io::Result<Box<dyn MsiLine>> {
+        Ok(Box::new(Line(EventFd::new(EFD_NONBLOCK)?)))
+    }
+}
+
+impl IrqLine for Host {
+    fn set_level(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Doorbells for Host {
+    fn connect(&self, _: u64, _: &EventFd) -> io::Result<()> {
+        // The functions then serve their doorbells themselves.
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn disconnect(&self, _: u64, _: &EventFd) {}
+}
+
+impl ConsoleSink for Host {
+    fn write(&self, _: &[u8]) {}
+}
+
+#[derive(Debug, Default)]
+struct Power(AtomicUsize);
+
+impl PowerEvents for Power {
+    fn power_off(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn reset(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A function as a driver in the guest sees it.
+struct Seen {
+    function: Arc<VirtioPci>,
+    mmio: Arc<Bus>,
+    home: u64,
+}
+
+impl Seen {
+    fn new(device: Box<dyn VirtioDevice>, memory: &GuestRam, mmio: &Arc<Bus>, home: u64) -> Self {
+        let function = VirtioPci::new(
+            device,
+            memory.clone(),
+            Arc::clone(mmio),
+            &Host,
+            Arc::new(Host),
+        )
+        .unwrap();
+        function.place(home);
+        Self {
+            function,
+            mmio: Arc::clone(mmio),
+            home,
+        }
+    }
+}
+
+impl Drop for Seen {
+    fn drop(&mut self) {
+        self.function.shut_down();
+    }
+}
+
+impl Function for Seen {
+    fn read_config(&self, offset: u16, width: usize) -> u32 {
+        let mut data = [0; 4];
+        self.function.read_config(offset, &mut data[..width]);
+        u32::from_le_bytes(data)
+    }
+    fn write_config(&self, offset: u16, width: usize, value: u32) {
+        self.function
+            .write_config(offset, &value.to_le_bytes()[..width]);
+    }
+    fn read_bar(&self, offset: u64, width: usize) -> u64 {
+        let mut data = [0; 8];
+        self.mmio.read(self.home + offset, &mut data[..width]);
+        u64::from_le_bytes(data)
+    }
+    fn write_bar(&self, offset: u64, width: usize, value: u64) {
+        self.mmio
+            .write(self.home + offset, &value.to_le_bytes()[..width]);
+    }
+    fn bar_length(&self) -> u64 {
+        BAR_LENGTH
+    }
+}
+
+/// Takes what a NIC sends, so that its sends go on.
+struct Drain {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drain {
+    fn new(peers: Vec<OwnedFd>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut frame = vec![0; 1 << 17];
+            while !told.load(Ordering::Relaxed) {
+                let idle = peers
+                    .iter()
+                    .all(|peer| rustix::io::read(peer, &mut frame).is_err());
+                if idle {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A PC with a device to attack.
+pub struct Pc {
+    // Before what they use.
+    target: Seen,
+    neighbour: Seen,
+    memory: GuestRam,
+    io_ports: Arc<Bus>,
+    mmio: Arc<Bus>,
+    power: Arc<Power>,
+    _root: Arc<PciRoot>,
+    _drain: Option<Drain>,
+    _sockets: tempfile::TempDir,
+}
+
+impl Pc {
+    /// A PC with a device of this kind and an idle one beside it.
+    pub fn new(kind: Kind) -> Self {
+        let map = GuestMap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+        let memory = GuestRam::new(map);
+        let (io_ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let power = Arc::<Power>::default();
+        let root = chipset(&io_ports, &mmio, &power);
+        let sockets = tempfile::tempdir().unwrap();
+        let (device, drain) = device(kind, &sockets);
+        let target = Seen::new(device, &memory, &mmio, TARGET);
+        let neighbour = Seen::new(
+            Box::new(VirtioRng::new("neighbour")),
+            &memory,
+            &mmio,
+            NEIGHBOUR,
+        );
+        for (slot, seen) in [(1, &target), (2, &neighbour)] {
+            plug(&root, slot, Arc::clone(&seen.function) as _);
+        }
+        Self {
+            target,
+            neighbour,
+            memory,
+            io_ports,
+            mmio,
+            power,
+            _root: root,
+            _drain: drain,
+            _sockets: sockets,
+        }
+    }
+
+    /// How often a reset or a power-off was asked for.
+    pub fn power_requests(&self) -> usize {
+        self.power.0.load(Ordering::Relaxed)
+    }
+}
+
+fn device(kind: Kind, sockets: &tempfile::TempDir) -> (Box<dyn VirtioDevice>, Option<Drain>) {
+    match kind {
+        Kind::Blk => {
+            let options = BlkOptions {
+                queues: 2,
+                serial: "HOSTILE".to_owned(),
+                ..BlkOptions::default()
+            };
+            let disk = Arc::new(MemoryDisk::new(8 << 20));
+            (Box::new(Blk::new("disk0", disk, options).unwrap()), None)
+        }
+        Kind::Net => {
+            let (backend, peers) = SocketBackend::new(1, Some(1500)).unwrap();
+            let options = NetOptions {
+                mac: MacAddress::new([0x52, 0x54, 0, 0, 0, 2]),
+                mtu: None,
+                queue_pairs: 1,
+                queue_size: 256,
+            };
+            let net = Net::new("net0", Arc::new(backend), options).unwrap();
+            (Box::new(net), Some(Drain::new(peers)))
+        }
+        Kind::Console => {
+            let port = |name: &str| PortSpec {
+                name: name.to_owned(),
+                console: false,
+                backend: PortBackend::Socket(sockets.path().join(name)),
+            };
+            let console = PortSpec {
+                name: String::new(),
+                console: true,
+                backend: PortBackend::Host(Arc::new(Host)),
+            };
+            let ports = ConsolePorts::new(vec![console, port("one"), port("two")]).unwrap();
+            (Box::new(VirtioConsole::new("console", ports)), None)
+        }
+        Kind::Rng => (Box::new(VirtioRng::new("rng")), None),
+    }
+}
+
+fn plug(root: &PciRoot, slot: u8, function: Arc<dyn PciFunction>) {
+    let at = DeviceFunction::new(slot, 0).unwrap();
+    assert!(root.add(at, function).is_ok(), "slot {slot} is taken");
+}
+
+/// As the machine of the `vmm` crate puts it together.
+fn chipset(ports: &Arc<Bus>, mmio: &Arc<Bus>, power: &Arc<Power>) -> Arc<PciRoot> {
+    let root = Arc::new(PciRoot::default());
+    let power = || Arc::clone(power) as Arc<dyn PowerEvents>;
+    let reset = Arc::new(ResetControl::new(power()));
+    let pm: Arc<dyn BusDevice> = Arc::new(AcpiPm::new(Arc::new(Host), power()));
+    let serial = Serial::new("com1", Arc::new(Host), Arc::new(Host)).unwrap();
+    let devices: [(u64, u64, Arc<dyn BusDevice>); 5] = [
+        (0xcf8, 8, Arc::new(ConfigPorts::new(&root, reset))),
+        (0x70, 2, Arc::new(Cmos::new(RAM as u64, 0, 0))),
+        (0x3f8, 8, Arc::new(serial)),
+        (0x92, 1, Arc::new(SystemControlA::new(power()))),
+        (0x80, 1, Arc::new(PostCode::default())),
+    ];
+    for (base, length, device) in devices {
+        ports.insert(base, length, device).unwrap();
+    }
+    let ecam = Arc::new(Ecam::new(&root));
+    let bridge = HostBridge::new(Arc::clone(mmio), ecam, Some(ECAM));
+    plug(&root, 0, Arc::new(bridge));
+    let lpc = LpcBridge::new(Arc::clone(ports), pm, Some(PM_BASE));
+    plug(&root, 31, Arc::new(lpc));
+    root
+}
+
+impl Machine for Pc {
+    fn function(&self) -> &dyn Function {
+        &self.target
+    }
+    fn neighbour(&self) -> Option<&dyn Function> {
+        Some(&self.neighbour)
+    }
+    fn ram(&self) -> &dyn Ram {
+        self
+    }
+    fn ram_end(&self) -> u64 {
+        RAM as u64
+    }
+    fn ports(&self) -> Option<&dyn Ports> {
+        Some(self)
+    }
+    fn physical(&self) -> Option<&dyn Physical> {
+        Some(self)
+    }
+    fn storm(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+}
+
+impl Ram for Pc {
+    fn base(&self) -> u64 {
+        ARENA
+    }
+    fn length(&self) -> u64 {
+        ARENA_LENGTH
+    }
+    fn read(&self, address: u64, data: &mut [u8]) {
+        let map = self.memory.memory();
+        Bytes::read_slice(&*map, data, GuestAddress(address)).unwrap();
+    }
+    fn write(&self, address: u64, data: &[u8]) {
+        let map = self.memory.memory();
+        Bytes::write_slice(&*map, data, GuestAddress(address)).unwrap();
+    }
+}
+
+impl Ports for Pc {
+    fn read(&self, port: u16, width: usize) -> u32 {
+        let mut data = [0; 4];
+        self.io_ports.read(port.into(), &mut data[..width]);
+        u32::from_le_bytes(data)
+    }
+    fn write(&self, port: u16, width: usize, value: u32) {
+        self.io_ports
+            .write(port.into(), &value.to_le_bytes()[..width]);
+    }
+}
+
+impl Physical for Pc {
+    fn read(&self, address: u64, width: usize) -> Option<u64> {
+        let mut data = [0; 8];
+        self.mmio.read(address, &mut data[..width]);
+        Some(u64::from_le_bytes(data))
+    }
+    fn write(&self, address: u64, width: usize, value: u64) -> bool {
+        self.mmio.write(address, &value.to_le_bytes()[..width]);
+        true
+    }
+}
