@@ -257,6 +257,33 @@ fn a_queue_that_cannot_start_asks_for_a_reset() {
 }
 
 #[test]
+fn a_device_that_needs_a_reset_is_not_set_up_behind_its_back() {
+    let rig = Rig::new();
+    rig.write(0x14, &[7]);
+    assert_eq!(rig.status(), 7 | 0x40, "DRIVER_OK without features");
+    for half in 0..2_u32 {
+        rig.write(0x08, &half.to_le_bytes());
+        rig.write(0x0c, &half.to_le_bytes());
+    }
+    rig.write(0x14, &[15]);
+    rig.set_up_queue(0, 0x4000);
+    assert_eq!(rig.status(), 7 | 0x40, "too late for features");
+    let notes = rig.notes.lock();
+    assert_eq!((notes.features, notes.running), (None, [false; 2]));
+}
+
+#[test]
+fn a_queue_is_not_started_beside_one_that_cannot_be() {
+    let rig = Rig::new();
+    rig.negotiate(VERSION_1);
+    rig.set_up_queue(0, RAM as u64);
+    rig.set_up_queue(1, 0x8000);
+    rig.write(0x14, &[15]);
+    assert_eq!(rig.status(), 15 | 0x40);
+    assert_eq!(rig.notes.lock().running, [false; 2]);
+}
+
+#[test]
 fn a_driver_that_breaks_the_device_over_and_over_does_not_fill_the_log() {
     let rig = Rig::new();
     let lines = Arc::new(AtomicUsize::new(0));

@@ -135,7 +135,11 @@ impl Transport {
             return;
         }
         let before = self.interrupts.status();
-        let added = value & !before & !status::NEEDS_RESET;
+        let mut added = value & !before & !status::NEEDS_RESET;
+        if before & status::NEEDS_RESET != 0 {
+            // Only a reset leads on from here: a device that gave up is not set up behind its back.
+            added &= !(status::FEATURES_OK | status::DRIVER_OK);
+        }
         let mut accepted = added & !(status::FEATURES_OK | status::DRIVER_OK);
         if added & status::FEATURES_OK != 0 && self.features_acceptable() {
             self.device.set_features(self.negotiated);
@@ -224,9 +228,8 @@ impl Transport {
         }
         slot.enabled = true;
         slot.queue.set_ready(true);
-        let status = self.interrupts.status();
         let both = status::DRIVER_OK | status::FEATURES_OK;
-        if status & both == both {
+        if self.interrupts.status() & both == both {
             self.start(usize::from(index));
         }
     }
@@ -239,7 +242,8 @@ impl Transport {
 
     fn start(&mut self, index: usize) {
         let slot = &mut self.queues[index];
-        if !slot.enabled || slot.running {
+        let gave_up = self.interrupts.status() & status::NEEDS_RESET != 0;
+        if !slot.enabled || slot.running || gave_up {
             return;
         }
         let number = u16::try_from(index).unwrap_or(u16::MAX);
