@@ -2,12 +2,13 @@
 //!
 //! As process 1 of an initramfs it is the guest's init ([`init`]): it mounts what is needed, loads the modules, starts
 //! itself once more as the agent, and reaps. As the agent ([`agent`]) it serves the protocol on a virtio console port; a
-//! full distribution runs just that as a service.
+//! full distribution runs just that as a service. Asked to, it attacks the guest's devices ([`attack`]).
 //!
 //! It trusts nobody less than itself: the host may send anything and a mistake is answered with an error. But it has
 //! all of the guest's rights and gives them to whoever holds the host's end of the port.
 
 mod agent;
+mod attack;
 mod init;
 mod ops;
 mod port;
@@ -19,6 +20,9 @@ const USAGE: &str = "\
 paddock-probe: serves Paddock's tests from inside a guest
 
 usage: paddock-probe            wait for the virtio console port `paddock.probe` and serve it
+       paddock-probe --attack DEVICE [GROUP]...
+                                attack a virtio device (blk, net, console, rng) as a hostile driver would:
+                                takes it from the kernel, prints a line of JSON for each case, gives it back
        paddock-probe --version  print the version
 
 As process 1 it is also the guest's init.";
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
     match first {
         None => agent::run(false),
         Some(init::AGENT) => agent::run(true),
+        Some(attack::ATTACK) => attack::main(&arguments[1..]),
         Some("--version") => {
             println!("paddock-probe {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
