@@ -7,6 +7,7 @@ pub mod api;
 pub mod bench;
 pub mod files;
 pub mod host;
+pub mod memory;
 pub mod viewer;
 pub mod vm;
 

@@ -16,8 +16,8 @@ const PAGE: usize = 4096;
 const HUGE: usize = 2 << 20;
 /// How much memory a case may want.
 const NEEDED: usize = 3 << 19;
-/// How many small pages are looked through for a row that is long enough.
-const SMALL: usize = 32 << 20;
+/// How much locked memory is looked through for a row of pages that is long enough.
+const LOCKED: usize = 32 << 20;
 /// What the address must be a multiple of: a BAR's length.
 const ALIGNMENT: u64 = 0x1_0000;
 
@@ -42,7 +42,7 @@ impl Arena {
     pub fn new() -> Result<Self, String> {
         match Self::huge() {
             Ok(arena) => Ok(arena),
-            Err(huge) => Self::small().map_err(|small| format!("{huge}; {small}")),
+            Err(huge) => Self::locked().map_err(|locked| format!("{huge}; {locked}")),
         }
     }
 
@@ -52,17 +52,18 @@ impl Arena {
             let more = sysfs::number::<u64>(HUGE_PAGES).unwrap_or(0) + 1;
             let _ = std::fs::write(HUGE_PAGES, more.to_string());
         }
-        let mapping = Mapping::anonymous(HUGE, MapFlags::HUGETLB | MapFlags::LOCKED)
+        let mapping = Mapping::anonymous(HUGE, MapFlags::HUGETLB | MapFlags::POPULATE)
             .map_err(|error| format!("no huge page: {error}"))?;
         Self::find(mapping)
     }
 
-    fn small() -> Result<Self, String> {
+    fn locked() -> Result<Self, String> {
         // Locked pages are not swapped out, but compaction may still move them.
         let _ = std::fs::write(COMPACT_LOCKED, "0");
-        let mapping = Mapping::anonymous(SMALL, MapFlags::LOCKED)
-            .map_err(|error| format!("no locked memory: {error}"))?;
-        mapping.keep_small();
+        let failed = |error| format!("no locked memory: {error}");
+        let mapping = Mapping::anonymous(LOCKED, MapFlags::empty()).map_err(failed)?;
+        mapping.prefer_huge();
+        mapping.lock().map_err(failed)?;
         Self::find(mapping)
     }
 
@@ -141,7 +142,8 @@ fn longest_row(frames: &[u64], alignment: u64) -> Range<usize> {
         if goes_on {
             continue;
         }
-        let aligned = (start..end).find(|at| frames[*at] != 0 && frames[*at].is_multiple_of(alignment));
+        let aligned =
+            (start..end).find(|at| frames[*at] != 0 && frames[*at].is_multiple_of(alignment));
         if let Some(aligned) = aligned.filter(|aligned| end - aligned > best.len()) {
             best = aligned..end;
         }

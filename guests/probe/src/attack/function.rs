@@ -48,6 +48,11 @@ impl Taken {
     /// # Errors
     /// When its driver does not let go, or it cannot be mapped. The driver has it back then.
     pub fn new(address: &str) -> Result<Self, String> {
+        if let Some(disk) = mounted_disk(address) {
+            return Err(format!(
+                "{disk} on {address} is mounted: its guest needs it"
+            ));
+        }
         unbind(address)?;
         let taken = Self::open(address).map_err(|error| format!("{DEVICES}/{address}: {error}"));
         if taken.is_err() {
@@ -125,6 +130,28 @@ impl Function for Taken {
     }
 }
 
+/// The function's disk, if a file system on it is mounted.
+fn mounted_disk(address: &str) -> Option<String> {
+    let directory = format!("{DEVICES}/{address}");
+    let mounts = sysfs::text("/proc/mounts");
+    sysfs::names(&directory)
+        .into_iter()
+        .filter(|name| name.starts_with("virtio"))
+        .flat_map(|virtio| sysfs::names(format!("{directory}/{virtio}/block")))
+        .find(|disk| is_mounted(&mounts, disk))
+}
+
+/// Whether a disk, or a partition of it, is in a list of mounts.
+fn is_mounted(mounts: &str, disk: &str) -> bool {
+    mounts.lines().any(|line| {
+        let device = line.split_whitespace().next().unwrap_or_default();
+        device
+            .strip_prefix("/dev/")
+            .and_then(|name| name.strip_prefix(disk))
+            .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
 /// Takes a function from its driver, if it has one.
 fn unbind(address: &str) -> Result<(), String> {
     let driver = format!("{DEVICES}/{address}/driver");
@@ -147,5 +174,19 @@ fn unbind(address: &str) -> Result<(), String> {
 fn bind(address: &str) {
     if let Err(error) = std::fs::write("/sys/bus/pci/drivers_probe", address) {
         eprintln!("paddock-probe: giving {address} back: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_mounted;
+
+    #[test]
+    fn a_mounted_disk_is_seen() {
+        let mounts = "proc /proc proc rw 0 0\n/dev/vda1 / ext4 rw 0 0\n/dev/vdba /mnt ext4 rw 0 0";
+        assert!(is_mounted(mounts, "vda"));
+        assert!(is_mounted(mounts, "vdba"));
+        assert!(!is_mounted(mounts, "vdb"));
+        assert!(!is_mounted("", "vda"));
     }
 }

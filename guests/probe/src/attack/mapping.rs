@@ -38,10 +38,10 @@ impl Mapping {
         Self::from_raw(base.cast(), length)
     }
 
-    /// Fresh memory, present and zeroed.
+    /// Fresh memory, zeroed.
     pub fn anonymous(length: usize, flags: MapFlags) -> rustix::io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = flags | MapFlags::PRIVATE | MapFlags::POPULATE;
+        let flags = flags | MapFlags::PRIVATE;
         // SAFETY: as for a file.
         let base = unsafe { rustix::mm::mmap_anonymous(null_mut(), length, protection, flags) }?;
         Self::from_raw(base.cast(), length)
@@ -52,17 +52,23 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
-    /// Keeps the kernel from making huge pages of it, which would move it.
-    pub fn keep_small(&self) {
-        // SAFETY: advice about the whole of our own mapping, which does not change what it holds. Where it is not taken, nothing
-        // is lost: a page that moves is noticed by its user.
+    /// Has the kernel make it of huge pages, where it can.
+    pub fn prefer_huge(&self) {
+        // SAFETY: advice about the whole of our own mapping, which does not change what it holds. Where it is not taken, its pages lie
+        // where they lie.
         let _ = unsafe {
             rustix::mm::madvise(
                 self.base.as_ptr().cast(),
                 self.length,
-                rustix::mm::Advice::LinuxNoHugepage,
+                rustix::mm::Advice::LinuxHugepage,
             )
         };
+    }
+
+    /// Makes all of it present, and keeps it so.
+    pub fn lock(&self) -> rustix::io::Result<()> {
+        // SAFETY: the whole of our own mapping; what it holds does not change.
+        unsafe { rustix::mm::mlock(self.base.as_ptr().cast(), self.length) }
     }
 
     /// Bytes.
