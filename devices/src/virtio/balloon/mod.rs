@@ -302,7 +302,9 @@ impl VirtioDevice for VirtioBalloon {
 
 impl Drop for VirtioBalloon {
     fn drop(&mut self) {
-        self.retire();
-        self.handle.forget_driver();
+        // One that was reset says nothing more: the handle may be another device's by now.
+        if self.running.is_some() || self.idle.is_some() {
+            self.reset();
+        }
     }
 }

@@ -285,6 +285,30 @@ fn the_driver_learns_of_its_target() {
 }
 
 #[test]
+fn a_device_that_was_replaced_leaves_the_handle_alone() {
+    let mut machine = Machine::new(PAGE_SIZE);
+    let _queue = machine.start(0);
+    machine.device.write_config(4, &[1, 0, 0, 0]);
+    machine.device.stop_queue(0);
+    machine.device.reset();
+    let shared = Arc::clone(&machine.memory) as Arc<dyn Reclaim>;
+    let next = VirtioBalloon::new("next", machine.handle.clone(), shared, ALL);
+    let old = std::mem::replace(&mut machine.device, next);
+    let _inflate = machine.start(0);
+    machine.device.write_config(4, &[2, 0, 0, 0]);
+    drop(old);
+    assert_eq!(machine.handle.actual(), 2 * PAGE_SIZE);
+    machine.handle.set_target(3 * PAGE_SIZE).unwrap();
+    wait_for("the new target", || {
+        (machine.config_interrupts() > 0).then_some(())
+    });
+    // One that goes without a reset takes what it said with it.
+    let Machine { device, handle, .. } = machine;
+    drop(device);
+    assert_eq!((handle.actual(), handle.target()), (0, 3 * PAGE_SIZE));
+}
+
+#[test]
 fn statistics_come_when_they_are_asked_for() {
     let mut machine = Machine::new(PAGE_SIZE);
     assert_eq!(
