@@ -20,8 +20,14 @@ use paddock_tests::host::run;
 use paddock_tests::vm::BOOT_DEADLINE;
 
 const MIB: u64 = 1 << 20;
-/// What the guests here are asked to give.
-const BALLOON: u64 = 128 * MIB;
+/// What the guests here have.
+const MEMORY: u64 = 320 * MIB;
+/// What they are asked to give.
+const BALLOON: u64 = 96 * MIB;
+/// What they use to see whether it is good memory.
+const USED: u64 = 160 * MIB;
+/// What the process holds at least once they have used nearly everything.
+const FULL: u64 = 220 * MIB;
 /// How long a guest may take to give it, or to report what it left free: Linux looks every two seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(180);
@@ -29,10 +35,10 @@ const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_balloon";
 /// virtio-balloon's PCI device id.
 const DEVICE: u16 = 0x1045;
 
-/// A VM of 512 MiB with a balloon; `memory` says more of its memory.
+/// A VM with a balloon; `memory` says more of its memory.
 fn boot(memory: &str, balloon: &str) -> Vm {
     let vm = Vm::builder()
-        .memory(&format!("512M{memory}"))
+        .memory(&format!("{}M{memory}", MEMORY / MIB))
         .args(["--balloon", balloon])
         .boot();
     let info = vm.info();
@@ -122,11 +128,11 @@ fn was_quiet(vm: &Vm) {
     }
 }
 
-/// Has the guest use 320 MiB and checks that they keep what is written to them.
+/// Has the guest use memory and checks that it keeps what is written to it.
 fn use_memory(vm: &Vm) {
-    vm.call_within(MemoryTouch { size: 320 * MIB }, LONG);
+    vm.call_within(MemoryTouch { size: USED }, LONG);
     let verified = vm.call_within(MemoryVerify {}, LONG);
-    assert_eq!((verified.pages, verified.wrong), (320 * MIB / 4096, 0));
+    assert_eq!((verified.pages, verified.wrong), (USED / 4096, 0));
     vm.call(MemoryTouch { size: 4096 });
 }
 
@@ -140,9 +146,9 @@ fn inflates_and_deflates(memory: &str) {
     bind(&vm, &name, "unbind");
     let all = meminfo(&vm, "MemTotal");
     // Nearly every page of the guest's has been used, so that what the balloon takes was held by the process.
-    fill(&vm, 48, false);
+    fill(&vm, 32, false);
     let before = held(&vm);
-    assert!(before.0 > 350 * MIB, "the process holds {before:?}");
+    assert!(before.0 > FULL, "the process holds {before:?}");
     sleep(Duration::from_secs(5));
     let still = held(&vm);
     assert!(
@@ -154,7 +160,7 @@ fn inflates_and_deflates(memory: &str) {
     until(&vm, "the guest does not give what it is asked for", || {
         meminfo(&vm, "MemTotal") == all - BALLOON
     });
-    given_back(&vm, before, 64 * MIB);
+    given_back(&vm, before, 48 * MIB);
 
     // It can have it again, and all of it is good memory.
     bind(&vm, &name, "unbind");
@@ -199,18 +205,18 @@ fn what_the_guest_leaves_free_is_given_back_unasked() {
     );
     let total = meminfo(&vm, "MemTotal");
     let kept = vm.shell("dd if=/dev/urandom of=/kept bs=1M count=16 2>/dev/null && md5sum /kept");
-    fill(&vm, 64, true);
+    fill(&vm, 32, true);
     let full = held(&vm);
-    assert!(full.0 > 350 * MIB, "the process holds {full:?}");
+    assert!(full.0 > FULL, "the process holds {full:?}");
     vm.shell("rm /fill/file");
-    given_back(&vm, full, 256 * MIB);
+    given_back(&vm, full, 160 * MIB);
     assert_eq!(meminfo(&vm, "MemTotal"), total, "the guest still has it");
     // Once more: what was reported is used again, and reported again.
-    fill(&vm, 64, true);
+    fill(&vm, 32, true);
     let again = held(&vm);
-    assert!(again.0 > 350 * MIB, "the process holds {again:?}");
+    assert!(again.0 > FULL, "the process holds {again:?}");
     vm.shell("rm /fill/file");
-    given_back(&vm, again, 256 * MIB);
+    given_back(&vm, again, 160 * MIB);
     assert_eq!(vm.shell("md5sum /kept"), kept);
     was_quiet(&vm);
     vm.power_off();
@@ -244,7 +250,7 @@ fn a_guest_in_need_takes_memory_back() {
 
 #[test]
 fn huge_pages_are_given_back_whole() {
-    run("echo 256 > /proc/sys/vm/nr_hugepages");
+    run("echo 160 > /proc/sys/vm/nr_hugepages");
     let free = || -> u64 {
         let count = run("cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
         count.trim().parse().unwrap()
@@ -259,15 +265,15 @@ fn huge_pages_are_given_back_whole() {
     );
     bind(&vm, &name, "unbind");
     let all = meminfo(&vm, "MemTotal");
-    fill(&vm, 48, false);
+    fill(&vm, 32, false);
     let used = free();
     bind(&vm, &name, "bind");
     until(&vm, "the guest does not give what it is asked for", || {
         meminfo(&vm, "MemTotal") == all - BALLOON
     });
-    // It has given 64 of them, in small pages: some lie in the balloon only in part, and some were never used.
+    // It has given 48 of them, in small pages: some lie in the balloon only in part, and some were never used.
     until(&vm, "the pool does not get its pages", || {
-        free() >= used + 24
+        free() >= used + 16
     });
     bind(&vm, &name, "unbind");
     use_memory(&vm);
