@@ -1,7 +1,7 @@
 //! The balloon, seen from both sides: what the guest gives, the process no longer holds.
 //!
-//! The target is the spec's here. The guest's driver is taken off the device and put back, which deflates the balloon and inflates it to the
-//! target again while the VM runs.
+//! Where the target is the spec's, the guest's driver is taken off the device and put back, which deflates the balloon and inflates it to the
+//! target again while the VM runs. One test sets it by the API.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -15,9 +15,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use paddock_probe::protocol::{Exec, MemoryTouch, MemoryVerify, Reboot};
-use paddock_tests::Vm;
 use paddock_tests::host::run;
 use paddock_tests::vm::BOOT_DEADLINE;
+use paddock_tests::{Vm, amount};
+use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 /// What the guests here have.
@@ -136,6 +137,15 @@ fn use_memory(vm: &Vm) {
     vm.call(MemoryTouch { size: 4096 });
 }
 
+/// Resets the guest from inside.
+fn reboot(vm: &mut Vm) {
+    let _ = vm
+        .probe()
+        .call(Reboot { method: None }, Duration::from_secs(10));
+    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
+    vm.connect();
+}
+
 /// Inflates and deflates by driver, and by a reset.
 fn inflates_and_deflates(memory: &str) {
     let target = format!("{}M,free-page-reporting=off", BALLOON / MIB);
@@ -172,11 +182,7 @@ fn inflates_and_deflates(memory: &str) {
     until(&vm, "the guest does not give it again", || {
         meminfo(&vm, "MemTotal") == all - BALLOON
     });
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
-    vm.connect();
+    reboot(&mut vm);
     until(&vm, "the target is gone after a reset", || {
         meminfo(&vm, "MemTotal").abs_diff(all - BALLOON) < MIB
     });
@@ -280,4 +286,74 @@ fn huge_pages_are_given_back_whole() {
     was_quiet(&vm);
     vm.power_off();
     run("echo 0 > /proc/sys/vm/nr_hugepages");
+}
+
+#[test]
+fn the_target_is_set_and_statistics_are_read_while_the_guest_runs() {
+    let mut vm = Vm::builder()
+        .api()
+        .memory(&format!("{}M", MEMORY / MIB))
+        .args(["--balloon", "0,free-page-reporting=off"])
+        .boot();
+    let api = vm.api();
+    let balloon = || api.get("/vm/balloon").body;
+    // Sets the target, and waits until the guest has done as it is asked.
+    let set = |vm: &Vm, target: u64| {
+        let body = json!({ "target": target });
+        let answer = api.request("PUT", "/vm/balloon", Some(&body));
+        assert_eq!(
+            (answer.status, &answer.body["target"]),
+            (202, &json!(target))
+        );
+        until(vm, "the guest does not do as it is asked", || {
+            balloon()["actual"] == target
+        });
+    };
+    let statistics = || {
+        let answer = api.get("/vm/balloon/statistics");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let value = |name: &str| answer.body[name].as_u64().unwrap();
+        (value("total"), value("free"), value("available"))
+    };
+    let all = meminfo(&vm, "MemTotal");
+    fill(&vm, 32, false);
+    let before = held(&vm);
+    let (total, free, available) = statistics();
+    assert_eq!(total, all);
+    let near = 16 * MIB;
+    assert!(free.abs_diff(meminfo(&vm, "MemFree")) < near, "{free}");
+    assert!(
+        available.abs_diff(meminfo(&vm, "MemAvailable")) < near,
+        "{available}"
+    );
+
+    set(&vm, BALLOON);
+    assert_eq!(meminfo(&vm, "MemTotal"), all - BALLOON);
+    given_back(&vm, before, 48 * MIB);
+    let (total, less, _) = statistics();
+    assert_eq!(total, all - BALLOON);
+    assert!(less + BALLOON < free + near, "{free} were free, now {less}");
+    assert!(balloon()["inflated_bytes"].as_u64().unwrap() >= BALLOON);
+    set(&vm, BALLOON / 3);
+    assert_eq!(meminfo(&vm, "MemTotal"), all - BALLOON / 3);
+
+    // The target outlives a reset, the guest's word does not outlive its driver.
+    reboot(&mut vm);
+    until(&vm, "the target is gone after a reset", || {
+        balloon()["actual"] == BALLOON / 3
+    });
+    let name = device(&vm);
+    bind(&vm, &name, "unbind");
+    let now = balloon();
+    assert_eq!((&now["actual"], &now["driver"]), (&json!(0), &json!(false)));
+    assert_eq!(api.get("/vm/balloon/statistics").status, 409);
+    bind(&vm, &name, "bind");
+    for _ in 0..amount(5, 50) {
+        set(&vm, BALLOON);
+        set(&vm, 0);
+    }
+    assert_eq!(statistics().0, meminfo(&vm, "MemTotal"));
+    use_memory(&vm);
+    was_quiet(&vm);
+    vm.power_off();
 }
