@@ -490,6 +490,35 @@ mod tests {
     }
 
     #[test]
+    fn serve() {
+        let serve = |args: &[&str]| {
+            let words = ["paddock", "serve"].iter().chain(args);
+            match Cli::try_parse_from(words)?.command {
+                Command::Serve(args) => Ok(args),
+                other => panic!("{other:?}"),
+            }
+        };
+        let args = serve(&["--api-socket", "/run/a.sock", "--log-level", "info"]).unwrap();
+        assert_eq!(args.api_socket, PathBuf::from("/run/a.sock"));
+        assert_eq!(args.shutdown_timeout, 30);
+        for bad in [
+            &[][..],
+            &["--api-socket"],
+            &["--api-socket", "a", "--kernel", "k"],
+            &["--api-socket", "a", "--shutdown-timeout", "86401"],
+        ] {
+            let error: clap::Error = serve(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{bad:?}");
+        }
+        let help = serve(&["--help"]).unwrap_err().to_string();
+        for text in ["/api/v1", "curl --unix-socket", "Exit status"] {
+            assert!(help.contains(text), "{text} is not in\n{help}");
+        }
+        let run = run(&["--kernel", "k", "--api-socket", "a"]).unwrap();
+        assert_eq!(run.api_socket, Some(PathBuf::from("a")));
+    }
+
+    #[test]
     fn help_tells_what_matters() {
         let help = run(&["--help"]).unwrap_err().to_string();
         for text in [

@@ -14,6 +14,7 @@ use super::process::{
     API_DEADLINE, Ending, Meaning, Signals, Stuck, raise_descriptor_limit, runtime,
 };
 use super::{Status, fail, logging};
+use crate::driver::{VmHandle, VmState};
 use crate::error::chain;
 use crate::slot::VmSlot;
 
@@ -71,23 +72,33 @@ async fn attend(slot: &VmSlot, mut signals: Signals, grace: Duration) -> Result<
     let Some(vm) = slot.vm() else {
         return Ok(());
     };
+    if vm.state() != VmState::Ended {
+        end(&vm, meaning, signals, grace).await?;
+    }
+    // What is left behind on a dead disk goes with the process.
+    let _ = tokio::time::timeout(FLUSH_DEADLINE, vm.released()).await;
+    Ok(())
+}
+
+/// Brings the VM to its end, as the first signal and those after it say.
+async fn end(
+    vm: &VmHandle,
+    first: Meaning,
+    mut signals: Signals,
+    grace: Duration,
+) -> Result<(), Stuck> {
     let mut ending = Ending::new(vm.clone(), grace);
+    let mut meaning = Some(first);
     loop {
-        match meaning {
-            Meaning::End => ending.interrupt()?,
-            Meaning::EndNow => ending.stop()?,
-            Meaning::Resumed => {}
+        match meaning.take() {
+            Some(Meaning::End) => ending.interrupt()?,
+            Some(Meaning::EndNow) => ending.stop()?,
+            Some(Meaning::Resumed) | None => {}
         }
-        meaning = loop {
-            tokio::select! {
-                () = vm.ended() => {
-                    // What is left behind on a dead disk goes with the process.
-                    let _ = tokio::time::timeout(FLUSH_DEADLINE, vm.released()).await;
-                    return Ok(());
-                }
-                meaning = signals.next() => break meaning,
-                () = ending.deadline() => ending.timeout()?,
-            }
-        };
+        tokio::select! {
+            () = vm.ended() => return Ok(()),
+            next = signals.next() => meaning = Some(next),
+            () = ending.deadline() => ending.timeout()?,
+        }
     }
 }
