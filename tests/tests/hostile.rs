@@ -171,9 +171,9 @@ fn works_again(vm: &Vm, kind: Kind) {
             let random = vm.call(Random { bytes: 64 });
             assert_ne!(random.data.0, vec![0; 64]);
         }
-        Kind::Console => {
-            assert!(vm.info().ports.contains(&"hostile.silent".to_owned()));
-        }
+        Kind::Console => wait(vm, "the ports are not back", BACK_DEADLINE, || {
+            vm.info().ports.contains(&"hostile.silent".to_owned())
+        }),
     }
     vm.call(Hello {});
 }
