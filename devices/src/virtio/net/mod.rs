@@ -20,6 +20,7 @@ mod tests;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use paddock_network::{Backend, MacAddress};
 use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_S_LINK_UP};
@@ -89,6 +90,10 @@ struct Shared {
     mac: AtomicU64,
     /// Falls when the backend is gone, for good.
     link_up: AtomicBool,
+    /// How long a frame is kept for a guest whose buffers are too small for it.
+    hold: Duration,
+    /// How long a backend that takes nothing is waited for.
+    patience: Duration,
     counters: Arc<Counters>,
     log: Throttle,
 }
@@ -154,6 +159,8 @@ impl Net {
             backend,
             mac: AtomicU64::new(mac_to_bits(options.mac.bytes())),
             link_up: AtomicBool::new(true),
+            hold: rx::HOLD,
+            patience: tx::PATIENCE,
             counters: Arc::default(),
             log: Throttle::new(),
         };

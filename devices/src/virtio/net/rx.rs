@@ -43,7 +43,7 @@ const BATCH: usize = 256;
 /// Frames between two interrupts while there is more to do.
 const SIGNAL_EVERY: usize = 64;
 /// How long a frame is kept for a guest whose buffers are too small for it.
-const HOLD: Duration = Duration::from_millis(100);
+pub(super) const HOLD: Duration = Duration::from_millis(100);
 /// How many reads in a row may fail before the backend is left alone for a while, and for how long.
 const FAILURES: u32 = 16;
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -137,7 +137,7 @@ impl Receiver {
         let held = held.map(|frame| {
             let length = frame.len().min(SPILL_SIZE);
             spill[..length].copy_from_slice(&frame[..length]);
-            let until = Instant::now() + HOLD;
+            let until = Instant::now() + shared.hold;
             Held { length, until }
         });
         let long = features::guest_offloads(resources.features).any_segmentation();
@@ -405,7 +405,7 @@ impl Receiver {
         }
         self.held = Some(Held {
             length,
-            until: Instant::now() + HOLD,
+            until: Instant::now() + self.shared.hold,
         });
         Ok(())
     }

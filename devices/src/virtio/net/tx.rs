@@ -32,7 +32,7 @@ const BATCH: usize = 256;
 /// Frames between two interrupts while there is more to do.
 const SIGNAL_EVERY: usize = 64;
 /// How long a backend that takes nothing is waited for. From then on frames are dropped until it takes one.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What to do after a pass over the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Transmitter {
             self.queue
                 .set_next_avail(self.queue.next_avail().wrapping_sub(1));
             let since = self.blocked.unwrap_or_else(Instant::now);
-            return Ok(Next::Room(since + PATIENCE));
+            return Ok(Next::Room(since + self.shared.patience));
         }
         self.queue.add_used(map, chain.head, 0)?;
         Ok(Next::More)
@@ -209,7 +209,7 @@ impl Transmitter {
     fn account(&mut self, outcome: Outcome, length: u64) -> Sent {
         if let Outcome::Blocked = outcome {
             let since = *self.blocked.get_or_insert_with(Instant::now);
-            if since.elapsed() < PATIENCE {
+            if since.elapsed() < self.shared.patience {
                 return Sent::Blocked;
             }
             self.counted.tx_dropped += 1;

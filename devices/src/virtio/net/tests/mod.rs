@@ -79,6 +79,14 @@ impl Bench {
         }
     }
 
+    /// Has the device wait for this guest and its network as long as it takes: a busy machine may leave threads without a processor
+    /// for longer than it would.
+    fn patient(mut self) -> Self {
+        let shared = Arc::get_mut(&mut self.net.shared).unwrap();
+        (shared.hold, shared.patience) = (DEADLINE, DEADLINE);
+        self
+    }
+
     /// Sets queue `index` up and starts it.
     fn start(&mut self, index: u16, features: u64) -> Driver {
         let driver = self.prepare(index, features);

@@ -60,7 +60,8 @@ fn receive_all(driver: &Mutex<Driver>) {
 
 fn run(bits: u64) {
     let bits = bits | features(&[VIRTIO_NET_F_MQ]);
-    let mut bench = Bench::new(2);
+    // Nothing may be lost here.
+    let mut bench = Bench::new(2).patient();
     bench.net.set_features(bits);
     let drivers: Vec<Mutex<Driver>> = (0..4)
         .map(|index| Mutex::new(bench.start(index, bits)))
