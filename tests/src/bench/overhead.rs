@@ -52,7 +52,7 @@ pub(super) fn measure(vmm: &Vmm, kind: Kind) -> Result<f64, BenchError> {
 fn weigh(smaps: &str, kind: Kind) -> u64 {
     let field = match kind {
         Kind::All => "Pss:",
-        Kind::Anonymous => "Pss_Anon:",
+        Kind::Anonymous => "Anonymous:",
     };
     let (mut sum, mut is_ram) = (0, false);
     for line in smaps.lines() {
@@ -103,15 +103,15 @@ mod tests {
 5500-5600 r-xp 0 08:01 1 /usr/bin/vmm
 Size:               3000 kB
 Pss:                1000 kB
-Pss_Anon:              8 kB
+Anonymous:             8 kB
 7f00-8f00 rw-p 0 00:00 0
 Size:             262144 kB
 Pss:               90000 kB
-Pss_Anon:          90000 kB
+Anonymous:         90000 kB
 9000-9100 rw-p 0 00:00 0 [heap]
 Size:                132 kB
 Pss:                 100 kB
-Pss_Anon:            100 kB
+Anonymous:           100 kB
 ";
         assert_eq!(weigh(smaps, Kind::All), 1100);
         assert_eq!(weigh(smaps, Kind::Anonymous), 108);

@@ -104,8 +104,7 @@ impl Vmm {
                 command.arg("-initrd").arg(initramfs);
                 if let Some(disk) = &guest.disk {
                     let disk = disk.display();
-                    let drive =
-                        format!("if=none,id=disk,format=raw,cache=none,aio=io_uring,file={disk}");
+                    let drive = format!("if=none,id=disk,format=raw,aio=io_uring,file={disk}");
                     command.args(["-object", "iothread,id=io", "-drive", &drive]);
                     command.args(["-device", "virtio-blk-pci,drive=disk,iothread=io"]);
                 }
