@@ -23,7 +23,7 @@ SHELLCHECK = ["shellcheck", "--external-sources", "--exclude=SC1091,SC2016"]
 VM_MEMORY = "10G"
 """Memory of the lab's host for the end-to-end tests: a guest of 5 GiB, and scratch files on a tmpfs."""
 
-VM_BINARY_DEADLINE = 10 * MINUTE
+VM_BINARY_DEADLINE = 15 * MINUTE
 FUZZ_SECONDS = 60
 FUZZ_SECONDS_SOAK = 300
 
