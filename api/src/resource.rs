@@ -16,6 +16,8 @@ pub enum VmState {
     Starting,
     /// The guest runs.
     Running,
+    /// The guest stands still until it is resumed. Its clocks go on.
+    Paused,
     /// Being torn down and built anew.
     Resetting,
     /// Being torn down for good; `end` will say why.
@@ -29,6 +31,7 @@ impl fmt::Display for VmState {
         f.write_str(match self {
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Resetting => "resetting",
             Self::Stopping => "stopping",
             Self::Ended => "ended",
@@ -91,7 +94,7 @@ pub struct Vm {
     pub last_event: u64,
 }
 
-/// What can be done to a running VM.
+/// What can be done to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
@@ -101,11 +104,37 @@ pub enum Action {
     Reset,
     /// Pulls the NMI line: Linux shows where it is stuck, or panics, as it is configured.
     Nmi,
+    /// Stops the guest's processors where they are. What it has asked of its devices is still done.
+    Pause,
+    /// Lets a paused guest go on.
+    Resume,
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::PowerButton, Self::Reset, Self::Nmi];
+    pub const ALL: [Self; 5] = [
+        Self::PowerButton,
+        Self::Reset,
+        Self::Nmi,
+        Self::Pause,
+        Self::Resume,
+    ];
+
+    /// The states in which it is possible. A paused guest notices the power button when it is resumed.
+    #[must_use]
+    pub fn states(self) -> &'static [VmState] {
+        match self {
+            Self::PowerButton => &[VmState::Running, VmState::Paused],
+            Self::Reset | Self::Nmi | Self::Pause => &[VmState::Running],
+            Self::Resume => &[VmState::Paused],
+        }
+    }
+
+    /// [`states`](Self::states) in words.
+    pub(crate) fn states_in_words(self) -> String {
+        let states: Vec<_> = self.states().iter().map(VmState::to_string).collect();
+        states.join(" or ")
+    }
 }
 
 impl fmt::Display for Action {
@@ -114,6 +143,8 @@ impl fmt::Display for Action {
             Self::PowerButton => "power-button",
             Self::Reset => "reset",
             Self::Nmi => "nmi",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
         })
     }
 }
@@ -246,6 +277,7 @@ mod tests {
         for state in [
             VmState::Starting,
             VmState::Running,
+            VmState::Paused,
             VmState::Resetting,
             VmState::Stopping,
             VmState::Ended,

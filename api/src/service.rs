@@ -103,7 +103,7 @@ pub enum Refusal {
     #[error("there is no VM; PUT /api/v1/vm makes one")]
     NoVm,
     /// Not in this state.
-    #[error("{action} is possible only while the VM is running; it is {state}")]
+    #[error("{action} is possible only while the VM is {}; it is {state}", action.states_in_words())]
     WrongState {
         /// What was asked for.
         action: Action,

@@ -155,7 +155,7 @@ pub(crate) async fn delete_vm(State(shared): State<Shared>) -> Result<StatusCode
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Do something to the running VM
+/// Do something to the VM
 ///
 /// Whether it is possible is decided now; it is done a moment later. What comes of it is told by the events.
 #[utoipa::path(
@@ -167,7 +167,7 @@ pub(crate) async fn delete_vm(State(shared): State<Shared>) -> Result<StatusCode
     responses(
         (status = 202, description = "It will be done."),
         (status = 404, description = "There is no VM, or no such action.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM is not running.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Not in the VM's present state.", body = Problem, content_type = "application/problem+json"),
         NotServed,
     )
 )]

@@ -158,7 +158,7 @@ fn a_process_has_one_vm() {
 #[test]
 fn actions_that_the_state_forbids() {
     let server = Harness::start();
-    for action in ["power-button", "reset", "nmi"] {
+    for action in ["power-button", "reset", "nmi", "pause", "resume"] {
         let answer = server.post(action);
         assert_eq!(answer.refusal(), (404, "no-vm".to_owned()));
     }
@@ -177,7 +177,19 @@ fn actions_that_the_state_forbids() {
             format!("reset is possible only while the VM is running; it is {state}")
         );
     }
+    server.fake.is_now(VmState::Paused);
+    for action in ["reset", "nmi", "pause"] {
+        let answer = server.post(action);
+        assert_eq!(answer.refusal(), (409, "wrong-state".to_owned()));
+    }
+    assert_eq!(server.post("power-button").status, 202);
+    assert_eq!(server.post("resume").status, 202);
     server.fake.is_now(VmState::Running);
+    let answer = server.post("resume");
+    assert_eq!(
+        answer.detail(),
+        "resume is possible only while the VM is paused; it is running"
+    );
     server.fake.is_full();
     assert_eq!(server.post("reset").refusal(), (503, "busy".to_owned()));
 }

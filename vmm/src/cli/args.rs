@@ -66,7 +66,7 @@ The API
     PUT /vm                         make a VM from a spec, as for `run --spec`, and start it
     GET /vm                         its spec, its state, and how it ended
     DELETE /vm                      stop it at once, and make room for another
-    POST /vm/actions/power-button   also reset and nmi
+    POST /vm/actions/power-button   also reset, nmi, pause and resume
     GET /events                     what happens, as it happens; ?after=N goes on after event N
   A VM made this way has no terminal: its consoles are off, or files.
 

@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::shutdown::{Shutdown, Step};
-use crate::driver::{Request, VmHandle};
+use crate::driver::{Request, VmHandle, VmState};
 
 /// How long the API's clients may take for what is being answered when the process ends.
 pub const API_DEADLINE: Duration = Duration::from_secs(2);
@@ -149,6 +149,10 @@ impl Ending {
         match step {
             Step::PowerButton => {
                 tracing::info!("asking the guest to power off");
+                if self.vm.state() == VmState::Paused {
+                    // It cannot listen while it stands still.
+                    request(&self.vm, Request::Resume);
+                }
                 if !request(&self.vm, Request::PowerButton) {
                     // A guest that does not run cannot be asked.
                     return self.stop();

@@ -23,6 +23,10 @@ pub enum Request {
     Reset,
     /// Gives every vCPU a non-maskable interrupt.
     Nmi,
+    /// Stops the vCPUs where they are.
+    Pause,
+    /// Lets them go on.
+    Resume,
     /// Ends the VM without asking the guest.
     Stop,
     /// Asks the guest for so much of its memory, from now on and after a reset as well.
@@ -35,9 +39,9 @@ pub enum Request {
 impl Request {
     /// Whether it may be asked in `state`.
     fn is_legal(self, state: VmState) -> bool {
-        match self {
-            Self::PowerButton | Self::Reset | Self::Nmi => state == VmState::Running,
-            Self::Stop | Self::SetBalloon { .. } => state != VmState::Ended,
+        match self.action() {
+            Some(action) => action.states().contains(&state),
+            None => state != VmState::Ended,
         }
     }
 
@@ -47,6 +51,8 @@ impl Request {
             Self::PowerButton => Some(Action::PowerButton),
             Self::Reset => Some(Action::Reset),
             Self::Nmi => Some(Action::Nmi),
+            Self::Pause => Some(Action::Pause),
+            Self::Resume => Some(Action::Resume),
             Self::Stop | Self::SetBalloon { .. } => None,
         }
     }
@@ -58,6 +64,8 @@ impl From<Action> for Request {
             Action::PowerButton => Self::PowerButton,
             Action::Reset => Self::Reset,
             Action::Nmi => Self::Nmi,
+            Action::Pause => Self::Pause,
+            Action::Resume => Self::Resume,
         }
     }
 }

@@ -4,7 +4,10 @@
 //!              build, start          power-off, stop, crash
 //!  Starting ─────────────────▶ Running ────────────────────▶ Stopping ──▶ Ended
 //!     ▲                           │
-//!     └──────── Resetting ◀───────┘ reset (by the guest or a request)
+//!     └──────── Resetting ◀─────┬─┘ reset (by the guest or a request)
+//!                               │ ▲
+//!                        pause  ▼ │  resume
+//!                              Paused
 //! ```
 //!
 //! Runs on the control plane's runtime. Others hold a [`VmHandle`]: they read the watched state and enqueue requests, and one that
@@ -144,6 +147,10 @@ impl Life {
         self.journal.publish(EventKind::State { state });
     }
 
+    fn state(&self) -> VmState {
+        self.status.borrow().state
+    }
+
     /// It is over.
     fn end(&self, result: &Result<Outcome, Error>) {
         let end = handle::end_of(result);
@@ -156,9 +163,16 @@ impl Life {
 }
 
 /// Why one life of the machine ended.
-enum Turn {
+enum Fate {
     Again,
     End(Outcome),
+}
+
+/// Why the machine is not served any more.
+enum Turn {
+    Pause,
+    Resume,
+    Over(Fate),
 }
 
 impl Driver {
@@ -269,11 +283,12 @@ impl Turns {
             if tell {
                 tracing::info!("guest started");
             }
-            let turn = self
-                .run_machine(&mut machine, &mut events, &released, plugging)
-                .await;
-            match turn {
-                Turn::Again => {
+            let fate;
+            (machine, fate) = self
+                .run_machine(machine, &mut events, &released, plugging)
+                .await?;
+            match fate {
+                Fate::Again => {
                     self.life.set(VmState::Resetting);
                     let held_back = self.log.pass();
                     tell = held_back.is_some();
@@ -294,7 +309,7 @@ impl Turns {
                         return Ok(Outcome::Stopped);
                     }
                 }
-                Turn::End(outcome) => {
+                Fate::End(outcome) => {
                     self.life.set(VmState::Stopping);
                     self.blocking(move || machine.stop()).await?;
                     return Ok(outcome);
@@ -316,35 +331,76 @@ impl Turns {
                 request = self.requests.recv() => match request {
                     Some(Request::Stop) | None => return Ok(None),
                     // Made while the guest ran, and overtaken by its reset.
-                    Some(Request::PowerButton | Request::Reset | Request::Nmi) => {}
+                    Some(
+                        Request::PowerButton
+                        | Request::Reset
+                        | Request::Nmi
+                        | Request::Pause
+                        | Request::Resume,
+                    ) => {}
                     Some(Request::SetBalloon { target }) => self.set_balloon(target),
                 },
             }
         }
     }
 
-    /// Serves requests and events until this life of the machine is over.
+    /// Serves the machine until this life of it is over, through pauses.
     async fn run_machine(
+        &mut self,
+        mut machine: Machine,
+        events: &mut mpsc::Receiver<Event>,
+        released: &Notify,
+        plugging: &mut Plugging,
+    ) -> Result<(Machine, Fate), Error> {
+        loop {
+            match self.serve(&mut machine, events, released, plugging).await {
+                Turn::Pause => {
+                    // A vCPU in the middle of a device's reset may take a while.
+                    let pausing = self.blocking(move || {
+                        machine.pause();
+                        machine
+                    });
+                    machine = pausing.await?;
+                    self.life.set(VmState::Paused);
+                    tracing::info!("guest paused");
+                }
+                Turn::Resume => {
+                    machine.start();
+                    self.life.set(VmState::Running);
+                    tracing::info!("guest resumed");
+                }
+                Turn::Over(fate) => return Ok((machine, fate)),
+            }
+        }
+    }
+
+    /// Serves requests and events until the guest is to stand still or go on, or this life of the machine is over.
+    async fn serve(
         &mut self,
         machine: &mut Machine,
         events: &mut mpsc::Receiver<Event>,
         released: &Notify,
         plugging: &mut Plugging,
     ) -> Turn {
+        let over = |outcome| Turn::Over(Fate::End(outcome));
         loop {
             tokio::select! {
                 Some(event) = events.recv() => match event {
-                    Event::PowerOff => return Turn::End(Outcome::PoweredOff),
-                    Event::Reset => return self.on_reset(),
-                    Event::Crashed(report) => return Turn::End(Outcome::Crashed(report)),
+                    Event::PowerOff => return over(Outcome::PoweredOff),
+                    Event::Reset => return Turn::Over(self.on_reset()),
+                    Event::Crashed(report) => return over(Outcome::Crashed(report)),
                 },
                 request = self.requests.recv() => match request {
                     Some(Request::PowerButton) => machine.press_power_button(),
                     Some(Request::Nmi) => machine.inject_nmi(),
-                    Some(Request::Reset) => return Turn::Again,
+                    Some(Request::Reset) => return Turn::Over(Fate::Again),
+                    // Asked for twice, before the first was done, it has nothing left to do.
+                    Some(Request::Pause) if self.life.state() == VmState::Running => return Turn::Pause,
+                    Some(Request::Resume) if self.life.state() == VmState::Paused => return Turn::Resume,
+                    Some(Request::Pause | Request::Resume) => {}
                     Some(Request::SetBalloon { target }) => self.set_balloon(target),
                     // All handles gone: nobody is left to stop it otherwise.
-                    Some(Request::Stop) | None => return Turn::End(Outcome::Stopped),
+                    Some(Request::Stop) | None => return over(Outcome::Stopped),
                 },
                 () = released.notified() => plugging.released(machine),
                 next = plugging.next() => plugging.apply(next, machine),
@@ -358,10 +414,10 @@ impl Turns {
         }
     }
 
-    fn on_reset(&self) -> Turn {
+    fn on_reset(&self) -> Fate {
         match self.spec.on_reset {
-            OnReset::Reboot => Turn::Again,
-            OnReset::Exit => Turn::End(Outcome::ResetRequested),
+            OnReset::Reboot => Fate::Again,
+            OnReset::Exit => Fate::End(Outcome::ResetRequested),
         }
     }
 

@@ -107,6 +107,11 @@ impl Machine {
         self.vcpus.run();
     }
 
+    /// Takes every vCPU out of the guest; [`start`](Self::start) lets it go on. Waits for those that are in a device.
+    pub fn pause(&self) {
+        self.vcpus.pause();
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&self) {
         self.chipset.pm.press_power_button();

@@ -284,7 +284,22 @@ impl Vcpu {
         }
         state.waiting -= 1;
         self.fd.set_kvm_immediate_exit(0);
-        state.order == Order::Run
+        let run = state.order == Order::Run;
+        drop(state);
+        if run {
+            self.excuse_pause();
+        }
+        run
+    }
+}
+
+impl Vcpu {
+    /// Tells a guest with kvm-clock that it was paused, so that its watchdogs forgive the time that is missing.
+    fn excuse_pause(&self) {
+        // Fails where the guest has no kvm-clock, or not yet: then there is nobody to tell.
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            tracing::trace!(vcpu = self.index, %error, "guest not told of its pause");
+        }
     }
 }
 
