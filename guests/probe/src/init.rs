@@ -3,6 +3,7 @@
 //! Nothing but this runs in process 1, so that neither a mistake in an operation nor its children can take the kernel
 //! down with it. Single-threaded. The guest's user is not involved: whoever reaches this has made the initramfs.
 
+use crate::measure::{MEASURE, Measure};
 use rustix::fs::Mode;
 use rustix::mount::MountFlags;
 use rustix::process::WaitOptions;
@@ -49,10 +50,26 @@ pub fn run() -> ExitCode {
         console(&format!("modules not loaded: {}", failed.join("; ")));
     }
     let _ = fs::write("/proc/sys/kernel/hostname", "probe");
+    for word in command_line.split_whitespace() {
+        if let Some(what) = word.strip_prefix(MEASURE) {
+            console(&measured(what));
+        }
+    }
     loop {
         serve();
         console("the agent has ended; starting another");
         std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// What a measurement came to, in words.
+fn measured(what: &str) -> String {
+    let result = what
+        .parse::<Measure>()
+        .and_then(|measure| measure.run().map_err(|error| error.to_string()));
+    match result {
+        Ok(value) => format!("measured {value:.1}"),
+        Err(error) => format!("not measured: {error}"),
     }
 }
 

@@ -10,6 +10,7 @@
 mod agent;
 mod attack;
 mod init;
+mod measure;
 mod ops;
 mod port;
 mod sysfs;

@@ -2,7 +2,9 @@
 //!
 //! To add a figure: write a module with a function that measures one VMM once, and name it in [`FIGURES`].
 
+mod block;
 mod boot;
+mod control;
 mod overhead;
 mod report;
 mod size;
@@ -62,7 +64,7 @@ pub const FIGURES: &[Figure] = &[
         name: "boot",
         about: "from the VMM's start to the guest's init, same kernel",
         unit: "s",
-        goal: Goal::Ratio(0.5),
+        goal: Goal::Times(0.5),
         applies: |_| true,
         measure: boot::measure,
     },
@@ -81,6 +83,38 @@ pub const FIGURES: &[Figure] = &[
         goal: Goal::AtMost(1.0),
         applies: Vmm::has_disk_and_nic,
         measure: |vmm| overhead::measure(vmm, overhead::Kind::Anonymous),
+    },
+    Figure {
+        name: "block-read-1",
+        about: "random reads of 4 KiB, one at a time",
+        unit: "1/s",
+        goal: Goal::AtLeastTimes(1.4),
+        applies: Vmm::has_disk_and_nic,
+        measure: |vmm| block::measure(vmm, block::Kind::Read, 1),
+    },
+    Figure {
+        name: "block-read-32",
+        about: "random reads of 4 KiB, 32 at a time",
+        unit: "1/s",
+        goal: Goal::AtLeastTimes(1.6),
+        applies: Vmm::has_disk_and_nic,
+        measure: |vmm| block::measure(vmm, block::Kind::Read, 32),
+    },
+    Figure {
+        name: "block-write-1",
+        about: "random writes of 4 KiB, one at a time",
+        unit: "1/s",
+        goal: Goal::AtLeastTimes(1.3),
+        applies: Vmm::has_disk_and_nic,
+        measure: |vmm| block::measure(vmm, block::Kind::Write, 1),
+    },
+    Figure {
+        name: "api",
+        about: "CPU time from the start of the process to the API's first answer",
+        unit: "ms",
+        goal: Goal::Times(0.5),
+        applies: Vmm::has_api,
+        measure: control::measure,
     },
     Figure {
         name: "size",

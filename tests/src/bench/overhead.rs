@@ -37,6 +37,7 @@ pub(super) fn measure(vmm: &Vmm, kind: Kind) -> Result<f64, BenchError> {
         memory: MEMORY,
         disk: Some(disk),
         tap: Some(TAP.to_owned()),
+        task: None,
     };
     let (running, _) = vmm.boot(&guest)?;
     sleep(IDLE);

@@ -14,7 +14,9 @@ const PEER: &str = "qemu";
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Goal {
     /// Its value is at most this times QEMU's in the same round.
-    Ratio(f64),
+    Times(f64),
+    /// Its value is at least this times QEMU's in the same round.
+    AtLeastTimes(f64),
     /// Its value is at most this.
     AtMost(f64),
 }
@@ -79,7 +81,8 @@ impl Report {
     #[must_use]
     pub fn new(figure: &Figure) -> Self {
         let goal = match figure.goal {
-            Goal::Ratio(limit) => format!("at most {limit} × {PEER}"),
+            Goal::Times(limit) => format!("at most {limit} × {PEER}"),
+            Goal::AtLeastTimes(limit) => format!("at least {limit} × {PEER}"),
             Goal::AtMost(limit) => format!("at most {limit} {}", figure.unit),
         };
         Self {
@@ -116,7 +119,8 @@ impl Report {
         let ratios: Vec<f64> = ours.iter().zip(peer).map(|(a, b)| a / b).collect();
         let (ours, ratio) = (Spread::of(ours), Spread::of(&ratios));
         self.met = match self.wanted {
-            Goal::Ratio(limit) => ratio.map(|ratio| ratio.median <= limit),
+            Goal::Times(limit) => ratio.map(|ratio| ratio.median <= limit),
+            Goal::AtLeastTimes(limit) => ratio.map(|ratio| ratio.median >= limit),
             Goal::AtMost(limit) => ours.map(|ours| ours.median <= limit),
         };
         self.ratio = ratio;

@@ -11,6 +11,8 @@ use crate::files;
 
 /// What init says on the console (guests/probe).
 const UP: &str = "paddock-probe: up";
+/// What it says when it has measured something.
+const MEASURED: &str = "paddock-probe: measured";
 /// How long a guest may take to get there.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 /// Lines of output shown when something goes wrong.
@@ -36,6 +38,8 @@ pub struct Guest {
     pub disk: Option<PathBuf>,
     /// An existing tap.
     pub tap: Option<String>,
+    /// What its init measures (guests/probe).
+    pub task: Option<String>,
 }
 
 impl Vmm {
@@ -78,7 +82,11 @@ impl Vmm {
 
     fn command(&self, guest: &Guest) -> Command {
         // Lines on the serial port are slow in every VMM alike, and not what is measured.
-        let kernel_arguments = "console=ttyS0 quiet panic=-1 probe.announce";
+        let mut kernel_arguments = "console=ttyS0 quiet panic=-1 probe.announce".to_owned();
+        if let Some(task) = &guest.task {
+            kernel_arguments += &format!(" probe.measure={task}");
+        }
+        let kernel_arguments = kernel_arguments.as_str();
         let (kernel, initramfs) = (files::guest("vmlinux"), files::guest("initramfs.cpio"));
         let mut command = Command::new(self.binary());
         let memory = guest.memory;
@@ -133,8 +141,56 @@ impl Vmm {
         command
     }
 
+    /// Whether it serves an API before it has a VM, or before the VM runs.
+    #[must_use]
+    pub fn has_api(&self) -> bool {
+        true
+    }
+
+    /// Starts it with an API on `socket` and no guest.
+    pub(super) fn serve(&self, socket: &Path) -> Result<Running, BenchError> {
+        let socket = socket.display();
+        let mut command = Command::new(self.binary());
+        match self {
+            Self::Paddock(_) => command.args(["serve", "--api-socket", &socket.to_string()]),
+            Self::Qemu(_) => command
+                .args(["-nodefaults", "-no-user-config", "-display", "none", "-S"])
+                .args(["-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256M"])
+                .args(["-qmp", &format!("unix:{socket},server=on,wait=off")]),
+            Self::CloudHypervisor(_) => command.args(["--api-socket", &socket.to_string()]),
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.stderr(Stdio::null()).spawn();
+        child.map(Running).map_err(|source| BenchError::Host {
+            what: format!("starting {}", self.binary().display()),
+            source,
+        })
+    }
+
     /// Starts a guest and waits for its init; says how long that took.
     pub(super) fn boot(&self, guest: &Guest) -> Result<(Running, Duration), BenchError> {
+        let (running, took, _) = self.boot_to(guest, UP)?;
+        Ok((running, took))
+    }
+
+    /// Starts a guest and waits for the number that it measured.
+    pub(super) fn measured(&self, guest: &Guest) -> Result<f64, BenchError> {
+        let (_running, _, line) = self.boot_to(guest, MEASURED)?;
+        let number = line.rsplit(' ').next().map(str::trim);
+        let number = number.and_then(|number| number.parse().ok());
+        number.ok_or_else(|| BenchError::Vmm {
+            vmm: self.name(),
+            what: "the guest measured no number".to_owned(),
+            output: line,
+        })
+    }
+
+    /// Starts a guest and waits for a line with `text`; says how long that took, and gives the line.
+    fn boot_to(
+        &self,
+        guest: &Guest,
+        text: &str,
+    ) -> Result<(Running, Duration, String), BenchError> {
         let mut command = self.command(guest);
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -161,22 +217,27 @@ impl Vmm {
         }
         drop(sender);
         let running = Running(child);
-        self.wait_for_init(&lines, began + BOOT_DEADLINE)?;
-        Ok((running, began.elapsed()))
+        let line = self.wait_for(text, &lines, began + BOOT_DEADLINE)?;
+        Ok((running, began.elapsed(), line))
     }
 
-    fn wait_for_init(&self, lines: &Receiver<String>, end: Instant) -> Result<(), BenchError> {
+    fn wait_for(
+        &self,
+        text: &str,
+        lines: &Receiver<String>,
+        end: Instant,
+    ) -> Result<String, BenchError> {
         let mut seen = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let what = match lines.recv_timeout(left) {
-                Ok(line) if line.contains(UP) => return Ok(()),
+                Ok(line) if line.contains(text) => return Ok(line),
                 Ok(line) => {
                     seen.push(line);
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    format!("the guest's init is not up after {BOOT_DEADLINE:?}")
+                    format!("no {text:?} after {BOOT_DEADLINE:?}")
                 }
                 Err(RecvTimeoutError::Disconnected) => "it ended while booting".to_owned(),
             };

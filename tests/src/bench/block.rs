@@ -1,0 +1,79 @@
+//! What a disk does: requests a second that the guest's init counts, on the same block device of the host.
+//!
+//! The device is a loop device on a file in memory, so that all of it is the VMM's and the kernel's doing; each measurement has one
+//! of its own.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::BenchError;
+use super::vmm::{Guest, Vmm};
+
+/// Bytes of the device.
+const SIZE: u64 = 256 << 20;
+/// How long the guest counts.
+const SECONDS: u32 = 5;
+
+/// What is asked of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+}
+
+/// Requests of 4 KiB a second, `depth` at a time.
+pub(super) fn measure(vmm: &Vmm, kind: Kind, depth: u32) -> Result<f64, BenchError> {
+    let device = Loop::new()?;
+    let kind = match kind {
+        Kind::Read => "read",
+        Kind::Write => "write",
+    };
+    vmm.measured(&Guest {
+        memory: 256,
+        disk: Some(device.path.clone()),
+        task: Some(format!("{kind}:{depth}:{SECONDS}:/dev/vda")),
+        ..Guest::default()
+    })
+}
+
+/// A loop device that goes with this.
+struct Loop {
+    path: PathBuf,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Loop {
+    fn new() -> Result<Self, BenchError> {
+        let failed = |source| BenchError::Host {
+            what: "making a loop device".to_owned(),
+            source,
+        };
+        let file = tempfile::NamedTempFile::new().map_err(failed)?;
+        // Filled: what was never written costs nothing to read.
+        let mut left = SIZE;
+        while left > 0 {
+            let chunk = [0xa5; 1 << 16];
+            std::io::Write::write_all(&mut file.as_file(), &chunk).map_err(failed)?;
+            left -= chunk.len() as u64;
+        }
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file.path())
+            .output()
+            .map_err(failed)?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(failed(std::io::Error::other(said)));
+        }
+        let path = String::from_utf8_lossy(&output.stdout).trim().into();
+        Ok(Self { path, _file: file })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+    }
+}
