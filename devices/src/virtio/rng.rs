@@ -4,6 +4,8 @@
 //! [`REQUEST_LIMIT`] bytes, which the specification allows, so that neither memory nor a stop's delay grows with it.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_queue::Queue;
@@ -22,10 +24,32 @@ const QUEUE_SIZES: [u16; 1] = [256];
 const BATCH: usize = 16;
 const KICK: u32 = 0;
 
+/// What an entropy device counts. Made by its owner, so that a device that is made anew at a reset goes on counting.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counters {
+    /// Requests served.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Bytes given to the guest.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
 /// An entropy device.
 #[derive(Debug)]
 pub struct VirtioRng {
     id: String,
+    counters: Arc<Counters>,
     worker: Option<Worker<Ring>>,
 }
 
@@ -35,8 +59,16 @@ impl VirtioRng {
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             id: id.into(),
+            counters: Arc::default(),
             worker: None,
         }
+    }
+
+    /// Counts in `counters` rather than in its own.
+    #[must_use]
+    pub fn counting_in(mut self, counters: Arc<Counters>) -> Self {
+        self.counters = counters;
+        self
     }
 }
 
@@ -71,7 +103,9 @@ impl VirtioDevice for VirtioRng {
             return Err(failed(io::ErrorKind::AlreadyExists.into()));
         }
         let ring = Ring::new(index, resources);
-        let worker = Worker::spawn(&self.id, move |events| serve(&events, ring)).map_err(failed)?;
+        let counters = Arc::clone(&self.counters);
+        let worker = Worker::spawn(&self.id, move |events| serve(&events, ring, &counters))
+            .map_err(failed)?;
         self.worker = Some(worker);
         Ok(())
     }
@@ -92,7 +126,7 @@ impl Drop for VirtioRng {
     }
 }
 
-fn serve(events: &EventLoop, mut ring: Ring) -> Ring {
+fn serve(events: &EventLoop, mut ring: Ring, counters: &Counters) -> Ring {
     if let Err(error) = events.add_event(ring.kick(), KICK) {
         tracing::error!(%error, "entropy device: waiting for the driver's notifications");
         return ring;
@@ -102,7 +136,7 @@ fn serve(events: &EventLoop, mut ring: Ring) -> Ring {
     loop {
         if more {
             let memory = ring.memory();
-            more = serve_batch(&mut ring, &memory, &mut scratch);
+            more = serve_batch(&mut ring, &memory, &mut scratch, counters);
             ring.flush(&memory);
             more = more || ring.arm(&memory);
         }
@@ -123,7 +157,12 @@ fn serve(events: &EventLoop, mut ring: Ring) -> Ring {
 }
 
 /// Serves some chains; whether there may be more.
-fn serve_batch(ring: &mut Ring, memory: &GuestMap, scratch: &mut [u8]) -> bool {
+fn serve_batch(
+    ring: &mut Ring,
+    memory: &GuestMap,
+    scratch: &mut [u8],
+    counters: &Counters,
+) -> bool {
     for _ in 0..BATCH {
         let Some(chain) = ring.pop(memory) else {
             return false;
@@ -133,6 +172,8 @@ fn serve_batch(ring: &mut Ring, memory: &GuestMap, scratch: &mut [u8]) -> bool {
         let bytes = fill(scratch.get_mut(..length).unwrap_or_default());
         let copied = chain.writable.copy_from(memory, 0, bytes);
         let written = ring.check(copied).unwrap_or(0);
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        counters.bytes.fetch_add(written as u64, Ordering::Relaxed);
         ring.push_used(memory, chain.head, written as u64);
     }
     true
@@ -170,7 +211,10 @@ mod tests {
     #[test]
     fn fills_buffers_and_hands_the_ring_back() {
         let guest = Guest::new();
-        let (mut rng, mut driver) = started(&guest);
+        let mut driver = guest.queue(0, 256);
+        let counters = Arc::<Counters>::default();
+        let mut rng = VirtioRng::new("rng0").counting_in(Arc::clone(&counters));
+        rng.start_queue(0, driver.resources(0)).unwrap();
         let heads = [
             driver.add(&[], &[16, 48]),
             driver.add(&[], &[1]),
@@ -182,6 +226,7 @@ mod tests {
         assert_eq!(used[0].written.len(), 64);
         assert_ne!(used[0].written, vec![0; 64]);
         assert_eq!([used[1].written.len(), used[2].written.len()], [1, 0]);
+        assert_eq!((counters.requests(), counters.bytes()), (3, 65));
         wait_for("an interrupt", || (driver.interrupts() > 0).then_some(()));
         assert_eq!(guest.broken(), None);
         let queue = rng.stop_queue(0).unwrap();

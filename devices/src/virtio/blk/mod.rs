@@ -14,6 +14,7 @@
 //! - The end of the process: the host finishes or drops them; the disk's lock is held until then.
 
 mod config;
+mod counters;
 mod queue;
 mod request;
 mod worker;
@@ -29,6 +30,7 @@ use virtio_queue::Queue;
 use super::device::{DeviceError, QueueResources, VirtioDevice};
 use worker::{QueueSetup, QueueThread, Rest};
 
+pub use counters::{Counters, DURATION_BOUNDS, Kind, KindValues};
 pub use queue::BlkQueue;
 
 /// Device type of block devices (VIRTIO 1.2 §5).
@@ -121,6 +123,7 @@ pub struct Blk {
     options: BlkOptions,
     sizes: Vec<u16>,
     features: u64,
+    counters: Arc<Counters>,
     /// By queue; `None` until it is started for the first time.
     threads: Vec<Option<QueueThread>>,
 }
@@ -144,9 +147,17 @@ impl Blk {
             disk,
             sizes: vec![options.queue_size; queues],
             features,
+            counters: Arc::new(Counters::new(options.queues)),
             threads: std::iter::repeat_with(|| None).take(queues).collect(),
             options,
         })
+    }
+
+    /// Counts in `counters`, which live longer than the device, rather than in its own. Call before a queue is started.
+    #[must_use]
+    pub fn counting_in(mut self, counters: Arc<Counters>) -> Self {
+        self.counters = counters;
+        self
     }
 
     fn leaves(&self, rest: Rest) -> bool {
@@ -183,6 +194,7 @@ impl Blk {
                 disk: Arc::clone(&self.disk),
                 serial: self.options.serial.clone(),
                 drain_deadline: self.options.drain_deadline,
+                counters: Arc::clone(&self.counters),
             })?),
         };
         thread.start(resources)

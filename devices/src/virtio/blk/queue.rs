@@ -7,13 +7,14 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paddock_storage::{Completion, DiskQueue, IoError, Request};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace};
 
+use super::counters::{Batch, Counters};
 use super::request::{self, Action, Reply, Serial, Status};
 use crate::virtio::chain::{self, RingError};
 use crate::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources};
@@ -29,7 +30,7 @@ pub struct BlkQueue {
     serial: Serial,
     disk: Box<dyn DiskQueue>,
     /// What the disk has, by the chain's head.
-    in_flight: Vec<Option<Reply>>,
+    in_flight: Vec<Option<InFlight>>,
     /// What the disk has completed and the driver was not told of yet. Not empty between calls only while stopped.
     completions: Vec<Completion>,
     /// The driver broke the ring: nothing is taken from it or put into it any more.
@@ -38,6 +39,16 @@ pub struct BlkQueue {
     orphaned: bool,
     /// Requests that failed on the host, those of earlier lives of the queue included.
     pub(super) host_errors: u64,
+    counters: Arc<Counters>,
+    /// What this pass has counted.
+    counted: Batch,
+}
+
+/// A request that the disk has.
+struct InFlight {
+    reply: Reply,
+    /// When it was taken from the ring.
+    taken: Instant,
 }
 
 impl BlkQueue {
@@ -68,9 +79,18 @@ impl BlkQueue {
             broken: false,
             orphaned: false,
             host_errors: 0,
+            counters: Arc::new(Counters::new(index.saturating_add(1))),
+            counted: Batch::default(),
         };
         this.check_ring();
         this
+    }
+
+    /// Counts in `counters`, which live longer than the queue.
+    #[must_use]
+    pub fn counting_in(mut self, counters: Arc<Counters>) -> Self {
+        self.counters = counters;
+        self
     }
 
     fn check_ring(&mut self) {
@@ -109,13 +129,16 @@ impl BlkQueue {
     /// at once because more became available meanwhile; otherwise the next kick or completion event says when.
     pub fn serve(&mut self) -> bool {
         let memory = self.memory.memory().into_inner();
-        match self.pass(&memory) {
-            Ok(more) => more,
-            Err(error) => {
-                self.give_up(&error.to_string());
-                false
-            }
-        }
+        let more = self.pass(&memory).unwrap_or_else(|error| {
+            self.give_up(&error.to_string());
+            false
+        });
+        self.tell_counters();
+        more
+    }
+
+    fn tell_counters(&mut self) {
+        self.counters.add(self.index, &mut self.counted);
     }
 
     fn pass(&mut self, memory: &Arc<GuestMap>) -> Result<bool, RingError> {
@@ -139,6 +162,8 @@ impl BlkQueue {
     /// Takes what is available, at most a full ring of it. Returns whether some were answered on the spot.
     fn take(&mut self, memory: &Arc<GuestMap>) -> Result<bool, RingError> {
         let mut answered = false;
+        // Read once for all of them, which are taken in no time.
+        let mut taken = None;
         for _ in 0..self.queue.size() {
             let Some(chain) = chain::pop(&mut self.queue, memory)? else {
                 break;
@@ -151,17 +176,18 @@ impl BlkQueue {
             let (reply, action) = request::parse(chain, memory, self.features)?;
             match action {
                 Action::Submit(operation) => {
-                    self.in_flight[slot] = Some(reply);
+                    let taken = *taken.get_or_insert_with(Instant::now);
+                    self.in_flight[slot] = Some(InFlight { reply, taken });
                     let tag = u64::from(head);
                     self.disk.submit(Request { tag, operation });
                 }
                 Action::Answer(status) => {
-                    self.answer(memory, &reply, status)?;
+                    self.answer(memory, &reply, status, Duration::ZERO)?;
                     answered = true;
                 }
                 Action::Identify => {
                     reply.data.copy_from(memory, 0, &self.serial)?;
-                    self.answer(memory, &reply, Status::Ok)?;
+                    self.answer(memory, &reply, Status::Ok, Duration::ZERO)?;
                     answered = true;
                 }
             }
@@ -185,9 +211,14 @@ impl BlkQueue {
         memory: &GuestMap,
         completions: &[Completion],
     ) -> Result<(), RingError> {
+        let Some(now) = (!completions.is_empty()).then(Instant::now) else {
+            return Ok(());
+        };
         for completion in completions {
             let slot = usize::try_from(completion.tag).unwrap_or(usize::MAX);
-            let Some(reply) = self.in_flight.get_mut(slot).and_then(Option::take) else {
+            let Some(InFlight { reply, taken }) =
+                self.in_flight.get_mut(slot).and_then(Option::take)
+            else {
                 tracing::error!(disk = %self.id, queue = self.index, tag = completion.tag,
                     "the backend completed a request that it did not have");
                 continue;
@@ -203,7 +234,8 @@ impl BlkQueue {
                 // A failed read may have written, too.
                 reply.data.mark_written(memory, reply.data.len());
             }
-            self.answer(memory, &reply, status)?;
+            let took = now.saturating_duration_since(taken);
+            self.answer(memory, &reply, status, took)?;
         }
         Ok(())
     }
@@ -213,7 +245,10 @@ impl BlkQueue {
         memory: &GuestMap,
         reply: &Reply,
         status: Status,
+        took: Duration,
     ) -> Result<(), RingError> {
+        let well = status == Status::Ok;
+        self.counted.count(reply.kind, reply.bytes, well, took);
         memory.write_obj(status as u8, reply.status)?;
         // Up to the status byte, which is the last. A failed read's data is undefined, as drivers know from the status.
         let length = u32::try_from(reply.data.len() + 1).unwrap_or(u32::MAX);
@@ -221,6 +256,8 @@ impl BlkQueue {
     }
 
     fn notify(&mut self, memory: &GuestMap) -> Result<(), RingError> {
+        // First, so that whoever hears of a request by way of the guest finds it counted.
+        self.tell_counters();
         if chain::wants_interrupt(&mut self.queue, memory)? {
             self.interrupt.signal_queue(self.index);
         }
@@ -286,6 +323,7 @@ impl BlkQueue {
         if let Err(error) = answered {
             self.give_up(&error.to_string());
         }
+        self.tell_counters();
         drained
     }
 

@@ -15,6 +15,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use vm_memory::GuestAddress;
 
 use super::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR};
+use super::counters::Kind;
 use crate::virtio::GuestMap;
 use crate::virtio::chain::{Chain, RingError, Segments};
 
@@ -56,6 +57,10 @@ pub(super) struct Reply {
     pub data: Segments,
     /// Whether the disk fills `data`.
     pub read: bool,
+    /// What was asked for.
+    pub kind: Kind,
+    /// How many bytes the request is about; 0 if it is not for the disk.
+    pub bytes: u64,
 }
 
 /// What to do about a request.
@@ -85,18 +90,24 @@ pub(super) fn parse(
     } = chain;
     let status = data.pop_last_byte().ok_or(RingError::NoAnswer { head })?;
     let mut header = [0; HEADER_SIZE];
-    let action = if readable.copy_to(memory, 0, &mut header)? == HEADER_SIZE {
+    let (kind, action) = if readable.copy_to(memory, 0, &mut header)? == HEADER_SIZE {
         let (_, payload) = readable.split_at(HEADER_SIZE as u64);
         interpret(header, &payload, &data, memory, features)?
     } else {
-        Action::Answer(Status::IoError)
+        (Kind::Other, Action::Answer(Status::IoError))
     };
     let read = matches!(action, Action::Submit(Operation::Read { .. }));
+    let bytes = match &action {
+        Action::Submit(operation) => operation.range().map_or(0, |(_, length)| length),
+        Action::Answer(_) | Action::Identify => 0,
+    };
     let reply = Reply {
         head,
         status,
         data,
         read,
+        kind,
+        bytes,
     };
     Ok((reply, action))
 }
@@ -107,12 +118,12 @@ fn interpret(
     data: &Segments,
     memory: &Arc<GuestMap>,
     features: u64,
-) -> Result<Action, RingError> {
+) -> Result<(Kind, Action), RingError> {
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);
     let offset = u64::from_le_bytes(sector).checked_mul(SECTOR);
     let has = |bit: u32| features & 1 << bit != 0;
-    Ok(match (kind, offset) {
+    let action = match (kind, offset) {
         (VIRTIO_BLK_T_IN, Some(offset)) if whole_sectors(data) => Action::Submit(Operation::Read {
             offset,
             buffer: data.buffer(memory)?,
@@ -133,7 +144,8 @@ fn interpret(
             range(kind, payload, memory, MAX_WRITE_ZEROES_SECTORS)?
         }
         _ => Action::Answer(Status::Unsupported),
-    })
+    };
+    Ok((Kind::of_type(kind), action))
 }
 
 /// A read or write moves at least one sector, and whole ones (§5.2.6.1).

@@ -21,7 +21,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::{Blk, BlkOptions, BlkQueue};
+use super::{Blk, BlkOptions, BlkQueue, Counters, Kind};
 use crate::virtio::VirtioDevice;
 use crate::virtio::test_driver::{Driver, Guest, Used};
 

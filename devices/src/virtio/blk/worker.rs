@@ -14,6 +14,7 @@ use paddock_storage::Disk;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::Counters;
 use super::queue::BlkQueue;
 use crate::virtio::QueueResources;
 use crate::virtio::worker::{EventLoop, Wake, Worker, borrow};
@@ -50,6 +51,7 @@ pub(super) struct QueueSetup {
     pub disk: Arc<dyn Disk>,
     pub serial: String,
     pub drain_deadline: Duration,
+    pub counters: Arc<Counters>,
 }
 
 /// The device's side of a queue's thread.
@@ -247,7 +249,9 @@ impl Host {
             }
             let id = Arc::clone(&self.setup.id);
             let serial = self.setup.serial.as_bytes();
-            let mut core = BlkQueue::new(id, self.setup.index, resources, serial, disk);
+            let counters = Arc::clone(&self.setup.counters);
+            let mut core =
+                BlkQueue::new(id, self.setup.index, resources, serial, disk).counting_in(counters);
             core.host_errors = self.host_errors;
             self.core = Some(core);
         }
@@ -328,6 +332,7 @@ mod tests {
                 disk: Arc::new(disk),
                 serial: String::new(),
                 drain_deadline: patience,
+                counters: Arc::new(Counters::new(1)),
             },
             orders: channel().1,
             event: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
@@ -365,6 +370,7 @@ mod tests {
             disk: Arc::new(MemoryDisk::new(4096)),
             serial: String::new(),
             drain_deadline: patience,
+            counters: Arc::new(Counters::new(1)),
         })
         .unwrap();
         // What `stop` notes when the thread is done a moment after it was given up.

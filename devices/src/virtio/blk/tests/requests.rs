@@ -31,6 +31,49 @@ fn data_written_is_read_back_and_flushed() {
 }
 
 #[test]
+fn what_was_done_is_counted_by_kind_and_outlives_the_queue() {
+    let disk = MemoryDisk::new(SIZE);
+    let counters = Arc::new(Counters::new(1));
+    for _ in 0..2 {
+        let Bench {
+            guest,
+            driver,
+            core,
+        } = Bench::new(&disk, 16);
+        let mut bench = Bench {
+            guest,
+            driver,
+            core: core.counting_in(Arc::clone(&counters)),
+        };
+        let write = header(VIRTIO_BLK_T_OUT, 3);
+        assert_eq!(bench.status(&[&write, &[7; 1024]], &[1]), OK);
+        bench.run(&[&header(VIRTIO_BLK_T_IN, 3)], &[512, 1]);
+        bench.run(&[&header(VIRTIO_BLK_T_IN, 64)], &[512, 1]);
+        bench.run(&[&header(VIRTIO_BLK_T_IN, 3)], &[511, 1]);
+        bench.run(&[&header(VIRTIO_BLK_T_FLUSH, 0)], &[1]);
+        bench.run(&[&header(VIRTIO_BLK_T_DISCARD, 0), &range(8, 2, 0)], &[1]);
+        bench.run(&[&header(VIRTIO_BLK_T_GET_ID, 0)], &[20, 1]);
+        bench.run(&[&header(77, 0)], &[1]);
+    }
+    let counted = Kind::ALL.map(|kind| {
+        let values = counters.values(kind);
+        let classes: u64 = values.classes.iter().sum();
+        assert_eq!(classes, values.requests);
+        (values.requests, values.bytes, values.errors)
+    });
+    let expected = [
+        (6, 1024, 4),
+        (2, 2048, 0),
+        (2, 0, 0),
+        (2, 2048, 0),
+        (0, 0, 0),
+        (4, 0, 2),
+    ];
+    assert_eq!(counted, expected);
+    assert!(counters.values(Kind::Write).nanoseconds > 0);
+}
+
+#[test]
 fn the_serial_number_is_padded_or_cut() {
     let mut bench = Bench::new(&MemoryDisk::new(SIZE), 16);
     let used = bench.run(&[&header(VIRTIO_BLK_T_GET_ID, 0)], &[20, 1]);
