@@ -113,6 +113,7 @@ impl Control {
         } else {
             self.shared
                 .counters
+                .control()
                 .control_errors
                 .fetch_add(1, Ordering::Relaxed);
             VIRTIO_NET_ERR

@@ -142,6 +142,20 @@ impl Net {
         backend: Arc<dyn Backend>,
         options: NetOptions,
     ) -> Result<Self, DeviceError> {
+        let counters = Arc::new(Counters::new(options.queue_pairs));
+        Self::counting_in(counters, id, backend, options)
+    }
+
+    /// As [`new`](Self::new), and counts in `counters`, which live longer than the device, rather than in its own.
+    ///
+    /// # Errors
+    /// When the options do not fit each other or the backend; names the option.
+    pub fn counting_in(
+        counters: Arc<Counters>,
+        id: impl Into<String>,
+        backend: Arc<dyn Backend>,
+        options: NetOptions,
+    ) -> Result<Self, DeviceError> {
         let id = id.into();
         if let Err((option, problem)) = check(&*backend, &options) {
             return Err(DeviceError {
@@ -161,7 +175,7 @@ impl Net {
             link_up: AtomicBool::new(true),
             hold: rx::HOLD,
             patience: tx::PATIENCE,
-            counters: Arc::default(),
+            counters,
             log: Throttle::new(),
         };
         Ok(Self {

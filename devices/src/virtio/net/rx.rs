@@ -173,7 +173,7 @@ impl Receiver {
         if let Err(error) = self.serve(events) {
             self.interrupt.needs_reset(&explain(&*error));
         }
-        self.shared.counters.add(&mut self.counted);
+        self.tell_counters();
         self.unpost();
         self.spill.truncate(self.held.map_or(0, |held| held.length));
         Stopped {
@@ -233,7 +233,6 @@ impl Receiver {
             }
         }
         self.signal()?;
-        self.shared.counters.add(&mut self.counted);
         Ok(next)
     }
 
@@ -457,7 +456,14 @@ impl Receiver {
         Ok(())
     }
 
+    fn tell_counters(&mut self) {
+        let counters = self.shared.counters.receive(self.pair);
+        counters.add(&mut self.counted);
+    }
+
     fn signal(&mut self) -> Result<(), RingError> {
+        // First, so that whoever hears of a frame by way of the guest finds it counted.
+        self.tell_counters();
         if self.used.wants_interrupt(&self.queue, &self.map)? {
             self.interrupt.signal_queue(self.index);
         }

@@ -109,7 +109,7 @@ impl Transmitter {
         if let Err(error) = self.serve(events) {
             self.interrupt.needs_reset(&explain(&*error));
         }
-        self.shared.counters.add(&mut self.counted);
+        self.tell_counters();
         self.queue.into()
     }
 
@@ -159,7 +159,6 @@ impl Transmitter {
             }
         }
         self.signal(&map)?;
-        self.shared.counters.add(&mut self.counted);
         Ok(next)
     }
 
@@ -234,7 +233,14 @@ impl Transmitter {
         Sent::Finished
     }
 
+    fn tell_counters(&mut self) {
+        let counters = self.shared.counters.transmit(self.pair);
+        counters.add(&mut self.counted);
+    }
+
     fn signal(&mut self, map: &GuestMap) -> Result<(), RingError> {
+        // First, so that whoever hears of a frame by way of the guest finds it counted.
+        self.tell_counters();
         if chain::wants_interrupt(&mut self.queue, map)? {
             self.interrupt.signal_queue(self.index);
         }
