@@ -234,8 +234,11 @@ impl Engine {
                 }
             }
             Some(Request::PortOpen(port, yes)) => {
-                if let Some((state, _)) = find(states, ports, port) {
+                if let Some((state, port)) = find(states, ports, port) {
                     state.control.set_guest_open(yes);
+                    if yes {
+                        ports.opened(port);
+                    }
                 }
             }
             None => {}

@@ -23,7 +23,9 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use error::ConsoleError;
-pub use ports::{ConsolePorts, MAX_NAME, MAX_PORTS, PortBackend, PortSpec};
+pub use ports::{
+    ConsolePorts, MAX_NAME, MAX_PORTS, PortBackend, PortCounters, PortEvents, PortSpec,
+};
 
 use self::engine::{Command, Engine};
 use super::ring::Ring;

@@ -4,9 +4,10 @@
 //! Data is moved by the device's worker; input and size come from any thread of the host.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -46,6 +47,33 @@ pub struct PortSpec {
     pub backend: PortBackend,
 }
 
+/// Is told what the guest does with its ports. Called on the device's worker, as often as the guest likes: it must return at once.
+pub trait PortEvents: Send + Sync + fmt::Debug {
+    /// A program in the guest has opened a port that is no console. Kernels open consoles by themselves, and no other ports.
+    fn port_opened(&self);
+}
+
+/// What went through a port, since the ports were made.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    from_guest: AtomicU64,
+    to_guest: AtomicU64,
+}
+
+impl PortCounters {
+    /// Bytes of the guest's that the other end took.
+    #[must_use]
+    pub fn from_guest(&self) -> u64 {
+        self.from_guest.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were given to the guest.
+    #[must_use]
+    pub fn to_guest(&self) -> u64 {
+        self.to_guest.load(Ordering::Relaxed)
+    }
+}
+
 /// The ports of a console device.
 #[derive(Debug)]
 pub struct ConsolePorts {
@@ -54,6 +82,7 @@ pub struct ConsolePorts {
     wake: Arc<EventFd>,
     /// Columns and rows of the consoles; 0 is unknown.
     size: AtomicU32,
+    events: OnceLock<Arc<dyn PortEvents>>,
 }
 
 #[derive(Debug)]
@@ -61,6 +90,7 @@ pub(super) struct Port {
     pub(super) name: String,
     pub(super) console: bool,
     pub(super) link: Link,
+    counters: Arc<PortCounters>,
 }
 
 #[derive(Debug)]
@@ -96,6 +126,7 @@ impl ConsolePorts {
             ports,
             wake,
             size: AtomicU32::new(0),
+            events: OnceLock::new(),
         }))
     }
 
@@ -112,6 +143,20 @@ impl ConsolePorts {
             Link::Host { input, .. } => Some(Arc::clone(input) as _),
             Link::Socket { .. } => None,
         }
+    }
+
+    /// Who is told what the guest does. The first one stays.
+    pub fn set_events(&self, events: Arc<dyn PortEvents>) {
+        let _ = self.events.set(events);
+    }
+
+    /// The ports' names with what went through them, in their order.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(String, Arc<PortCounters>)> {
+        let ports = self.ports.iter();
+        ports
+            .map(|port| (port.name.clone(), Arc::clone(&port.counters)))
+            .collect()
     }
 
     /// Tells the guest the size of its consoles' window.
@@ -134,6 +179,13 @@ impl ConsolePorts {
 
     pub(super) fn wake_event(&self) -> &EventFd {
         &self.wake
+    }
+
+    /// The guest has opened `port`.
+    pub(super) fn opened(&self, port: &Port) {
+        if let Some(events) = self.events.get().filter(|_| !port.console) {
+            events.port_opened();
+        }
     }
 }
 
@@ -180,6 +232,7 @@ impl Port {
             name: spec.name,
             console: spec.console,
             link,
+            counters: Arc::default(),
         })
     }
 
@@ -193,6 +246,15 @@ impl Port {
 
     /// Reads into `buffer`, which is not empty.
     pub(super) fn read(&self, buffer: &mut [u8]) -> Transfer {
+        let read = self.take(buffer);
+        if let Transfer::Done(count) = read {
+            let counter = &self.counters.to_guest;
+            counter.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        read
+    }
+
+    fn take(&self, buffer: &mut [u8]) -> Transfer {
         match &self.link {
             Link::Socket { client, .. } => client
                 .lock()
@@ -207,6 +269,15 @@ impl Port {
 
     /// Writes `bytes`, which are not empty; [`Transfer::Never`] when there is nobody to take them.
     pub(super) fn write(&self, bytes: &[u8]) -> Transfer {
+        let written = self.give(bytes);
+        if let Transfer::Done(count) = written {
+            let counter = &self.counters.from_guest;
+            counter.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        written
+    }
+
+    fn give(&self, bytes: &[u8]) -> Transfer {
         match &self.link {
             Link::Socket { client, .. } => match client.lock().as_mut() {
                 None => Transfer::Never,

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -247,6 +248,48 @@ fn console_and_channel_carry_data_both_ways() {
     assert_eq!(read_exactly(&mut client, 8), b"{\"pong\"}");
     assert!(linux.queues[usize::from(tx_queue(AGENT))].interrupts() > 0);
     linux.stop(&mut device);
+}
+
+#[derive(Debug, Default)]
+struct Openings(AtomicUsize);
+
+impl PortEvents for Openings {
+    fn port_opened(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_goes_through_is_counted_and_openings_are_told_also_across_devices() {
+    let host = Host::new();
+    let openings = Arc::<Openings>::default();
+    host.ports.set_events(Arc::clone(&openings) as _);
+    let opened = || openings.0.load(Ordering::Relaxed);
+    let counters = host.ports.counters();
+    for round in 1..=2 {
+        let mut device = host.device();
+        let mut linux = Linux::new(&mut device, F_MULTIPORT);
+        linux.shake_hands();
+        let before = opened();
+        // A console, a port that there is not, and one that is closed.
+        for (port, value) in [(0, 1), (7, 1), (1, 0)] {
+            linux.say(port, 6, value);
+        }
+        assert_eq!(opened(), before);
+        linux.say(1, 6, 1);
+        assert_eq!(opened(), before + 1);
+        linux.write(HVC, b"login: ");
+        linux.offer(HVC, &[100]);
+        host.ports.input(HVC).unwrap().enqueue(b"root");
+        linux.read(HVC);
+        // Nobody is there to take it.
+        linux.write(AGENT, b"nothing");
+        let (name, hvc) = &counters[HVC];
+        assert_eq!(name, "");
+        assert_eq!((hvc.from_guest(), hvc.to_guest()), (7 * round, 4 * round));
+        assert_eq!(counters[AGENT].1.from_guest(), 0);
+        linux.stop(&mut device);
+    }
 }
 
 #[test]
