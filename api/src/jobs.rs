@@ -113,6 +113,31 @@ struct Kept {
     last: u64,
     /// Oldest first.
     jobs: VecDeque<Entry>,
+    tally: Tally,
+}
+
+/// How many jobs there are and were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// They run.
+    pub running: u64,
+    /// They were done.
+    pub succeeded: u64,
+    /// They could not be done.
+    pub failed: u64,
+    /// They were cancelled.
+    pub cancelled: u64,
+}
+
+impl Tally {
+    fn of(&mut self, state: JobState) -> &mut u64 {
+        match state {
+            JobState::Running => &mut self.running,
+            JobState::Succeeded => &mut self.succeeded,
+            JobState::Failed => &mut self.failed,
+            JobState::Cancelled => &mut self.cancelled,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -148,6 +173,7 @@ impl Jobs {
             return Err(JobError::TooMany);
         }
         kept.last += 1;
+        kept.tally.running += 1;
         let now = now();
         let job = Job {
             id: kept.last,
@@ -181,6 +207,12 @@ impl Jobs {
     pub fn list(&self) -> Vec<Job> {
         let kept = self.0.kept.lock();
         kept.jobs.iter().map(|entry| entry.job.clone()).collect()
+    }
+
+    /// How many there are and were, those that are forgotten included.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.0.kept.lock().tally
     }
 
     /// A job by its number.
@@ -225,10 +257,14 @@ impl Inner {
     fn change(&self, id: u64, change: impl FnOnce(&mut Entry)) {
         let mut kept = self.kept.lock();
         if let Some(entry) = kept.entry(id) {
+            let before = entry.job.state;
             change(entry);
             // Under the lock, so that events come in the order of the changes.
             let job = entry.job.clone();
+            let after = job.state;
             self.journal.publish(EventKind::Job { job });
+            *kept.tally.of(before) -= 1;
+            *kept.tally.of(after) += 1;
             kept.forget_the_oldest();
         }
     }
@@ -401,6 +437,13 @@ mod tests {
         }
         let last = removal(&jobs);
         assert_eq!(jobs.list().len(), KEPT + 1);
+        let expected = Tally {
+            running: 1,
+            succeeded: 2 * KEPT as u64,
+            failed: MAX_RUNNING as u64,
+            cancelled: 0,
+        };
+        assert_eq!(jobs.tally(), expected);
         assert_eq!(jobs.list().last().unwrap().id, last.id());
     }
 }

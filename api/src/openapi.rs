@@ -40,6 +40,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_job,
         handlers::cancel_job,
         handlers::follow,
+        handlers::read_metrics,
         handlers::read_openapi
     ),
     components(schemas(Event, Gap, Problem)),
@@ -50,6 +51,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         (name = "balloon", description = "Memory taken from the guest while it runs, and what it says of its memory."),
         (name = "jobs", description = "What takes a while."),
         (name = "events", description = "What happens to it."),
+        (name = "metrics", description = "What it does and costs, in numbers."),
         (name = "api", description = "The API itself.")
     )
 )]

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::jobs::Job;
 use crate::spec::VmConfig;
+use crate::timeline::Timeline;
 
 /// Where the VM is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +25,18 @@ pub enum VmState {
     Stopping,
     /// Over; `end` says why.
     Ended,
+}
+
+impl VmState {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Resetting,
+        Self::Stopping,
+        Self::Ended,
+    ];
 }
 
 impl fmt::Display for VmState {
@@ -90,6 +103,8 @@ pub struct Vm {
     /// How it ended, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<VmEnd>,
+    /// When it came this far.
+    pub timeline: Timeline,
     /// The sequence number of the last event before this answer: `GET /events?after=` it misses nothing. 0 if there was none.
     pub last_event: u64,
 }
@@ -274,14 +289,7 @@ mod tests {
 
     #[test]
     fn states_are_shown_as_in_json() {
-        for state in [
-            VmState::Starting,
-            VmState::Running,
-            VmState::Paused,
-            VmState::Resetting,
-            VmState::Stopping,
-            VmState::Ended,
-        ] {
+        for state in VmState::ALL {
             assert_eq!(json!(state), json!(state.to_string()));
         }
     }

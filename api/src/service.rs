@@ -11,6 +11,7 @@ use crate::balloon::{Balloon, MemoryStatistics};
 use crate::device::{DeviceKind, Disk, Nic};
 use crate::jobs::{Job, JobError, Jobs};
 use crate::journal::Journal;
+use crate::metrics::Exposition;
 use crate::resource::{Action, Vm, VmState};
 use crate::spec::{SpecError, VmSpec, quoted};
 
@@ -83,6 +84,10 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When there is no balloon, or the guest does not answer.
     fn memory_statistics(&self) -> Pending<Result<MemoryStatistics, Refusal>>;
+
+    /// The metrics of the process and of the VM, if there is one. In every state, and without asking the guest; what the host would
+    /// take long for is left out.
+    fn metrics(&self) -> Pending<Exposition>;
 
     /// The jobs of the process.
     fn jobs(&self) -> &Jobs;

@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod slot;
 pub mod terminal;
 pub mod vcpu;

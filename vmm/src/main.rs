@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    paddock_vmm::metrics::timeline::process_started();
     paddock_vmm::cli::main(std::env::args_os())
 }

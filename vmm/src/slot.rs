@@ -11,6 +11,7 @@ use paddock_api::balloon::{Balloon, MemoryStatistics};
 use paddock_api::device::{DeviceKind, Disk, Nic};
 use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
+use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
 use paddock_api::spec::{DiskConfig, NicConfig, VmConfig, VmSpec};
@@ -21,6 +22,7 @@ use crate::balloon::{BalloonStatus, Statistics};
 use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
+use crate::metrics::{self, Sampler};
 
 /// How long a delete waits: disks are drained within it.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
@@ -39,6 +41,7 @@ struct Inner {
     /// Takes no VM any more.
     closed: AtomicBool,
     occupant: Mutex<Option<VmHandle>>,
+    sampler: Sampler,
 }
 
 impl Default for Inner {
@@ -49,6 +52,7 @@ impl Default for Inner {
             journal,
             closed: AtomicBool::new(false),
             occupant: Mutex::default(),
+            sampler: Sampler::default(),
         }
     }
 }
@@ -91,6 +95,7 @@ impl VmSlot {
             spec: VmConfig::from(&*vm.changes().spec()),
             state: status.state,
             end: status.end,
+            timeline: vm.meters().times.timeline(),
             last_event,
         }
     }
@@ -225,6 +230,21 @@ impl VmService for VmSlot {
         })
     }
 
+    fn metrics(&self) -> Pending<Exposition> {
+        let this = self.clone();
+        Box::pin(async move {
+            let ram = this.vm().map(|vm| vm.meters().ram());
+            let sample = this.0.sampler.sample(ram.unwrap_or_default()).await;
+            let mut exposition = Exposition::default();
+            metrics::describe_process(&mut exposition, sample.as_ref());
+            // As it is by now.
+            if let Some(vm) = this.vm() {
+                metrics::describe_vm(&mut exposition, &vm);
+            }
+            exposition
+        })
+    }
+
     fn jobs(&self) -> &Jobs {
         &self.0.jobs
     }
@@ -291,6 +311,7 @@ mod tests {
     use std::path::Path;
 
     use paddock_api::journal::Delivery;
+    use paddock_api::metrics::Snapshot;
     use paddock_api::resource::{EndReason, VmState};
     use serde_json::json;
 
@@ -390,6 +411,59 @@ mod tests {
             assert_eq!(slot.read(), None);
             // Created, ended, deleted: once each.
             assert_eq!(slot.journal().last(), 3);
+        });
+    }
+
+    #[test]
+    fn metrics_are_there_in_every_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        block_on(async {
+            let slot = VmSlot::default();
+            let read = || async {
+                let text = slot.metrics().await.into_text();
+                Snapshot::parse(&text).unwrap()
+            };
+            let version = [("version", env!("CARGO_PKG_VERSION"))];
+            let none = read().await;
+            assert_eq!(none.value("paddock_build_info", &version), Some(1.0));
+            assert!(none.value("paddock_process_resident_memory_bytes", &[]) > Some(1e6));
+            assert_eq!(none.value("paddock_vm_resets_total", &[]), None);
+
+            slot.create(spec(&log)).unwrap();
+            let starting = read().await;
+            assert_eq!(
+                starting.value("paddock_vm_info", &[("name", "web")]),
+                Some(1.0)
+            );
+            assert_eq!(starting.value("paddock_vm_resets_total", &[]), Some(0.0));
+            let created = [("step", "vm_created")];
+            assert!(starting.value("paddock_boot_timeline_seconds", &created) > Some(0.0));
+            slot.vm().unwrap().ended().await;
+            let ended = read().await;
+            let state = |state| ended.value("paddock_vm_state", &[("state", state)]);
+            assert_eq!((state("ended"), state("running")), (Some(1.0), Some(0.0)));
+            let exits = [("vcpu", "0"), ("kind", "mmio-read")];
+            assert_eq!(ended.value("paddock_vcpu_exits_total", &exits), Some(0.0));
+
+            slot.delete().await.unwrap();
+            assert_eq!(read().await.value("paddock_vm_resets_total", &[]), None);
+        });
+    }
+
+    #[test]
+    fn the_timeline_begins_with_the_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        block_on(async {
+            let slot = VmSlot::default();
+            let first = slot.create(spec(&log)).unwrap().timeline;
+            assert!(first.vm_created_us.is_some() && first.machine_built_us.is_none());
+            slot.delete().await.unwrap();
+            let second = slot.create(spec(&log)).unwrap().timeline;
+            assert!(second.vm_created_us > first.vm_created_us);
+            assert_eq!(second.process_started_ms, first.process_started_ms);
+            slot.delete().await.unwrap();
         });
     }
 

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::sync::Semaphore;
 
-use super::{Limits, MAX_BODY, balloon, devices, events, jobs};
+use super::{Limits, MAX_BODY, balloon, devices, events, jobs, metrics};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::resource::{Action, Vm};
@@ -68,6 +68,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
         ("GET", "/api/v1/jobs/{id}", get(jobs::read_job)),
         ("POST", "/api/v1/jobs/{id}/cancel", post(jobs::cancel_job)),
         ("GET", "/api/v1/events", get(events::follow)),
+        ("GET", "/api/v1/metrics", get(metrics::read_metrics)),
         ("GET", "/api/v1/openapi.json", get(read_openapi)),
     ]
 }
@@ -78,7 +79,8 @@ pub(super) fn router(service: Arc<dyn VmService>, limits: Limits) -> Router {
         .fold(Router::new(), |router, (_, path, handler)| {
             router.route(path, handler)
         })
-        // Where tools look for it without being told.
+        // Where tools look for them without being told.
+        .route("/metrics", get(metrics::read_metrics))
         .route("/openapi.json", get(read_openapi))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

@@ -8,9 +8,11 @@ use paddock_api::balloon::{Balloon, MemoryStatistics};
 use paddock_api::device::{DeviceKind, DeviceState, Disk, Nic};
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::journal::Journal;
+use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
 use paddock_api::spec::{ByteSize, VmConfig, VmSpec};
+use paddock_api::timeline::Timeline;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -178,6 +180,11 @@ impl VmService for Fake {
             spec,
             state: VmState::Starting,
             end: None,
+            timeline: Timeline {
+                process_started_ms: 1_700_000_000_000,
+                vm_created_us: Some(7),
+                ..Timeline::default()
+            },
             last_event,
         };
         Ok(vm.insert(new).clone())
@@ -318,6 +325,17 @@ impl VmService for Fake {
             })
         });
         Box::pin(async { answer })
+    }
+
+    fn metrics(&self) -> Pending<Exposition> {
+        let mut exposition = Exposition::default();
+        if let Some(vm) = self.read() {
+            let name = vm.spec.name.unwrap_or_default();
+            exposition
+                .gauge("fake_vm", "There is one.")
+                .sample(&[("name", &name)], 1_u64);
+        }
+        Box::pin(async { exposition })
     }
 
     fn jobs(&self) -> &Jobs {

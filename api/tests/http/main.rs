@@ -17,5 +17,6 @@ mod document;
 mod events;
 mod fake;
 mod harness;
+mod metrics;
 mod refusals;
 mod resources;

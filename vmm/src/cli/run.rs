@@ -22,6 +22,7 @@ use crate::Error;
 use crate::console::ConsoleEnds;
 use crate::driver::{self, Driver, Outcome, Request, VmHandle, VmState};
 use crate::error::chain;
+use crate::metrics::timeline;
 use crate::slot::VmSlot;
 use crate::terminal::Command;
 
@@ -128,6 +129,9 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
             .map(|socket| Server::start(socket, Arc::new(slot), Limits::default()))
             .transpose()
             .map_err(RunError::Runtime)?;
+        if server.is_some() {
+            timeline::api_ready();
+        }
         let attendant = Attendant {
             status: vm.watch(),
             ending: Ending::new(vm.clone(), grace),

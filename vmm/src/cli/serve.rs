@@ -16,6 +16,7 @@ use super::process::{
 use super::{Status, fail, logging};
 use crate::driver::{VmHandle, VmState};
 use crate::error::chain;
+use crate::metrics::timeline;
 use crate::slot::VmSlot;
 
 /// How long the end waits for what the guest printed last to be written to the consoles' files.
@@ -52,6 +53,7 @@ fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
         let signals = Signals::catch()?;
         let slot = VmSlot::default();
         let server = Server::start(socket, Arc::new(slot.clone()), Limits::default())?;
+        timeline::api_ready();
         tracing::info!(socket = %args.api_socket.display(), "the API is ready");
         let ended = attend(&slot, signals, Duration::from_secs(args.shutdown_timeout)).await;
         server.shut_down(API_DEADLINE).await;

@@ -13,6 +13,7 @@ use super::release::Released;
 use crate::Error;
 use crate::balloon::Balloon;
 use crate::error::chain;
+use crate::metrics::Meters;
 
 /// What can be asked of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,7 @@ pub struct VmHandle {
     pub(super) changes: Changes,
     pub(super) balloon: Option<Balloon>,
     pub(super) journal: Arc<Journal>,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl VmHandle {
@@ -169,6 +171,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&Balloon> {
         self.balloon.as_ref()
+    }
+
+    /// What the VM counts, and when it came how far.
+    #[must_use]
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// The way to the VM's devices.
@@ -244,6 +252,7 @@ mod tests {
             status,
             released,
             journal: Arc::default(),
+            meters: Arc::new(Meters::new(&spec)),
             changes: Changes {
                 inventory: Inventory::new(Arc::new(spec)),
                 jobs: Jobs::new(Arc::default()),

@@ -44,6 +44,7 @@ use crate::balloon::Balloon;
 use crate::console::ConsoleEnds;
 use crate::machine::resources::Resources;
 use crate::machine::{Machine, MachineEvents};
+use crate::metrics::Meters;
 use crate::vcpu::report::CrashReport;
 
 /// Requests that wait for the driver.
@@ -200,6 +201,7 @@ impl Driver {
             to_driver,
         };
         let balloon = Balloon::new(&spec);
+        let meters = Arc::new(Meters::new(&spec));
         let handle = VmHandle {
             requests: sender,
             balloon: balloon.clone(),
@@ -207,12 +209,14 @@ impl Driver {
             status: watch,
             released,
             journal: Arc::clone(&journal),
+            meters: Arc::clone(&meters),
         };
         let turns = Turns {
             spec,
             requests,
             life: Life { status, journal },
             balloon,
+            meters,
             held,
             log: Throttle::new(),
         };
@@ -244,6 +248,7 @@ struct Turns {
     requests: mpsc::Receiver<Request>,
     life: Life,
     balloon: Option<Balloon>,
+    meters: Arc<Meters>,
     held: Held,
     /// For what is said of every reset: a guest can do nothing but reset.
     log: Throttle,
@@ -258,8 +263,9 @@ impl Turns {
         let (spec, held) = (Arc::clone(&self.spec), self.held.clone());
         let balloon = self.balloon.as_ref();
         let balloon = balloon.map(|balloon| balloon.handle().clone());
+        let meters = Arc::clone(&self.meters);
         let opening =
-            self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?, balloon));
+            self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?, balloon, meters));
         let Some(resources) = self.unless_stopped(opening).await? else {
             return Ok(Outcome::Stopped);
         };
@@ -278,6 +284,7 @@ impl Turns {
                 return Ok(Outcome::Stopped);
             };
             let mut machine = machine?;
+            self.meters.times.machine_built.set();
             machine.start();
             self.life.set(VmState::Running);
             if tell {
@@ -289,6 +296,7 @@ impl Turns {
                 .await?;
             match fate {
                 Fate::Again => {
+                    self.meters.reset();
                     self.life.set(VmState::Resetting);
                     let held_back = self.log.pass();
                     tell = held_back.is_some();
@@ -300,6 +308,8 @@ impl Turns {
                         return Ok(Outcome::Stopped);
                     };
                     resources = recycled;
+                    // Until here the guest still ran.
+                    self.meters.times.forget_guest();
                     plugging.reset(&mut resources);
                     let quiet = async {
                         plugging.quiesce().await;

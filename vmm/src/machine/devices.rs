@@ -12,15 +12,16 @@ use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment};
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::virtio::VirtioDevice;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, VirtioBalloon};
-use paddock_devices::virtio::blk::{Blk, BlkOptions};
+use paddock_devices::virtio::blk::{self, Blk, BlkOptions};
 use paddock_devices::virtio::console::{ConsolePorts, VirtioConsole};
-use paddock_devices::virtio::net::{Net, NetOptions};
-use paddock_devices::virtio::rng::VirtioRng;
+use paddock_devices::virtio::net::{self, Net, NetOptions};
+use paddock_devices::virtio::rng::{self, VirtioRng};
 use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSource};
 use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
 
 use crate::Error;
 use crate::memory::RamReclaim;
+use crate::metrics::DeviceMeter;
 
 /// How often to look whether the last user of a backend is gone.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
@@ -64,18 +65,26 @@ pub struct OpenDevice {
 
 #[derive(Debug)]
 enum Part {
-    Disk(Box<spec::Disk>, Arc<dyn Disk>),
+    Disk(Box<spec::Disk>, OpenDisk),
     Nic(Box<spec::Nic>, Nic),
     Console(Arc<ConsolePorts>),
-    Rng,
+    Rng(Arc<rng::Counters>),
     Balloon(BalloonHandle, Arc<RamReclaim>, BalloonOptions),
 }
 
-/// A NIC's backend with the address it was given.
+/// A disk's backend, and what was done with it.
+#[derive(Debug)]
+struct OpenDisk {
+    backend: Arc<dyn Disk>,
+    counters: Arc<blk::Counters>,
+}
+
+/// A NIC's backend with the address it was given, and what was done with it.
 #[derive(Debug)]
 struct Nic {
     backend: Arc<dyn Backend>,
     mac: MacAddress,
+    counters: Arc<net::Counters>,
 }
 
 impl OpenDevice {
@@ -110,7 +119,7 @@ impl OpenDevice {
     /// The entropy device.
     #[must_use]
     pub fn rng() -> Self {
-        Self::new(Part::Rng)
+        Self::new(Part::Rng(Arc::default()))
     }
 
     /// The balloon, which gives back what is in `memory`.
@@ -126,8 +135,20 @@ impl OpenDevice {
             Part::Disk(disk, _) => DeviceKey::Disk(disk.id.to_string()),
             Part::Nic(nic, _) => DeviceKey::Nic(nic.id.to_string()),
             Part::Console(_) => DeviceKey::Console,
-            Part::Rng => DeviceKey::Rng,
+            Part::Rng(_) => DeviceKey::Rng,
             Part::Balloon(..) => DeviceKey::Balloon,
+        }
+    }
+
+    /// Where it counts. The balloon has a handle for that.
+    #[must_use]
+    pub fn meter(&self) -> Option<DeviceMeter> {
+        match &self.part {
+            Part::Disk(_, open) => Some(DeviceMeter::Disk(Arc::clone(&open.counters))),
+            Part::Nic(_, nic) => Some(DeviceMeter::Nic(Arc::clone(&nic.counters))),
+            Part::Console(ports) => Some(DeviceMeter::Console(ports.counters())),
+            Part::Rng(counters) => Some(DeviceMeter::Rng(Arc::clone(counters))),
+            Part::Balloon(..) => None,
         }
     }
 
@@ -146,7 +167,9 @@ impl OpenDevice {
             Part::Disk(disk, open) => Box::new(make_disk(disk, open)?),
             Part::Nic(nic, open) => Box::new(make_nic(nic, open)?),
             Part::Console(ports) => Box::new(VirtioConsole::new("console", Arc::clone(ports))),
-            Part::Rng => Box::new(VirtioRng::new("rng")),
+            Part::Rng(counters) => {
+                Box::new(VirtioRng::new("rng").counting_in(Arc::clone(counters)))
+            }
             Part::Balloon(handle, memory, options) => {
                 let memory = Arc::clone(memory);
                 Box::new(VirtioBalloon::new(
@@ -165,9 +188,9 @@ impl OpenDevice {
     pub fn close(self) -> bool {
         let end = Instant::now() + RELEASE_DEADLINE;
         let is_last = || match &self.part {
-            Part::Disk(_, open) => Arc::strong_count(open) == 1,
+            Part::Disk(_, open) => Arc::strong_count(&open.backend) == 1,
             Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
-            Part::Console(_) | Part::Rng | Part::Balloon(..) => true,
+            Part::Console(_) | Part::Rng(_) | Part::Balloon(..) => true,
         };
         while !is_last() {
             if Instant::now() >= end {
@@ -179,10 +202,7 @@ impl OpenDevice {
     }
 }
 
-fn make_disk(
-    disk: &spec::Disk,
-    open: &Arc<dyn Disk>,
-) -> Result<Blk, paddock_devices::virtio::blk::BlkOptionsError> {
+fn make_disk(disk: &spec::Disk, open: &OpenDisk) -> Result<Blk, blk::BlkOptionsError> {
     let options = BlkOptions {
         queues: disk.queues,
         queue_size: disk.queue_size.get(),
@@ -193,7 +213,8 @@ fn make_disk(
             .unwrap_or_default(),
         ..BlkOptions::default()
     };
-    Blk::new(disk.id.as_str(), Arc::clone(open), options)
+    let blk = Blk::new(disk.id.as_str(), Arc::clone(&open.backend), options)?;
+    Ok(blk.counting_in(Arc::clone(&open.counters)))
 }
 
 fn make_nic(nic: &spec::Nic, open: &Nic) -> Result<Net, paddock_devices::virtio::DeviceError> {
@@ -203,10 +224,15 @@ fn make_nic(nic: &spec::Nic, open: &Nic) -> Result<Net, paddock_devices::virtio:
         queue_pairs: nic.queue_pairs,
         queue_size: nic.queue_size.get(),
     };
-    Net::new(nic.id.as_str(), Arc::clone(&open.backend), options)
+    Net::counting_in(
+        Arc::clone(&open.counters),
+        nic.id.as_str(),
+        Arc::clone(&open.backend),
+        options,
+    )
 }
 
-fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<Arc<dyn Disk>, Error> {
+fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<OpenDisk, Error> {
     let options = RawOptions {
         read_only: disk.read_only,
         direct: match disk.direct {
@@ -230,7 +256,10 @@ fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<Arc<dyn Disk>, Error> {
         engine = ?open.engine(),
         "disk opened"
     );
-    Ok(Arc::new(open))
+    Ok(OpenDisk {
+        backend: Arc::new(open),
+        counters: Arc::new(blk::Counters::new(disk.queues)),
+    })
 }
 
 fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {
@@ -257,5 +286,6 @@ fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {
     Ok(Nic {
         backend: Arc::new(tap),
         mac,
+        counters: Arc::new(net::Counters::new(nic.queue_pairs)),
     })
 }

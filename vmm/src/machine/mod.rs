@@ -65,12 +65,13 @@ impl Machine {
         E: MachineEvents + Clone + Send + Sync + 'static,
     {
         let count = u32::from(spec.cpus.count);
+        let meters = Arc::clone(&resources.meters);
         let vm = resources.kvm.create_vm(&resources.ram, count)?;
         let chipset = Chipset::build(ChipsetInputs {
             interrupts: vm.interrupts(),
             power: events.power(),
             slots: events.slots(),
-            serial_sink: Arc::clone(&resources.consoles.serial.sink),
+            serial_sink: meters.serial_sink(Arc::clone(&resources.consoles.serial.sink)),
             ram_size: spec.memory.size.bytes(),
             clock_offset: resources.clock_offset,
         })?;
@@ -82,14 +83,15 @@ impl Machine {
         for device in &mut resources.devices {
             slots.plug(device)?;
         }
-        let serial = Arc::clone(&chipset.serial) as Arc<dyn ConsoleInput>;
-        resources.consoles.serial.input.connect(Some(serial));
+        let keys = meters.serial_keys(Arc::clone(&chipset.serial) as Arc<dyn ConsoleInput>);
+        resources.consoles.serial.input.connect(Some(keys));
         let entry = load(spec, &mut resources.boot_files, &vm, &cpus, mmio64)?;
         let fds = cpus.create(&vm, entry)?;
         let crash = events.clone();
         let vcpus = Vcpus::spawn(
             fds,
             &chipset.buses,
+            &meters,
             &(Arc::new(move |r| crash.crashed(r)) as _),
         )
         .map_err(Error::host("starting vCPU threads"))?;
@@ -123,7 +125,7 @@ impl Machine {
     /// When there is no place for it or the host lacks something. The device is closed.
     pub fn add(&mut self, mut device: OpenDevice) -> Result<(), Error> {
         self.slots.hot_plug(&mut device)?;
-        self.resources.devices.push(device);
+        self.resources.add(device);
         Ok(())
     }
 
@@ -154,10 +156,11 @@ impl Machine {
     pub fn take_released(&mut self) -> Vec<ReleasedDevice> {
         let mut released = Vec::new();
         for at in self.chipset.hot_plug.take_released() {
-            let devices = &mut self.resources.devices;
-            let index = devices.iter().position(|device| device.slot == Some(at));
-            if let (Some(function), Some(index)) = (self.slots.take(at), index) {
-                let device = devices.remove(index);
+            let Some(function) = self.slots.take(at) else {
+                continue;
+            };
+            let device = self.resources.take_if(|device| device.slot == Some(at));
+            if let Some(device) = device {
                 released.push(ReleasedDevice { function, device });
             }
         }

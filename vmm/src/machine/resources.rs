@@ -13,6 +13,7 @@ use crate::boot::BootFiles;
 use crate::console::ConsoleEnds;
 use crate::kvm::Kvm;
 use crate::memory::{PageSize, RamConfig, RamReclaim, create_ram};
+use crate::metrics::Meters;
 
 /// What outlives a reset.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Resources {
     pub(super) clock_offset: i64,
     /// In the order they are plugged in: disks, NICs, consoles, the rest, and what was added since.
     pub(super) devices: Vec<OpenDevice>,
+    /// Where all of it counts.
+    pub(super) meters: Arc<Meters>,
 }
 
 impl Resources {
@@ -37,6 +40,7 @@ impl Resources {
         spec: &VmSpec,
         consoles: Arc<ConsoleEnds>,
         balloon: Option<BalloonHandle>,
+        meters: Arc<Meters>,
     ) -> Result<Self, Error> {
         let kvm = Kvm::open()?;
         let Boot::Kernel(kernel) = &spec.boot;
@@ -48,7 +52,7 @@ impl Resources {
         for (index, nic) in spec.nics.iter().enumerate() {
             devices.push(OpenDevice::nic(&format!("/nics/{index}"), nic)?);
         }
-        devices.extend(open_ports(spec, &consoles)?.map(OpenDevice::console));
+        devices.extend(open_ports(spec, &consoles, &meters)?.map(OpenDevice::console));
         devices.extend(spec.rng.then(OpenDevice::rng));
         let ram = create_ram(&RamConfig {
             size: spec.memory.size.bytes(),
@@ -63,6 +67,10 @@ impl Resources {
             let memory = RamReclaim::new(ram.clone(), page_size(spec));
             devices.push(OpenDevice::balloon(handle, memory, options));
         }
+        meters.set_ram(&ram);
+        for device in &devices {
+            attach(&meters, device);
+        }
         Ok(Self {
             kvm,
             ram,
@@ -70,20 +78,39 @@ impl Resources {
             consoles,
             clock_offset: 0,
             devices,
+            meters,
         })
+    }
+
+    /// Adds a device: it is the VM's from now on.
+    pub(super) fn add(&mut self, device: OpenDevice) {
+        attach(&self.meters, &device);
+        self.devices.push(device);
     }
 
     /// Takes a device out: the next machine is built without it.
     #[must_use]
     pub fn take(&mut self, key: &DeviceKey) -> Option<OpenDevice> {
-        let mut devices = self.devices.iter();
-        let index = devices.position(|device| device.key() == *key)?;
-        Some(self.devices.remove(index))
+        self.take_if(|device| device.key() == *key)
+    }
+
+    /// Takes the first device out for which `is_it` is true.
+    pub(super) fn take_if(&mut self, is_it: impl Fn(&OpenDevice) -> bool) -> Option<OpenDevice> {
+        let index = self.devices.iter().position(is_it)?;
+        let device = self.devices.remove(index);
+        self.meters.detach(&device.key());
+        Some(device)
     }
 
     /// Unplugs the serial console's input: the port is going away. The virtio console's end stays.
     pub(super) fn disconnect_serial(&self) {
         self.consoles.serial.input.connect(None);
+    }
+}
+
+fn attach(meters: &Meters, device: &OpenDevice) {
+    if let Some(meter) = device.meter() {
+        meters.attach(device.key(), meter);
     }
 }
 
@@ -96,11 +123,15 @@ fn page_size(spec: &VmSpec) -> PageSize {
 }
 
 /// The virtio console's ports: hvc0 first, if there is one, then those of the spec. `None` if there are none at all.
-fn open_ports(spec: &VmSpec, consoles: &ConsoleEnds) -> Result<Option<Arc<ConsolePorts>>, Error> {
+fn open_ports(
+    spec: &VmSpec,
+    consoles: &ConsoleEnds,
+    meters: &Arc<Meters>,
+) -> Result<Option<Arc<ConsolePorts>>, Error> {
     let console = consoles.hvc0.as_ref().map(|end| PortSpec {
         name: String::new(),
         console: true,
-        backend: PortBackend::Host(Arc::clone(&end.sink)),
+        backend: PortBackend::Host(meters.hvc0_sink(Arc::clone(&end.sink))),
     });
     let channels = spec.console.ports.iter().map(|port| PortSpec {
         name: port.name.to_string(),
@@ -112,6 +143,7 @@ fn open_ports(spec: &VmSpec, consoles: &ConsoleEnds) -> Result<Option<Arc<Consol
         return Ok(None);
     }
     let ports = ConsolePorts::new(specs).map_err(|error| Error::part("/console/ports", error))?;
+    ports.set_events(Arc::clone(meters) as _);
     if let Some(hvc0) = &consoles.hvc0 {
         hvc0.input.connect(ports.input(0));
     }

@@ -2,6 +2,9 @@
 //!
 //! Runs on the vCPU's thread. Address, width and value of an access are the guest's choice; the buses cope with any.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Buses;
@@ -40,6 +43,68 @@ pub enum FatalExit {
     RunFailed(i32),
 }
 
+/// Why a vCPU left the guest for the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitKind {
+    /// A read of an I/O port.
+    PortRead,
+    /// A write to an I/O port.
+    PortWrite,
+    /// A read of device memory.
+    MmioRead,
+    /// A write to device memory, but for doorbells, which the kernel takes.
+    MmioWrite,
+    /// A signal.
+    Signal,
+    /// It cannot go on.
+    Fatal,
+}
+
+impl ExitKind {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::PortRead,
+        Self::PortWrite,
+        Self::MmioRead,
+        Self::MmioWrite,
+        Self::Signal,
+        Self::Fatal,
+    ];
+
+    /// As metrics call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PortRead => "port-read",
+            Self::PortWrite => "port-write",
+            Self::MmioRead => "mmio-read",
+            Self::MmioWrite => "mmio-write",
+            Self::Signal => "signal",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
+/// A vCPU's exits so far, resets of the VM included: one cache line, which only its thread writes.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ExitCounters([AtomicU64; ExitKind::ALL.len()]);
+
+impl ExitCounters {
+    /// Exits of this kind.
+    #[must_use]
+    pub fn get(&self, kind: ExitKind) -> u64 {
+        self.0[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Without a locked instruction: a vCPU has one thread at a time.
+    fn count(&self, kind: ExitKind) {
+        let counter = &self.0[kind as usize];
+        let next = counter.load(Ordering::Relaxed) + 1;
+        counter.store(next, Ordering::Relaxed);
+    }
+}
+
 /// The last device access of a vCPU.
 #[derive(Debug, Clone, Copy)]
 pub struct Access {
@@ -60,14 +125,16 @@ pub struct Access {
 pub struct Exits {
     buses: Buses,
     last_access: Option<Access>,
+    counters: Arc<ExitCounters>,
 }
 
 impl Exits {
-    /// Serves accesses on `buses`.
+    /// Serves accesses on `buses`, and counts in `counters`.
     #[must_use]
-    pub fn new(buses: Buses) -> Self {
+    pub fn new(buses: Buses, counters: Arc<ExitCounters>) -> Self {
         Self {
             buses,
+            counters,
             last_access: None,
         }
     }
@@ -87,22 +154,36 @@ impl Exits {
 
     /// Enters the guest once.
     pub fn run_once(&mut self, fd: &mut VcpuFd) -> Exit {
+        let exit = self.run(fd);
+        match exit {
+            Exit::Handled => {}
+            Exit::Kicked => self.counters.count(ExitKind::Signal),
+            Exit::Fatal(_) => self.counters.count(ExitKind::Fatal),
+        }
+        exit
+    }
+
+    fn run(&mut self, fd: &mut VcpuFd) -> Exit {
         match fd.run() {
             Ok(VcpuExit::MmioRead(address, data)) => {
+                self.counters.count(ExitKind::MmioRead);
                 self.buses.mmio.read(address, data);
                 self.note(false, false, address, data.len(), data);
                 Exit::Handled
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.counters.count(ExitKind::MmioWrite);
                 self.buses.mmio.write(address, data);
                 self.note(false, true, address, data.len(), data);
                 Exit::Handled
             }
             Ok(VcpuExit::IoIn(port, data)) => {
+                self.counters.count(ExitKind::PortRead);
                 let data = (data.as_mut_ptr(), data.len());
                 self.port_in(fd, port, data)
             }
             Ok(VcpuExit::IoOut(port, data)) => {
+                self.counters.count(ExitKind::PortWrite);
                 let data = (data.as_ptr(), data.len());
                 self.port_out(fd, port, data)
             }
@@ -176,5 +257,24 @@ fn internal_error(fd: &mut VcpuFd) -> FatalExit {
     FatalExit::InternalError {
         suberror: internal.suberror,
         data: internal.data[..count].to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_of_each_kind_are_counted_on_one_cache_line() {
+        let counters = ExitCounters::default();
+        for (index, kind) in ExitKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index);
+            for _ in 0..=index {
+                counters.count(kind);
+            }
+            assert_eq!(counters.get(kind), index as u64 + 1);
+        }
+        let size = size_of::<ExitCounters>();
+        assert_eq!((size, align_of::<ExitCounters>()), (64, 64));
     }
 }

@@ -26,6 +26,7 @@ use vmm_sys_util::signal::{
 
 use self::exits::{Exit, Exits};
 use self::report::CrashReport;
+use crate::metrics::Meters;
 
 /// What all vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +83,12 @@ impl Vcpus {
     ///
     /// # Errors
     /// When the host gives no thread. Those already started are ended.
-    pub fn spawn(vcpus: Vec<VcpuFd>, buses: &Buses, on_crash: &OnCrash) -> io::Result<Self> {
+    pub fn spawn(
+        vcpus: Vec<VcpuFd>,
+        buses: &Buses,
+        meters: &Arc<Meters>,
+        on_crash: &OnCrash,
+    ) -> io::Result<Self> {
         install_kick_handler()?;
         let shared = Arc::new(Shared {
             running: AtomicBool::new(false),
@@ -97,20 +103,22 @@ impl Vcpus {
             threads: Vec::new(),
         };
         for (index, fd) in vcpus.into_iter().enumerate() {
-            let thread = this.spawn_one(index, fd, buses.clone(), Arc::clone(on_crash))?;
+            let counters = meters.exits().get(index).cloned().unwrap_or_default();
+            let vcpu = Vcpu {
+                index,
+                exits: Exits::new(buses.clone(), counters),
+                fd,
+                meters: Arc::clone(meters),
+            };
+            let thread = this.spawn_one(vcpu, Arc::clone(on_crash))?;
             this.threads.push(thread);
         }
         Ok(this)
     }
 
-    fn spawn_one(
-        &self,
-        index: usize,
-        mut fd: VcpuFd,
-        buses: Buses,
-        on_crash: OnCrash,
-    ) -> io::Result<Thread> {
-        let byte: *mut u8 = &raw mut fd.get_kvm_run().immediate_exit;
+    fn spawn_one(&self, mut vcpu: Vcpu, on_crash: OnCrash) -> io::Result<Thread> {
+        let index = vcpu.index;
+        let byte: *mut u8 = &raw mut vcpu.fd.get_kvm_run().immediate_exit;
         let immediate_exit = Arc::new(AtomicPtr::new(byte));
         let theirs = Arc::clone(&immediate_exit);
         let shared = Arc::clone(&self.shared);
@@ -120,11 +128,7 @@ impl Vcpus {
                 if let Err(error) = let_kicks_through() {
                     tracing::error!(vcpu = index, %error, "unblocking the signal that stops a vCPU");
                 }
-                let mut vcpu = Vcpu {
-                    index,
-                    exits: Exits::new(buses),
-                    fd,
-                };
+                let mut vcpu = vcpu;
                 // Dropped before `vcpu`, also by a panic.
                 let closing = Closing {
                     shared,
@@ -242,11 +246,16 @@ struct Vcpu {
     index: usize,
     exits: Exits,
     fd: VcpuFd,
+    meters: Arc<Meters>,
 }
 
 impl Vcpu {
     /// Runs the guest as ordered, until the end.
     fn serve(&mut self, shared: &Shared, on_crash: &OnCrash) {
+        // The others wait for the first to wake them.
+        if self.index == 0 && self.wait_for_order(shared) {
+            self.meters.times.first_instruction.set();
+        }
         loop {
             if !self.wait_for_order(shared) {
                 return;
