@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::metrics::Metrics;
+
 /// How long any answer, and any event that is waited for, may take.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -83,19 +85,45 @@ impl Api {
     /// When none comes, or none that can be understood.
     #[must_use]
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        let mut stream = self.connect();
         let body = body.map(Value::to_string).unwrap_or_default();
-        let text = format!(
+        let answer = self.exchange(&format!(
             "{method} /api/v1{path} HTTP/1.1\r\nHost: paddock\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
-        );
+        ));
+        parse(&answer).unwrap_or_else(|| panic!("{method} {path}: the answer {answer:?}"))
+    }
+
+    /// Sends a request after which the connection ends, and gives what comes.
+    fn exchange(&self, request: &str) -> String {
+        let mut stream = self.connect();
         let mut answer = String::new();
         let result = stream
-            .write_all(text.as_bytes())
+            .write_all(request.as_bytes())
             .and_then(|()| stream.read_to_string(&mut answer));
-        parse(&answer)
-            .unwrap_or_else(|| panic!("{method} {path}: {result:?}, after the answer {answer:?}"))
+        // A server that has had enough may reset the connection behind its answer.
+        assert!(
+            result.is_ok() || !answer.is_empty(),
+            "{request:?}: {result:?}"
+        );
+        answer
+    }
+
+    /// The metrics, from where Prometheus looks for them.
+    ///
+    /// # Panics
+    /// When there are none, or they are not in its format.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        let answer =
+            self.exchange("GET /metrics HTTP/1.1\r\nHost: paddock\r\nConnection: close\r\n\r\n");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let media_type = "content-type: text/plain; version=0.0.4; charset=utf-8";
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && head.contains(media_type),
+            "{answer}"
+        );
+        Metrics::parse(body)
     }
 
     /// `GET`

@@ -8,10 +8,12 @@ pub mod bench;
 pub mod files;
 pub mod host;
 pub mod memory;
+pub mod metrics;
 pub mod viewer;
 pub mod vm;
 
 pub use api::{Answer, Api, Events};
+pub use metrics::Metrics;
 pub use vm::{Kernel, Vm, VmBuilder};
 
 /// How much of something a test does: `usual` in CI, `soak` under `tests/run --soak`.

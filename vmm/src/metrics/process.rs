@@ -247,9 +247,8 @@ Pss:                 500 kB
         );
         // But for other memory it is.
         let start = held.as_ptr().addr() as u64;
-        let guest = sample(vec![start..start + held.len() as u64])
-            .share
-            .unwrap();
+        let ram = start..start + held.len() as u64;
+        let guest = sample(vec![ram]).share.unwrap();
         assert!(guest.guest >= 8 << 20, "{guest:?}");
     }
 
