@@ -122,7 +122,7 @@ pub(crate) async fn create_vm(
     Ok((StatusCode::CREATED, location, Json(vm)).into_response())
 }
 
-/// The VM: its spec with all defaults, its state, and how it ended
+/// The VM: its spec with all defaults, its state, when it came how far, and how it ended
 #[utoipa::path(
     get,
     path = "/api/v1/vm",

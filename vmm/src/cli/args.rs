@@ -64,10 +64,11 @@ const SERVE_NOTES: &str = "\
 The API
   HTTP/1.1 and JSON under /api/v1, for the user of the process and root. GET /openapi.json has all of it.
     PUT /vm                         make a VM from a spec, as for `run --spec`, and start it
-    GET /vm                         its spec, its state, and how it ended
+    GET /vm                         its spec, its state, when it came how far, and how it ended
     DELETE /vm                      stop it at once, and make room for another
     POST /vm/actions/power-button   also reset, nmi, pause and resume
     GET /events                     what happens, as it happens; ?after=N goes on after event N
+    GET /metrics                    what it does and costs, for Prometheus; also without /api/v1
   A VM made this way has no terminal: its consoles are off, or files.
 
 Signals

@@ -289,3 +289,38 @@ fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {
         counters: Arc::new(net::Counters::new(nic.queue_pairs)),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use paddock_api::spec::VmSpec;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_made_anew_counts_where_the_last_one_did() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let disk = json!({"path": image.path(), "queues": 2});
+        let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
+        let spec = VmSpec::from_json(&spec.to_string()).unwrap();
+        let disk = OpenDevice::disk("/disks/0", &spec.disks[0]).unwrap();
+        let Some(DeviceMeter::Disk(counters)) = disk.meter() else {
+            panic!("{disk:?} counts nothing");
+        };
+        assert_eq!(counters.queues(), 2);
+        let rng = OpenDevice::rng();
+        let Some(DeviceMeter::Rng(bytes)) = rng.meter() else {
+            panic!("{rng:?} counts nothing");
+        };
+        let holders = || [Arc::strong_count(&counters), Arc::strong_count(&bytes)];
+        assert_eq!(holders(), [2, 2]);
+        for _ in 0..2 {
+            let made = (disk.make().unwrap(), rng.make().unwrap());
+            assert_eq!(holders(), [3, 3], "the devices have the same counters");
+            drop(made);
+        }
+        assert!(disk.close() && rng.close());
+        assert_eq!(holders(), [1, 1]);
+    }
+}

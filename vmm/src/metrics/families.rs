@@ -19,6 +19,72 @@ use crate::driver::VmHandle;
 use crate::machine::devices::DeviceKey;
 use crate::vcpu::exits::ExitKind;
 
+/// A family of counters: its name, its meaning, and where its number is.
+type Counter<T> = (&'static str, &'static str, fn(&T) -> u64);
+
+/// What is told of each queue of a disk, for each kind of requests.
+const OF_QUEUES: [Counter<KindValues>; 3] = [
+    (
+        "paddock_disk_requests_total",
+        "Requests that the disk answered.",
+        |values| values.requests,
+    ),
+    (
+        "paddock_disk_bytes_total",
+        "Bytes of the requests that went well.",
+        |values| values.bytes,
+    ),
+    (
+        "paddock_disk_errors_total",
+        "Requests that were answered with an error.",
+        |values| values.errors,
+    ),
+];
+
+/// What is told of each queue pair of a NIC.
+const OF_PAIRS: [Counter<CounterValues>; 8] = [
+    (
+        "paddock_nic_receive_packets_total",
+        "Frames that the guest received.",
+        |values| values.rx_frames,
+    ),
+    (
+        "paddock_nic_receive_bytes_total",
+        "Bytes of the frames that the guest received.",
+        |values| values.rx_bytes,
+    ),
+    (
+        "paddock_nic_receive_dropped_total",
+        "Frames for which the guest had no room in time.",
+        |values| values.rx_dropped,
+    ),
+    (
+        "paddock_nic_receive_errors_total",
+        "Frames that could not be read from the host, or made no sense.",
+        |values| values.rx_errors,
+    ),
+    (
+        "paddock_nic_transmit_packets_total",
+        "Frames that the guest sent.",
+        |values| values.tx_frames,
+    ),
+    (
+        "paddock_nic_transmit_bytes_total",
+        "Bytes of the frames that the guest sent.",
+        |values| values.tx_bytes,
+    ),
+    (
+        "paddock_nic_transmit_dropped_total",
+        "Frames that the host did not take.",
+        |values| values.tx_dropped,
+    ),
+    (
+        "paddock_nic_transmit_errors_total",
+        "Frames that the guest made wrong.",
+        |values| values.tx_malformed,
+    ),
+];
+
 /// What the process is and costs.
 pub fn describe_process(to: &mut Exposition, sample: Option<&Sample>) {
     to.gauge("paddock_build_info", "The version of Paddock.")
@@ -157,25 +223,7 @@ fn kind_name(kind: blk::Kind) -> &'static str {
 }
 
 fn describe_disks(to: &mut Exposition, disks: &[(String, Arc<blk::Counters>)]) {
-    type Of = fn(&KindValues) -> u64;
-    let families: [(_, _, Of); 3] = [
-        (
-            "paddock_disk_requests_total",
-            "Requests that the disk answered.",
-            |values| values.requests,
-        ),
-        (
-            "paddock_disk_bytes_total",
-            "Bytes of the requests that went well.",
-            |values| values.bytes,
-        ),
-        (
-            "paddock_disk_errors_total",
-            "Requests that were answered with an error.",
-            |values| values.errors,
-        ),
-    ];
-    for (name, help, of) in families {
+    for (name, help, of) in OF_QUEUES {
         let mut family = to.counter(name, help);
         for_each_queue(disks, |labels, values| {
             family.sample(labels, of(values));
@@ -223,50 +271,7 @@ fn for_each_queue(
 }
 
 fn describe_nics(to: &mut Exposition, nics: &[(String, Arc<net::Counters>)]) {
-    type Of = fn(&CounterValues) -> u64;
-    let families: [(_, _, Of); 8] = [
-        (
-            "paddock_nic_receive_packets_total",
-            "Frames that the guest received.",
-            |values| values.rx_frames,
-        ),
-        (
-            "paddock_nic_receive_bytes_total",
-            "Bytes of these.",
-            |values| values.rx_bytes,
-        ),
-        (
-            "paddock_nic_receive_dropped_total",
-            "Frames for which the guest had no room in time.",
-            |values| values.rx_dropped,
-        ),
-        (
-            "paddock_nic_receive_errors_total",
-            "Frames that could not be read from the host, or made no sense.",
-            |values| values.rx_errors,
-        ),
-        (
-            "paddock_nic_transmit_packets_total",
-            "Frames that the guest sent.",
-            |values| values.tx_frames,
-        ),
-        (
-            "paddock_nic_transmit_bytes_total",
-            "Bytes of these.",
-            |values| values.tx_bytes,
-        ),
-        (
-            "paddock_nic_transmit_dropped_total",
-            "Frames that the host did not take.",
-            |values| values.tx_dropped,
-        ),
-        (
-            "paddock_nic_transmit_errors_total",
-            "Frames that the guest made wrong.",
-            |values| values.tx_malformed,
-        ),
-    ];
-    for (name, help, of) in families {
+    for (name, help, of) in OF_PAIRS {
         let mut family = to.counter(name, help);
         for (id, counters) in nics {
             for queue in 0..counters.queue_pairs() {

@@ -529,7 +529,7 @@ fn window_sizes_reach_the_guest() {
     host.ports.resize(1, 2);
     let interrupts = Arc::clone(&plain.guest.interrupts);
     wait_for("a configuration change", || {
-        (interrupts.config.load(std::sync::atomic::Ordering::Relaxed) > 0).then_some(())
+        (interrupts.config.load(Ordering::Relaxed) > 0).then_some(())
     });
     plain.write(HVC, b"plain");
     assert_eq!(host.sink.take(), b"plain");
