@@ -162,6 +162,42 @@ pub struct DoctorArgs {
 /// `paddock run`
 #[derive(Debug, Default, Args)]
 pub struct RunArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: SpecArgs,
+
+    /// The key that introduces commands to Paddock: ctrl-X or ^X, or none [default: ctrl-]]
+    #[arg(long, value_name = "KEY", help_heading = "Consoles", value_parser = escape_key)]
+    pub escape_key: Option<EscapeChoice>,
+
+    /// How long the guest has to power off when it is asked to, before the VM is stopped
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        help_heading = "Behaviour",
+        default_value_t = SHUTDOWN_TIMEOUT,
+        value_parser = shutdown_timeout()
+    )]
+    pub shutdown_timeout: u64,
+
+    /// Offer the HTTP API on a unix socket at PATH; see `paddock serve --help`
+    ///
+    /// A client that deletes the VM ends the command.
+    #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
+    pub api_socket: Option<PathBuf>,
+
+    /// Print the VM spec that the flags and the file make, as JSON with all defaults, and end
+    #[arg(long, help_heading = "Behaviour")]
+    pub print_spec: bool,
+
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What describes a VM: a file, flags, or both
+#[derive(Debug, Default, Args)]
+pub struct SpecArgs {
     /// Read the VM spec from FILE (.json or .toml), or JSON from standard input if it is -
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub spec: Option<PathBuf>,
@@ -250,37 +286,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "CONSOLE", help_heading = "Consoles")]
     pub hvc0: Option<String>,
 
-    /// The key that introduces commands to Paddock: ctrl-X or ^X, or none [default: ctrl-]]
-    #[arg(long, value_name = "KEY", help_heading = "Consoles", value_parser = escape_key)]
-    pub escape_key: Option<EscapeChoice>,
-
     /// What a reset by the guest does [default: reboot]
     #[arg(long, value_name = "WHAT", help_heading = "Behaviour")]
     pub on_reset: Option<OnResetArg>,
-
-    /// How long the guest has to power off when it is asked to, before the VM is stopped
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        help_heading = "Behaviour",
-        default_value_t = SHUTDOWN_TIMEOUT,
-        value_parser = shutdown_timeout()
-    )]
-    pub shutdown_timeout: u64,
-
-    /// Offer the HTTP API on a unix socket at PATH; see `paddock serve --help`
-    ///
-    /// A client that deletes the VM ends the command.
-    #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
-    pub api_socket: Option<PathBuf>,
-
-    /// Print the VM spec that the flags and the file make, as JSON with all defaults, and end
-    #[arg(long, help_heading = "Behaviour")]
-    pub print_spec: bool,
-
-    /// How to log.
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `paddock serve`
@@ -429,23 +437,23 @@ mod tests {
             "exit",
         ])
         .unwrap();
-        assert_eq!(args.cmdline.as_deref(), Some("--a -b"));
-        assert_eq!(args.disk, ["a", "b"]);
+        assert_eq!(args.vm.cmdline.as_deref(), Some("--a -b"));
+        assert_eq!(args.vm.disk, ["a", "b"]);
         assert_eq!(args.log.log_level, LogLevel::Debug);
         assert_eq!(args.log.log_format, LogFormat::Json);
-        assert_eq!(args.on_reset, Some(OnResetArg::Exit));
+        assert_eq!(args.vm.on_reset, Some(OnResetArg::Exit));
         assert_eq!(
             args.escape_key,
             Some(EscapeChoice::Key("ctrl-a".parse().unwrap()))
         );
         assert_eq!(args.shutdown_timeout, 30);
-        assert!(run(&["--spec", "-"]).unwrap().kernel.is_none());
+        assert!(run(&["--spec", "-"]).unwrap().vm.kernel.is_none());
         for (words, balloon) in [
             (&["--kernel", "k"][..], None),
             (&["--balloon", "--kernel", "k"], Some("0")),
             (&["--kernel", "k", "--balloon", "1G"], Some("1G")),
         ] {
-            assert_eq!(run(words).unwrap().balloon.as_deref(), balloon);
+            assert_eq!(run(words).unwrap().vm.balloon.as_deref(), balloon);
         }
         assert_eq!(
             run(&["--kernel", "k", "--escape-key", "none"])

@@ -41,7 +41,7 @@ enum RunError {
 
 /// `paddock run`
 pub(super) fn run(args: &RunArgs) -> Status {
-    let (spec, origins) = match assemble(args) {
+    let (spec, origins) = match assemble(&args.vm) {
         Ok(assembled) => assembled,
         Err(error) => {
             let status = if error.is_usage() {

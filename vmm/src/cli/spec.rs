@@ -12,7 +12,7 @@ use paddock_api::spec::{
     JsonPointer, MemoryConfig, OnReset, SyntaxError, TopologyConfig, VmConfig, VmSpec,
 };
 
-use super::args::{OnResetArg, RunArgs};
+use super::args::{OnResetArg, SpecArgs};
 use super::flags;
 use super::options::{OptionError, shown};
 
@@ -126,7 +126,27 @@ impl Origins {
 ///
 /// # Errors
 /// All that is wrong with the option lists, else with the file's syntax, else with the spec.
-pub fn assemble(args: &RunArgs) -> Result<(VmSpec, Origins), SpecInput> {
+pub fn assemble(args: &SpecArgs) -> Result<(VmSpec, Origins), SpecInput> {
+    let (mut draft, origins) = collect(args)?;
+    default_command_line(&mut draft.config);
+    let spec = draft.validate().map_err(|error| origins.explain(&error))?;
+    Ok((spec, origins))
+}
+
+/// The spec that `args` describe for another process, which has no terminal and fills in the defaults. Checked as it would be there.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn assemble_for_api(args: &SpecArgs) -> Result<VmConfig, SpecInput> {
+    let (draft, origins) = collect(args)?;
+    let mut draft = draft.without_terminal();
+    default_command_line(&mut draft.config);
+    let config = draft.config.clone();
+    draft.validate().map_err(|error| origins.explain(&error))?;
+    Ok(config)
+}
+
+fn collect(args: &SpecArgs) -> Result<(Draft, Origins), SpecInput> {
     let mut origins = Origins::default();
     let mut draft = match &args.spec {
         Some(path) => read(path)?,
@@ -138,9 +158,7 @@ pub fn assemble(args: &RunArgs) -> Result<(VmSpec, Origins), SpecInput> {
     if !errors.is_empty() {
         return Err(SpecInput::Options(errors));
     }
-    default_command_line(&mut draft.config);
-    let spec = draft.validate().map_err(|error| origins.explain(&error))?;
-    Ok((spec, origins))
+    Ok((draft, origins))
 }
 
 fn read(path: &Path) -> Result<Draft, SpecInput> {
@@ -178,7 +196,7 @@ fn read(path: &Path) -> Result<Draft, SpecInput> {
 
 /// Puts the flags into the spec.
 fn merge(
-    args: &RunArgs,
+    args: &SpecArgs,
     config: &mut VmConfig,
     origins: &mut Origins,
     errors: &mut Vec<OptionError>,
@@ -234,7 +252,7 @@ fn keep<T>(parsed: Result<T, Vec<OptionError>>, errors: &mut Vec<OptionError>) -
     parsed.map_err(|wrong| errors.extend(wrong)).ok()
 }
 
-fn merge_boot(args: &RunArgs, config: &mut VmConfig, origins: &mut Origins) {
+fn merge_boot(args: &SpecArgs, config: &mut VmConfig, origins: &mut Origins) {
     let at = JsonPointer::root().key("boot");
     let mut note = |key: &str, flag: &str, value: &str| origins.flag(at.key(key), flag, value);
     let mut boot = config.boot.take().unwrap_or_default();
@@ -288,7 +306,7 @@ fn merge_balloon(config: &mut BalloonConfig, flag: &BalloonConfig) {
 }
 
 fn merge_console(
-    args: &RunArgs,
+    args: &SpecArgs,
     config: &mut VmConfig,
     origins: &mut Origins,
     errors: &mut Vec<OptionError>,
@@ -359,10 +377,10 @@ mod tests {
 
     use super::*;
 
-    fn args(kernel: Option<&str>) -> RunArgs {
-        RunArgs {
+    fn args(kernel: Option<&str>) -> SpecArgs {
+        SpecArgs {
             kernel: kernel.map(PathBuf::from),
-            ..RunArgs::default()
+            ..SpecArgs::default()
         }
     }
 
@@ -381,7 +399,7 @@ mod tests {
         texts.iter().map(|text| (*text).to_owned()).collect()
     }
 
-    fn command_line(args: &RunArgs) -> String {
+    fn command_line(args: &SpecArgs) -> String {
         let (spec, _) = assemble(args).unwrap();
         let Boot::Kernel(kernel) = spec.boot;
         kernel.command_line
@@ -389,7 +407,7 @@ mod tests {
 
     #[test]
     fn flags_alone() {
-        let (spec, _) = assemble(&RunArgs {
+        let (spec, _) = assemble(&SpecArgs {
             cpus: Some("4,threads=2".into()),
             memory: Some("1G".into()),
             balloon: Some("256M,deflate-on-oom".into()),
@@ -432,7 +450,7 @@ mod tests {
             balloon = { size = "64MiB", deflate_on_oom = true }
             "#,
         );
-        let (spec, _) = assemble(&RunArgs {
+        let (spec, _) = assemble(&SpecArgs {
             spec: Some(path),
             balloon: Some("128M".into()),
             cpus: Some("2".into()),
@@ -460,12 +478,12 @@ mod tests {
     #[test]
     fn default_command_lines() {
         assert_eq!(command_line(&args(Some("k"))), "console=ttyS0");
-        let hvc0 = RunArgs {
+        let hvc0 = SpecArgs {
             hvc0: Some("terminal".into()),
             ..args(Some("k"))
         };
         assert_eq!(command_line(&hvc0), "console=hvc0");
-        let off = RunArgs {
+        let off = SpecArgs {
             serial: Some("off".into()),
             ..args(Some("k"))
         };
@@ -477,14 +495,14 @@ mod tests {
             ("off", Some("off,log=l"), "console=hvc0"),
             ("socket=s", Some("socket=t"), "console=ttyS0"),
         ] {
-            let args = RunArgs {
+            let args = SpecArgs {
                 serial: Some(serial.into()),
                 hvc0: hvc0.map(str::to_owned),
                 ..args(Some("k"))
             };
             assert_eq!(command_line(&args), line, "{serial}, {hvc0:?}");
         }
-        let own = RunArgs {
+        let own = SpecArgs {
             cmdline: Some(String::new()),
             ..args(Some("k"))
         };
@@ -503,7 +521,7 @@ mod tests {
             hvc0 = { socket = "hvc0.sock" }
             "#,
         );
-        let (spec, _) = assemble(&RunArgs {
+        let (spec, _) = assemble(&SpecArgs {
             spec: Some(path.clone()),
             serial: Some("socket=s,log-size=64K".into()),
             hvc0: Some("log=hvc0.log".into()),
@@ -518,7 +536,7 @@ mod tests {
         let log = spec.console.hvc0_log.unwrap();
         assert_eq!((log.path.to_str(), log.files), (Some("hvc0.log"), 3));
 
-        let error = assemble(&RunArgs {
+        let error = assemble(&SpecArgs {
             spec: Some(path),
             serial: Some("socket=s,log-size=1K".into()),
             hvc0: Some("off,log-files=3".into()),
@@ -538,7 +556,7 @@ mod tests {
             "vm.json",
             r#"{"boot": {"kernel": "k"}, "disks": [{"path": "a", "qeues": 1}], "cpus": {"count": 0}}"#,
         );
-        let error = assemble(&RunArgs {
+        let error = assemble(&SpecArgs {
             spec: Some(path.clone()),
             memory: Some("1M".into()),
             disk: strings(&["b,queue-size=100", "path=a"]),
@@ -566,7 +584,7 @@ mod tests {
 
     #[test]
     fn all_option_lists_are_looked_at() {
-        let error = assemble(&RunArgs {
+        let error = assemble(&SpecArgs {
             cpus: Some("x".into()),
             disk: strings(&["a,b=1", "ok", "c,d=1"]),
             serial: Some("tty".into()),
@@ -582,7 +600,7 @@ mod tests {
     fn files_that_are_none() {
         let with = |path: PathBuf| {
             text(
-                &assemble(&RunArgs {
+                &assemble(&SpecArgs {
                     spec: Some(path),
                     ..args(None)
                 })
@@ -612,7 +630,7 @@ mod tests {
     #[test]
     fn nothing_to_boot() {
         let (_dir, path) = file("vm.json", "{}");
-        let error = assemble(&RunArgs {
+        let error = assemble(&SpecArgs {
             spec: Some(path.clone()),
             ..args(None)
         })
