@@ -6,6 +6,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::ctl::{self, args::CtlArgs};
 use crate::terminal::EscapeKey;
 
 const STYLES: Styles = Styles::styled()
@@ -115,6 +116,17 @@ Examples
 
   paddock doctor --json | jq -r '.checks[] | select(.verdict != \"ok\") | .group + \".\" + .name'";
 
+const COMPLETION_NOTES: &str = "\
+Examples
+  paddock completion bash >/etc/bash_completion.d/paddock
+  paddock completion zsh >/usr/local/share/zsh/site-functions/_paddock
+  paddock completion fish >/etc/fish/completions/paddock.fish";
+
+const MAN_NOTES: &str = "\
+Examples
+  paddock man ctl disks add | man -l -
+  paddock man --dir /usr/local/share/man/man1";
+
 /// A lightweight KVM virtual machine manager: one process runs one VM
 #[derive(Debug, Parser)]
 #[command(name = "paddock", version, styles = STYLES, max_term_width = 100, infer_long_args = false)]
@@ -138,6 +150,12 @@ pub enum Command {
     /// One process has one VM at a time. The command ends by a signal, and brings the VM to its end first.
     #[command(after_long_help = SERVE_NOTES, after_help = "Try `paddock serve --help` for examples.")]
     Serve(ServeArgs),
+    /// Drive the VM of a process that offers the HTTP API
+    ///
+    /// Every call of the API: the VM, its disks, NICs and balloon, jobs, events. The process is one that `paddock serve` or
+    /// `paddock run --api-socket` started.
+    #[command(after_long_help = ctl::args::NOTES, after_help = "Try `paddock ctl --help` for examples and the exit status.")]
+    Ctl(CtlArgs),
 
     /// Say what this host offers to VMs, what it lacks, and how to mend that
     ///
@@ -145,6 +163,42 @@ pub enum Command {
     /// of a few instructions is run; nothing on the host is changed.
     #[command(after_long_help = DOCTOR_NOTES, after_help = "Try `paddock doctor --help` for the JSON and the exit status.")]
     Doctor(DoctorArgs),
+
+    /// Print what makes a shell complete the words of this program
+    #[command(after_help = COMPLETION_NOTES)]
+    Completion(CompletionArgs),
+    /// Print a manual page, or write all of them
+    #[command(after_help = MAN_NOTES)]
+    Man(ManArgs),
+}
+
+/// `paddock completion`
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// A shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// `paddock man`
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The command whose page is printed, such as `ctl disks add`; without one, that of paddock itself
+    #[arg(value_name = "COMMAND")]
+    pub command: Vec<String>,
+
+    /// Write the pages of all commands into DIR, which is made if need be
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
 
 /// `paddock doctor`

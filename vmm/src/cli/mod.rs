@@ -5,10 +5,12 @@
 
 pub mod args;
 mod colours;
+mod ctl;
 mod doctor;
 mod flags;
 mod frontend;
 mod logging;
+mod manual;
 mod options;
 mod process;
 mod run;
@@ -45,7 +47,10 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let status = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completion(args) => manual::completion(&args),
+        Command::Man(args) => manual::man(&args),
     };
     logging::flush();
     status.into()

@@ -49,6 +49,9 @@ pub enum SpecInput {
     /// Option lists are wrong.
     #[error("{}", list("mistakes in the option lists", .0))]
     Options(Vec<OptionError>),
+    /// A path has bytes that JSON cannot have.
+    #[error("a path in the spec is not UTF-8 text")]
+    NotText,
     /// The spec is wrong: the problems in the user's words.
     #[error("{}", list("problems with the VM spec", .0))]
     Invalid(Vec<String>),
@@ -162,6 +165,29 @@ fn collect(args: &SpecArgs) -> Result<(Draft, Origins), SpecInput> {
 }
 
 fn read(path: &Path) -> Result<Draft, SpecInput> {
+    let parse = match path.extension().and_then(|extension| extension.to_str()) {
+        _ if path == Path::new("-") => Draft::from_json,
+        Some("json") => Draft::from_json,
+        Some("toml") => Draft::from_toml,
+        _ => {
+            return Err(SpecInput::File {
+                path: path.to_owned(),
+                detail: "the name of a spec file ends in .json or .toml",
+            });
+        }
+    };
+    let text = read_text(path)?;
+    parse(&text).map_err(|source| SpecInput::Syntax {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The text of a spec file, or of standard input if the path is `-`.
+///
+/// # Errors
+/// When it cannot be read, is no text, or is larger than 1 MiB.
+pub fn read_text(path: &Path) -> Result<String, SpecInput> {
     let failed = |source| SpecInput::Read {
         path: path.to_owned(),
         source,
@@ -170,15 +196,8 @@ fn read(path: &Path) -> Result<Draft, SpecInput> {
         path: path.to_owned(),
         detail,
     };
-    let stdin = path == Path::new("-");
-    let parse = match path.extension().and_then(|extension| extension.to_str()) {
-        _ if stdin => Draft::from_json,
-        Some("json") => Draft::from_json,
-        Some("toml") => Draft::from_toml,
-        _ => return Err(wrong("the name of a spec file ends in .json or .toml")),
-    };
     let mut bytes = Vec::new();
-    if stdin {
+    if path == Path::new("-") {
         std::io::stdin().take(MAX_FILE + 1).read_to_end(&mut bytes)
     } else {
         std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
@@ -187,11 +206,7 @@ fn read(path: &Path) -> Result<Draft, SpecInput> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
         return Err(wrong("it is larger than 1 MiB, which no spec file is"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text"))?;
-    parse(&text).map_err(|source| SpecInput::Syntax {
-        path: path.to_owned(),
-        source,
-    })
+    String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text"))
 }
 
 /// Puts the flags into the spec.

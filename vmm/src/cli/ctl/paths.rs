@@ -1,0 +1,82 @@
+//! Relative paths are made absolute: whoever types one means the directory they are in, and not the one in which the VM's process was
+//! started.
+
+use std::path::PathBuf;
+
+use paddock_api::spec::{ConsoleTarget, VmConfig};
+
+/// One path. An empty one stays as it is, for the API to refuse.
+pub fn make_absolute(path: &mut PathBuf) {
+    if let Ok(absolute) = std::path::absolute(&path) {
+        *path = absolute;
+    }
+}
+
+/// All of a spec.
+pub fn make_all_absolute(config: &mut VmConfig) {
+    let mut paths: Vec<&mut PathBuf> = Vec::new();
+    if let Some(boot) = &mut config.boot {
+        paths.extend(boot.kernel.as_mut());
+        paths.extend(boot.initramfs.as_mut());
+    }
+    let disks = config.disks.iter_mut();
+    paths.extend(disks.filter_map(|disk| disk.path.as_mut()));
+    if let Some(console) = &mut config.console {
+        for target in [&mut console.serial, &mut console.hvc0] {
+            if let Some(ConsoleTarget::File(path) | ConsoleTarget::Socket(path)) = target {
+                paths.push(path);
+            }
+        }
+        for log in [&mut console.serial_log, &mut console.hvc0_log] {
+            paths.extend(log.as_mut().and_then(|log| log.path.as_mut()));
+        }
+        let ports = console.ports.iter_mut();
+        paths.extend(ports.filter_map(|port| port.socket.as_mut()));
+    }
+    paths.into_iter().for_each(make_absolute);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Every text in a tree.
+    fn texts<'a>(tree: &'a Value, found: &mut Vec<&'a str>) {
+        match tree {
+            Value::String(text) => found.push(text),
+            Value::Array(list) => list.iter().for_each(|value| texts(value, found)),
+            Value::Object(map) => map.values().for_each(|value| texts(value, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_path_of_a_spec() {
+        let mut config: VmConfig = serde_json::from_value(json!({
+            "boot": {"kernel": "rel/k", "initramfs": "rel/i"},
+            "disks": [{"path": "rel/a"}, {"path": "/abs"}, {"path": ""}],
+            "console": {
+                "serial": {"file": "rel/s"}, "serial_log": {"path": "rel/l"},
+                "hvc0": {"socket": "rel/h"}, "hvc0_log": {"path": "rel/m"},
+                "ports": [{"name": "agent", "socket": "rel/p"}],
+            },
+        }))
+        .unwrap();
+        make_all_absolute(&mut config);
+        let tree = json!(config);
+        let mut found = Vec::new();
+        texts(&tree, &mut found);
+        let here = std::env::current_dir().unwrap();
+        let changed = found
+            .iter()
+            .filter(|text| text.starts_with(here.to_str().unwrap()));
+        assert_eq!(changed.count(), 8, "{found:?}");
+        assert!(
+            !found.iter().any(|text| text.starts_with("rel")),
+            "{found:?}"
+        );
+        assert!(found.contains(&"/abs") && found.contains(&""), "{found:?}");
+    }
+}

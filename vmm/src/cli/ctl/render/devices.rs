@@ -1,0 +1,92 @@
+//! Disks and NICs.
+
+use paddock_api::device::{Disk, Nic};
+use paddock_api::spec::{DirectIo, DiskConfig, DiskEngine, NicConfig};
+
+use super::{Cell, Page, word};
+
+/// Disks, a line each.
+pub fn disks(page: &mut Page, disks: &[Disk]) {
+    let rows = disks.iter().map(|disk| {
+        vec![
+            Cell::new(&disk.id),
+            Cell::state(&disk.state),
+            Cell::new(path(&disk.spec)),
+            Cell::new(disk_options(&disk.spec)),
+            job(disk.job),
+        ]
+    });
+    let headings = ["ID", "STATE", "PATH", "OPTIONS", "JOB"];
+    page.table(&headings, rows.collect(), "no disks");
+}
+
+/// NICs, a line each.
+pub fn nics(page: &mut Page, nics: &[Nic]) {
+    let rows = nics.iter().map(|nic| {
+        vec![
+            Cell::new(&nic.id),
+            Cell::state(&nic.state),
+            Cell::new(attachment(&nic.spec)),
+            Cell::new(nic.spec.mac.as_deref().unwrap_or_default()),
+            Cell::new(nic_options(&nic.spec)),
+            job(nic.job),
+        ]
+    });
+    let headings = ["ID", "STATE", "ATTACHED TO", "MAC", "OPTIONS", "JOB"];
+    page.table(&headings, rows.collect(), "no NICs");
+}
+
+fn job(job: Option<u64>) -> Cell {
+    Cell::new(job.map(|job| job.to_string()).unwrap_or_default())
+}
+
+/// Where a disk's content is.
+pub(super) fn path(disk: &DiskConfig) -> String {
+    let path = disk.path.as_ref();
+    path.map(|path| path.display().to_string())
+        .unwrap_or_default()
+}
+
+/// What is not as it is for most disks.
+pub(super) fn disk_options(disk: &DiskConfig) -> String {
+    let mut options = Vec::new();
+    if disk.read_only == Some(true) {
+        options.push("read-only".to_owned());
+    }
+    options.extend(
+        disk.serial
+            .as_ref()
+            .map(|serial| format!("serial {serial}")),
+    );
+    options.extend(count(disk.queues, "queues"));
+    if let Some(direct) = disk.direct.filter(|direct| *direct != DirectIo::Auto) {
+        options.push(format!("direct {}", word(&direct)));
+    }
+    if let Some(engine) = disk.engine.filter(|engine| *engine != DiskEngine::Auto) {
+        options.push(word(&engine));
+    }
+    options.join(", ")
+}
+
+/// What a NIC is attached to.
+pub(super) fn attachment(nic: &NicConfig) -> String {
+    match (&nic.tap, &nic.bridge, nic.vlan) {
+        (Some(tap), _, _) => format!("tap {tap}"),
+        (_, Some(bridge), Some(vlan)) => format!("bridge {bridge}, VLAN {vlan}"),
+        (_, Some(bridge), None) => format!("bridge {bridge}"),
+        (None, None, _) => String::new(),
+    }
+}
+
+fn nic_options(nic: &NicConfig) -> String {
+    let mut options = Vec::new();
+    options.extend(nic.mtu.map(|mtu| format!("MTU {mtu}")));
+    options.extend(count(nic.queue_pairs, "queue pairs"));
+    options.join(", ")
+}
+
+/// A number of things, where it is not one.
+fn count(number: Option<u64>, things: &str) -> Option<String> {
+    let number = number.filter(|number| *number != 1)?;
+    Some(format!("{number} {things}"))
+}

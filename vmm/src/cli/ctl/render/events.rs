@@ -1,0 +1,176 @@
+//! Events, a line each.
+//!
+//! Taken as JSON and not as the API's type: a newer process may have events that this program does not know, and they are shown as
+//! they are.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value};
+
+use super::{Cell, Colour, Page};
+
+/// Columns of a number and a name that most events have.
+const WIDTHS: [usize; 3] = [5, 24, 8];
+
+/// What has a column or a line of its own.
+const HEAD: [&str; 3] = ["seq", "time_ms", "type"];
+
+/// An event, or a gap in them.
+pub fn event(page: &mut Page, event: &Value) {
+    let empty = Map::new();
+    let fields = event.as_object().unwrap_or(&empty);
+    let seq = fields.get("seq").map(Value::to_string);
+    let kind = text(fields, "type");
+    let cells = [
+        Cell::coloured(seq.unwrap_or_default(), Colour::Dim),
+        Cell::coloured(time(fields), Colour::Dim),
+        Cell::coloured(kind, Colour::Bold),
+        what(kind, fields),
+    ];
+    page.line(&cells, &WIDTHS);
+}
+
+fn text<'a>(fields: &'a Map<String, Value>, key: &str) -> &'a str {
+    fields.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// When it happened: UTC, by the millisecond.
+fn time(fields: &Map<String, Value>) -> String {
+    let Some(time) = fields.get("time_ms").and_then(Value::as_u64) else {
+        return String::new();
+    };
+    // A nonsensical time is shown as it is: formatting knows no years from 10000 on.
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(time));
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    time.filter(|time| *time <= last).map_or_else(
+        || "?".to_owned(),
+        |time| humantime::format_rfc3339_millis(time).to_string(),
+    )
+}
+
+fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
+    let empty = Map::new();
+    let inner = |key: &str| fields.get(key).and_then(Value::as_object).unwrap_or(&empty);
+    match kind {
+        "created" => Cell::new(text(fields, "name")),
+        "state" => state(text(fields, "state"), String::new()),
+        "action" => Cell::new(text(fields, "action")),
+        "job" => {
+            let job = inner("job");
+            let (state_now, phase) = (text(job, "state"), text(job, "phase"));
+            let id = job.get("id").map(Value::to_string).unwrap_or_default();
+            let told = match state_now {
+                "running" => phase.to_owned(),
+                "failed" => format!("failed: {}", text(job, "failure")),
+                ended => ended.to_owned(),
+            };
+            let what = format!("{id} {} {}: ", text(job, "kind"), text(job, "device"));
+            let colour = Colour::of_state(state_now);
+            let colour = if state_now == "running" {
+                Colour::None
+            } else {
+                colour
+            };
+            Cell::coloured(what + &told, colour)
+        }
+        "ended" => {
+            let end = inner("end");
+            let more = [text(end, "pointer"), text(end, "detail")];
+            // The first line of a crash; `vm show` has all of it.
+            let more = more.map(|text| text.lines().next().unwrap_or_default());
+            let more: Vec<_> = more.into_iter().filter(|text| !text.is_empty()).collect();
+            state(text(end, "reason"), more.join(": "))
+        }
+        "deleted" => Cell::default(),
+        "gap" => {
+            let lost = fields.get("lost").and_then(Value::as_u64);
+            let lost = lost.map_or_else(
+                || "events were lost: another process answers now".to_owned(),
+                |lost| format!("{lost} events were lost: the process keeps only the last ones"),
+            );
+            Cell::coloured(lost, Colour::Yellow)
+        }
+        _ => {
+            let mut rest = fields.clone();
+            rest.retain(|key, _| !HEAD.contains(&key.as_str()));
+            Cell::new(Value::Object(rest).to_string())
+        }
+    }
+}
+
+fn state(word: &str, more: String) -> Cell {
+    let colour = Colour::of_state(word);
+    if more.is_empty() {
+        return Cell::coloured(word, colour);
+    }
+    Cell::coloured(format!("{word}: {more}"), colour)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn line(event_: &Value) -> String {
+        let mut page = Page::new(false);
+        event(&mut page, event_);
+        page.into_text()
+    }
+
+    #[test]
+    fn each_kind_has_its_line() {
+        let job = |state: &str| {
+            json!({"id": 3, "kind": "remove-device", "device": "data", "state": state, "phase": "waiting-for-guest",
+                   "started_ms": 1, "failure": "it is \x1b[31m in use"})
+        };
+        for (event, told) in [
+            (json!({"type": "created", "name": "web"}), "created   web"),
+            (json!({"type": "created"}), "created"),
+            (
+                json!({"type": "state", "state": "running"}),
+                "state     running",
+            ),
+            (json!({"type": "action", "action": "nmi"}), "action    nmi"),
+            (
+                json!({"type": "job", "job": job("running")}),
+                "job       3 remove-device data: waiting-for-guest",
+            ),
+            (
+                json!({"type": "job", "job": job("failed")}),
+                "job       3 remove-device data: failed: it is ?[31m in use",
+            ),
+            (
+                json!({"type": "ended", "end": {"reason": "failed", "pointer": "/boot", "detail": "a\nb"}}),
+                "ended     failed: /boot: a",
+            ),
+            (json!({"type": "deleted"}), "deleted"),
+            (
+                json!({"type": "throttled", "by": 2}),
+                "throttled  {\"by\":2}",
+            ),
+        ] {
+            let mut event = event;
+            event["seq"] = json!(12);
+            event["time_ms"] = json!(1_700_000_000_123_u64);
+            assert_eq!(
+                line(&event),
+                format!("12     2023-11-14T22:13:20.123Z  {told}\n")
+            );
+        }
+        let gap = line(&json!({"type": "gap", "seq": 4, "lost": 3}));
+        assert!(gap.contains("3 events were lost"), "{gap}");
+    }
+
+    #[test]
+    fn nonsense_is_shown_and_harms_nobody() {
+        for event in [
+            json!(null),
+            json!([1]),
+            json!({"seq": "x", "time_ms": u64::MAX, "type": "job", "job": 3}),
+            json!({"type": 3}),
+        ] {
+            assert!(line(&event).ends_with('\n'), "{event}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What all commands share: the client, where answers are printed, and how to wait.
+
+use std::env;
+use std::future::Future;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::CtlError;
+use super::args::SOCKET_VARIABLE;
+use super::client::{Answer, Call, Client};
+use super::output::Output;
+use super::render::Page;
+use crate::cli::logging;
+use crate::cli::options::shown;
+
+/// A command under way.
+#[derive(Debug)]
+pub struct Session {
+    /// The API.
+    pub client: Client,
+    output: Output,
+}
+
+/// Why a wait ended before what was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivenUp {
+    Interrupted,
+    TooLong,
+}
+
+impl Session {
+    /// With the API and the place for its answers.
+    pub fn new(client: Client, output: Output) -> Self {
+        Self { client, output }
+    }
+
+    /// Whether answers are printed as JSON.
+    pub fn json(&self) -> bool {
+        self.output.json
+    }
+
+    /// Prints text.
+    pub fn print(&self, text: &str) -> Result<(), CtlError> {
+        self.output.print(text).map_err(CtlError::Print)
+    }
+
+    /// Prints an answer's body where JSON is wanted, if there is one.
+    pub fn print_json(&self, text: &str) -> Result<(), CtlError> {
+        if self.json() && !text.is_empty() {
+            self.print(text)?;
+        }
+        Ok(())
+    }
+
+    /// Prints a sentence where JSON is not wanted.
+    pub fn say(&self, text: &str) -> Result<(), CtlError> {
+        if self.json() {
+            return Ok(());
+        }
+        self.print(&super::render::harmless(text))
+    }
+
+    /// Makes a call and prints its answer.
+    pub async fn show<T: DeserializeOwned>(
+        &self,
+        call: Call,
+        render: impl FnOnce(&mut Page, &T),
+    ) -> Result<(), CtlError> {
+        let answer = self.client.call(call).await?;
+        self.show_answer(&answer, render)
+    }
+
+    /// Prints an answer: as JSON where that is wanted, and where it is not what this program knows.
+    pub fn show_answer<T: DeserializeOwned>(
+        &self,
+        answer: &Answer,
+        render: impl FnOnce(&mut Page, &T),
+    ) -> Result<(), CtlError> {
+        if self.json() {
+            return self.print_json(&answer.text);
+        }
+        match answer.parse() {
+            Ok(value) => {
+                let mut page = self.output.page();
+                render(&mut page, &value);
+                self.print(&page.into_text())
+            }
+            Err(error) => {
+                // Another version's process, perhaps. JSON that is not even that is an error.
+                let tree: serde_json::Value = answer.parse()?;
+                logging::tell(&format!("{error}; here it is"));
+                self.print(&format!("{tree:#}"))
+            }
+        }
+    }
+
+    /// Prints a page.
+    pub fn print_page(&self, render: impl FnOnce(&mut Page)) -> Result<(), CtlError> {
+        let mut page = self.output.page();
+        render(&mut page);
+        self.print(&page.into_text())
+    }
+
+    /// The command that calls the same API, for advice.
+    pub fn command(&self) -> String {
+        let socket = self.client.socket();
+        if env::var_os(SOCKET_VARIABLE).is_some_and(|known| known == socket.as_os_str()) {
+            return "paddock ctl".to_owned();
+        }
+        let socket = shown(&socket.to_string_lossy());
+        format!("paddock ctl --api-socket {socket}")
+    }
+
+    /// Waits until `done`, but not longer than `limit` and not after Ctrl-C. What is waited for goes on; `advice` says how to come
+    /// back to it.
+    pub async fn wait_for<T>(
+        &self,
+        limit: Option<Duration>,
+        advice: impl FnOnce() -> String,
+        done: impl Future<Output = Result<T, CtlError>>,
+    ) -> Result<T, CtlError> {
+        let too_long = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let interrupted = async {
+            // Without a handler the signal ends the process, which is an end too.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let why = tokio::select! {
+            biased;
+            () = interrupted => GivenUp::Interrupted,
+            result = done => return result,
+            () = too_long => GivenUp::TooLong,
+        };
+        let why = match why {
+            GivenUp::Interrupted => "interrupted",
+            GivenUp::TooLong => "it takes longer than --max-wait",
+        };
+        Err(CtlError::Failed(format!("{why}: {}", advice())))
+    }
+}
+
+/// The pauses between looks at something: short at first, for what is done at once.
+#[derive(Debug)]
+pub struct Pace(Duration);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(Duration::from_millis(10))
+    }
+}
+
+impl Pace {
+    const LONGEST: Duration = Duration::from_millis(200);
+
+    /// The next pause.
+    pub async fn pause(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}

@@ -1,0 +1,57 @@
+//! Answers as the API gives them.
+
+use serde_json::{Value, json};
+
+pub fn vm(state: &str) -> Value {
+    json!({
+        "spec": {
+            "name": "web",
+            "boot": {"kernel": "/boot/vmlinuz", "command_line": "console=ttyS0"},
+            "cpus": {"count": 4, "topology": {"sockets": 1, "cores": 2, "threads": 2}},
+            "memory": {"size": "1GiB", "shared": false},
+            "disks": [{"id": "disk0", "path": "/srv/a.img", "read_only": true, "queues": 4}],
+            "nics": [{"id": "nic0", "bridge": "br0", "vlan": 7, "mac": "02:00:5e:00:00:07"}],
+            "console": {"serial": {"file": "/var/log/web"}},
+        },
+        "state": state,
+        "last_event": 2,
+    })
+}
+
+pub fn ended(reason: &str, detail: &str, pointer: &str) -> Value {
+    let mut vm = vm("ended");
+    vm["end"] = json!({"reason": reason});
+    if !detail.is_empty() {
+        vm["end"]["detail"] = json!(detail);
+    }
+    if !pointer.is_empty() {
+        vm["end"]["pointer"] = json!(pointer);
+    }
+    vm
+}
+
+pub fn disk() -> Value {
+    json!({"id": "data", "state": "removing", "job": 3,
+           "spec": {"id": "data", "path": "/srv/data.img", "read_only": false, "direct": "auto", "engine": "io_uring", "queues": 1,
+                    "serial": "S1"}})
+}
+
+pub fn nic() -> Value {
+    json!({"id": "lan", "state": "present", "spec": {"id": "lan", "tap": "tap0", "mac": "02:00:5e:00:00:07", "mtu": 9000}})
+}
+
+pub fn balloon() -> Value {
+    json!({"target": 256 << 20, "actual": 64 << 20, "driver": true, "inflated_bytes": 4096, "reported_bytes": 0})
+}
+
+pub fn job(state: &str) -> Value {
+    let mut job = json!({"id": 3, "kind": "remove-device", "device": "data", "state": state, "phase": "waiting-for-guest",
+                         "started_ms": 1_700_000_000_000_u64, "deadline_ms": 1_700_000_030_000_u64});
+    if state != "running" {
+        job["ended_ms"] = json!(1_700_000_001_500_u64);
+    }
+    if state == "failed" {
+        job["failure"] = json!("the guest did not let go of it in time");
+    }
+    job
+}

@@ -1,0 +1,384 @@
+//! What each command asks for, and what it makes of the answer.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::answers;
+use super::fake::{Fake, Request, answer, ctl, stream};
+use crate::cli::Status;
+
+/// A command line for each call of the API, and what it asks for.
+const CALLS: [(&str, &str, &str); 20] = [
+    ("vm create --kernel k", "PUT /api/v1/vm", "PUT /api/v1/vm"),
+    ("vm show", "GET /api/v1/vm", "GET /api/v1/vm"),
+    ("vm delete", "DELETE /api/v1/vm", "DELETE /api/v1/vm"),
+    (
+        "vm power-button",
+        "POST /api/v1/vm/actions/{action}",
+        "POST /api/v1/vm/actions/power-button",
+    ),
+    ("disks list", "GET /api/v1/vm/disks", "GET /api/v1/vm/disks"),
+    (
+        "disks add data.img",
+        "POST /api/v1/vm/disks",
+        "POST /api/v1/vm/disks",
+    ),
+    (
+        "disks show a/../b?c",
+        "GET /api/v1/vm/disks/{id}",
+        "GET /api/v1/vm/disks/a%2F..%2Fb%3Fc",
+    ),
+    (
+        "disks remove data --deadline 5",
+        "DELETE /api/v1/vm/disks/{id}",
+        "DELETE /api/v1/vm/disks/data?deadline_ms=5000",
+    ),
+    ("nics list", "GET /api/v1/vm/nics", "GET /api/v1/vm/nics"),
+    (
+        "nics add tap=tap0",
+        "POST /api/v1/vm/nics",
+        "POST /api/v1/vm/nics",
+    ),
+    (
+        "nics show lan",
+        "GET /api/v1/vm/nics/{id}",
+        "GET /api/v1/vm/nics/lan",
+    ),
+    (
+        "nics remove lan",
+        "DELETE /api/v1/vm/nics/{id}",
+        "DELETE /api/v1/vm/nics/lan",
+    ),
+    (
+        "balloon show",
+        "GET /api/v1/vm/balloon",
+        "GET /api/v1/vm/balloon",
+    ),
+    (
+        "balloon set 256M",
+        "PUT /api/v1/vm/balloon",
+        "PUT /api/v1/vm/balloon",
+    ),
+    (
+        "balloon statistics",
+        "GET /api/v1/vm/balloon/statistics",
+        "GET /api/v1/vm/balloon/statistics",
+    ),
+    ("jobs list", "GET /api/v1/jobs", "GET /api/v1/jobs"),
+    ("jobs wait 3", "GET /api/v1/jobs/{id}", "GET /api/v1/jobs/3"),
+    (
+        "jobs cancel 3 --no-wait",
+        "POST /api/v1/jobs/{id}/cancel",
+        "POST /api/v1/jobs/3/cancel",
+    ),
+    (
+        "events --after 7 --count 1",
+        "GET /api/v1/events",
+        "GET /api/v1/events?after=7",
+    ),
+    (
+        "openapi",
+        "GET /api/v1/openapi.json",
+        "GET /api/v1/openapi.json",
+    ),
+];
+
+/// What the API would answer.
+fn right(request: &Request) -> Vec<u8> {
+    let target = request.target.strip_prefix("/api/v1/").unwrap();
+    let target = target.split('?').next().unwrap();
+    let parts: Vec<_> = target.split('/').collect();
+    let (status, body) = match (request.method.as_str(), parts.as_slice()) {
+        ("DELETE", ["vm"]) => (204, Value::Null),
+        ("POST", ["vm", "actions", _]) => (202, Value::Null),
+        (_, ["vm"]) => (201, answers::vm("running")),
+        ("GET", ["vm", "disks"]) => (200, json!([answers::disk()])),
+        ("GET", ["vm", "disks", _]) => (200, answers::disk()),
+        ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
+        ("GET", ["vm", "nics", _]) => (200, answers::nic()),
+        (_, ["vm", "disks" | "nics", ..]) => (202, answers::job("succeeded")),
+        (_, ["vm", "balloon"]) => (202, answers::balloon()),
+        (_, ["vm", "balloon", _]) => (200, json!({"free": 4096})),
+        (_, ["jobs"]) => (200, json!([answers::job("failed")])),
+        (_, ["jobs", ..]) => (200, answers::job("succeeded")),
+        (_, ["events"]) => {
+            return stream(
+                "id: 8\nevent: deleted\ndata: {\"seq\":8,\"time_ms\":0,\"type\":\"deleted\"}\n\n",
+            );
+        }
+        (_, ["openapi.json"]) => (200, json!({"openapi": "3.1.0"})),
+        other => panic!("{other:?}"),
+    };
+    answer(status, &body)
+}
+
+/// Every method of every path of the document.
+fn documented() -> BTreeSet<String> {
+    let document: Value = serde_json::from_str(paddock_api::openapi::CHECKED_IN).unwrap();
+    let mut all = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            all.insert(format!("{} {path}", method.to_uppercase()));
+        }
+    }
+    all
+}
+
+/// Whether a request is a call of the path in the document.
+fn is_call_of(request: &str, documented: &str) -> bool {
+    let request = request.split('?').next().unwrap();
+    let (request, documented): (Vec<_>, Vec<_>) = (
+        request.split('/').collect(),
+        documented.split('/').collect(),
+    );
+    request.len() == documented.len()
+        && request
+            .iter()
+            .zip(&documented)
+            .all(|(a, b)| a == b || b.starts_with('{'))
+}
+
+#[test]
+fn every_call_of_the_api_has_a_command() {
+    let mut called = BTreeSet::new();
+    for (words, path, request) in CALLS {
+        let fake = Fake::start(|_, request| right(request));
+        let printed = fake.ctl(words).well();
+        assert_eq!(fake.lines(), [request], "{words}");
+        assert!(is_call_of(request, path), "{words}");
+        assert!(!printed.is_empty(), "{words}");
+        called.insert(path.to_owned());
+    }
+    assert_eq!(
+        called,
+        documented(),
+        "a call of the API has no command; or a command's call is not in the document"
+    );
+}
+
+#[test]
+fn the_answer_itself_with_json() {
+    for (words, _, _) in CALLS {
+        let fake = Fake::start(|_, request| right(request));
+        let printed = fake.ctl(&format!("--json {words}")).well();
+        if ["vm delete", "vm power-button"].contains(&words) {
+            assert_eq!(printed, "", "{words}: there is no body");
+            continue;
+        }
+        assert_eq!(printed.lines().count(), 1, "{words}: {printed}");
+        let told: Value = serde_json::from_str(&printed).unwrap();
+        assert!(told.is_object() || told.is_array(), "{words}: {printed}");
+    }
+}
+
+#[test]
+fn the_other_buttons() {
+    let fake = Fake::start(|_, request| right(request));
+    assert_eq!(fake.ctl("vm reset").well(), "the VM is being reset\n");
+    assert_eq!(fake.ctl("vm nmi").well(), "the NMI line was pulled\n");
+    assert_eq!(
+        fake.lines(),
+        [
+            "POST /api/v1/vm/actions/reset",
+            "POST /api/v1/vm/actions/nmi"
+        ]
+    );
+}
+
+#[test]
+fn answers_as_people_read_them() {
+    let fake = Fake::start(|_, request| right(request));
+    assert_eq!(
+        fake.ctl("vm show").well(),
+        "\
+name        web
+state       running
+boot        /boot/vmlinuz
+            console=ttyS0
+CPUs        4 (1 socket, 2 cores, 2 threads)
+memory      1GiB
+disks       disk0: /srv/a.img (read-only, 4 queues)
+NICs        nic0: bridge br0, VLAN 7 (02:00:5e:00:00:07)
+serial      file /var/log/web
+last event  2
+"
+    );
+    assert_eq!(
+        fake.ctl("disks list").well(),
+        "\
+ID    STATE     PATH           OPTIONS              JOB
+data  removing  /srv/data.img  serial S1, io_uring  3
+"
+    );
+    assert_eq!(
+        fake.ctl("nics show lan").well(),
+        "\
+ID   STATE    ATTACHED TO  MAC                OPTIONS   JOB
+lan  present  tap tap0     02:00:5e:00:00:07  MTU 9000
+"
+    );
+    assert_eq!(
+        fake.ctl("jobs list").well(),
+        "\
+ID  KIND           DEVICE  STATE   PHASE              ELAPSED  FAILURE
+3   remove-device  data    failed  waiting-for-guest  1.5 s    the guest did not let go of it in time
+"
+    );
+    let balloon = fake.ctl("balloon show").well();
+    assert!(
+        balloon.contains("target                     256 MiB\n"),
+        "{balloon}"
+    );
+    assert_eq!(fake.ctl("balloon statistics").well(), "free  4 KiB\n");
+    let event = fake.ctl("events --count 1").well();
+    assert_eq!(event, "8      1970-01-01T00:00:00.000Z  deleted\n");
+}
+
+#[test]
+fn devices_are_described_as_for_run() {
+    let fake = Fake::start(|_, request| right(request));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("nic");
+    let here = std::env::current_dir().unwrap();
+    fake.ctl("disks add data.img,readonly,queue-size=64").well();
+    fake.ctl("nics add bridge=br0,vlan=7").well();
+    for (list, written, sent) in [
+        ("nics", json!({"bridge": "br0", "vlam": 7}), None),
+        (
+            "disks",
+            json!({"path": "rel", "new": [1]}),
+            Some(json!({"path": here.join("rel"), "new": [1]})),
+        ),
+        ("disks", json!({"path": 3}), None),
+        ("disks", json!([]), None),
+    ] {
+        std::fs::write(&file, written.to_string()).unwrap();
+        fake.ctl(&format!("{list} add --spec {}", file.display()))
+            .well();
+        // What is wrong with it is for the API to say.
+        let body = fake.requests().last().unwrap().body.clone();
+        assert_eq!(body, sent.unwrap_or(written));
+    }
+    let requests = fake.requests();
+    assert_eq!(
+        requests[0].body,
+        json!({"path": here.join("data.img"), "read_only": true, "queue_size": 64})
+    );
+    assert_eq!(requests[1].body, json!({"bridge": "br0", "vlan": 7}));
+    assert!(
+        requests[0]
+            .head
+            .to_lowercase()
+            .contains("content-type: application/json"),
+        "{}",
+        requests[0].head
+    );
+}
+
+#[test]
+fn a_vm_is_described_as_for_run() {
+    let fake = Fake::start(|_, request| right(request));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vm.toml");
+    std::fs::write(&file, "name = \"web\"\n[boot]\nkernel = \"/k\"\n").unwrap();
+    let words = format!("vm create --spec {} --disk a.img", file.display());
+    assert_eq!(fake.ctl(&words).well(), "the VM is running\n");
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(
+        fake.requests()[0].body,
+        json!({
+            "name": "web",
+            "boot": {"kernel": "/k", "command_line": ""},
+            "disks": [{"path": here.join("a.img")}],
+            "console": {"serial": "off"},
+        })
+    );
+}
+
+#[test]
+fn what_is_typed_wrong_is_not_sent() {
+    let fake = Fake::start(|_, request| right(request));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk");
+    std::fs::write(&file, "{\"path\": }").unwrap();
+    for (words, told) in [
+        (
+            "disks add a,readnoly=on".to_owned(),
+            "DISK a,readnoly=on: unknown key readnoly; did you mean readonly?",
+        ),
+        (
+            "nics add tap0".to_owned(),
+            "NET tap0: unknown key tap0; did you mean tap?",
+        ),
+        (
+            "vm create --kernel k --cpus 999 --serial terminal".to_owned(),
+            "2 problems with the VM spec:",
+        ),
+        (
+            format!("disks add --spec {}", file.display()),
+            "line 1, column 10: expected value",
+        ),
+    ] {
+        let done = fake.ctl(&words);
+        let error = done.error();
+        assert!(error.contains(told), "{words}: {error}");
+        assert_eq!(done.result.unwrap_err().status(), Status::Usage, "{words}");
+    }
+    let done = fake.ctl("disks add --spec /absent/file");
+    assert_eq!(done.result.unwrap_err().status(), Status::Error);
+    assert_eq!(fake.lines(), [""; 0]);
+}
+
+#[test]
+fn refusals_are_told_with_every_reason() {
+    let problem = json!({
+        "title": "Unprocessable Entity", "status": 422, "code": "invalid-spec", "detail": "the spec is wrong in 2 places",
+        "errors": [{"pointer": "/id", "code": "duplicate", "detail": "there is one"},
+                   {"pointer": "/queues", "code": "out-of-range", "detail": "too \u{1b}[2J many"}],
+    });
+    let fake = Fake::script(vec![answer(422, &problem)]);
+    let done = fake.ctl("disks add a,queues=99");
+    let error = done.error();
+    assert!(
+        error.starts_with("the spec is wrong in 2 places (invalid-spec)\n  /id: there is one [duplicate]\n  /queues: "),
+        "{error}"
+    );
+    assert!(!error.contains('\x1b'), "{error:?}");
+    assert_eq!(done.printed, "");
+    assert_eq!(done.result.unwrap_err().status(), Status::Error);
+    let done = fake.ctl("disks add a,queues=99 --json");
+    assert!(done.result.is_err());
+    let printed: Value = serde_json::from_str(&done.printed).unwrap();
+    assert_eq!(printed, problem);
+}
+
+#[test]
+fn what_another_version_answers_is_shown_as_it_is() {
+    let mut vm = answers::vm("hibernating");
+    vm["spec"]["news"] = json!(1);
+    let fake = Fake::script(vec![answer(200, &vm)]);
+    let printed = fake.ctl("vm show").well();
+    assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), vm);
+}
+
+#[test]
+fn there_must_be_a_socket_and_someone_behind_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let show =
+        |socket: &std::path::Path| ctl(&["vm", "show", "--api-socket", socket.to_str().unwrap()]);
+    let absent = show(&socket);
+    assert!(absent.error().contains("there is no API"), "{absent:?}");
+    assert_eq!(absent.result.unwrap_err().status(), Status::Error);
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let left = show(&socket).error();
+    assert!(left.contains("nobody listens there any more"), "{left}");
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let file = show(&file).error();
+    assert!(file.contains("nobody listens there"), "{file}");
+    let long = directory.path().join("x".repeat(200));
+    let long = show(&long).error();
+    assert!(long.contains("SUN_LEN"), "{long}");
+}

@@ -1,0 +1,8 @@
+//! The commands against a server with canned answers.
+
+mod answers;
+mod commands;
+mod fake;
+mod nonsense;
+mod streams;
+mod waiting;
