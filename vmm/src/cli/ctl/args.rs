@@ -189,6 +189,7 @@ pub struct AddDiskArgs {
     /// engine=auto|io_uring|threads. A comma in a value is written twice.
     #[arg(
         value_name = "DISK",
+        value_hint = clap::ValueHint::FilePath,
         required_unless_present = "spec",
         conflicts_with = "spec"
     )]

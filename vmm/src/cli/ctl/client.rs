@@ -91,14 +91,14 @@ impl ClientError {
 /// [`ClientError::Connect`] says why in words that help, and then what the system said.
 fn why_no_connection(error: &io::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::NotFound => "there is no API; is the process running, and is this its socket?",
+        ErrorKind::NotFound => "there is no API here (is the process running, and is this its socket?)",
         ErrorKind::ConnectionRefused => {
-            "nobody listens there any more; the process that made the socket has ended"
+            "nobody listens there any more (the process that made the socket has ended)"
         }
         ErrorKind::PermissionDenied => {
-            "the API is for the user of its process and root; try as that user, or with sudo"
+            "the API is for the user of its process and root (try as that user, or with sudo)"
         }
-        ErrorKind::WouldBlock => "the process accepts no connection; it is stuck or overrun",
+        ErrorKind::WouldBlock => "the process accepts no connection (it is stuck or overrun)",
         _ => "connecting to the API",
     }
 }

@@ -47,7 +47,7 @@ async fn cancel(session: &Session, id: u64, patience: Patience) -> Result<(), Ct
         JobState::Cancelled => session.say(&render::outcome(&job)),
         _ => {
             let outcome = render::outcome(&job);
-            Err(failed(&format!(
+            Err(CtlError::Failed(format!(
                 "it ended before it was cancelled: {outcome}"
             )))
         }
@@ -60,14 +60,8 @@ pub async fn finish(session: &Session, answer: Answer, patience: Patience) -> Re
     session.print_json(&answer.text)?;
     match job.state {
         JobState::Running | JobState::Succeeded => session.say(&render::outcome(&job)),
-        JobState::Failed | JobState::Cancelled => Err(failed(&render::outcome(&job))),
+        JobState::Failed | JobState::Cancelled => Err(CtlError::Failed(render::outcome(&job))),
     }
-}
-
-fn failed(text: &str) -> CtlError {
-    // Failures have lines that are meant.
-    let lines: Vec<_> = text.lines().map(render::harmless).collect();
-    CtlError::Failed(lines.join("\n"))
 }
 
 /// The job at its end, or as it is where nobody waits.
@@ -85,8 +79,7 @@ async fn end_of(
     let advice = || {
         let ctl = session.command();
         format!(
-            "{} goes on\n  to wait for it again: {ctl} jobs wait {id}\n  to cancel it:         {ctl} jobs cancel {id}",
-            render::harmless(&described)
+            "{described} goes on\n  to wait for it again: {ctl} jobs wait {id}\n  to cancel it:         {ctl} jobs cancel {id}",
         )
     };
     let end = watch(session, job, answer);

@@ -86,9 +86,16 @@ pub(super) fn run(args: &CtlArgs) -> Status {
         Ok(()) => Status::Success,
         Err(error) => match error.status() {
             Status::Success => Status::Success,
-            status => fail(status, &chain(&error)),
+            status => fail(status, &told(&error)),
         },
     }
+}
+
+/// An error as it is printed. Some of it comes from servers and guests; its lines are meant.
+fn told(error: &CtlError) -> String {
+    let text = chain(error);
+    let lines: Vec<_> = text.lines().map(render::harmless).collect();
+    lines.join("\n")
 }
 
 /// Does what `args` say, and prints the answer to `output`.

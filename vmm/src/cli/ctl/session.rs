@@ -10,7 +10,7 @@ use super::CtlError;
 use super::args::SOCKET_VARIABLE;
 use super::client::{Answer, Call, Client};
 use super::output::Output;
-use super::render::Page;
+use super::render::{Page, harmless};
 use crate::cli::logging;
 use crate::cli::options::shown;
 
@@ -58,7 +58,7 @@ impl Session {
         if self.json() {
             return Ok(());
         }
-        self.print(&super::render::harmless(text))
+        self.print(&harmless(text))
     }
 
     /// Makes a call and prints its answer.
@@ -80,16 +80,19 @@ impl Session {
         if self.json() {
             return self.print_json(&answer.text);
         }
-        match answer.parse() {
+        match serde_json::from_str(&answer.text) {
             Ok(value) => {
                 let mut page = self.output.page();
                 render(&mut page, &value);
                 self.print(&page.into_text())
             }
             Err(error) => {
-                // Another version's process, perhaps. JSON that is not even that is an error.
+                // What is not even JSON is an error.
                 let tree: serde_json::Value = answer.parse()?;
-                logging::tell(&format!("{error}; here it is"));
+                let note = format!(
+                    "the answer is as another version of Paddock has it ({error}); here it is"
+                );
+                logging::tell(&harmless(&note));
                 self.print(&format!("{tree:#}"))
             }
         }

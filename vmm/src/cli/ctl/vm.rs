@@ -85,8 +85,7 @@ impl Life {
         for more in [&end.pointer, &end.detail].into_iter().flatten() {
             let _ = write!(text, ": {}", more.trim_end());
         }
-        let lines: Vec<_> = text.lines().map(render::harmless).collect();
-        Err(CtlError::Failed(lines.join("\n")))
+        Err(CtlError::Failed(text))
     }
 }
 

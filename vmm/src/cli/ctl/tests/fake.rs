@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::cli::args::{Cli, Command};
 use crate::cli::ctl::output::Output;
-use crate::cli::ctl::{CtlError, execute};
+use crate::cli::ctl::{CtlError, execute, told};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -155,14 +155,14 @@ impl Done {
     pub fn well(self) -> String {
         match self.result {
             Ok(()) => self.printed,
-            Err(error) => panic!("{}", crate::error::chain(&error)),
+            Err(error) => panic!("{}", told(&error)),
         }
     }
 
     /// Why it was not done.
     #[track_caller]
     pub fn error(&self) -> String {
-        crate::error::chain(self.result.as_ref().unwrap_err())
+        told(self.result.as_ref().unwrap_err())
     }
 }
 
