@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod ctl;
 pub mod files;
 pub mod host;
 pub mod memory;
@@ -13,6 +14,7 @@ pub mod viewer;
 pub mod vm;
 
 pub use api::{Answer, Api, Events};
+pub use ctl::Ctl;
 pub use metrics::Metrics;
 pub use vm::{Kernel, Vm, VmBuilder};
 

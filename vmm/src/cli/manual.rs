@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use clap_complete::aot::{Bash, Fish, Zsh, generate};
 use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
 
 use super::args::{Cli, CompletionArgs, ManArgs, Shell};
 use super::{Status, fail};
@@ -58,15 +59,64 @@ fn page(words: &[String]) -> Option<Vec<u8>> {
     for word in words {
         command = command.find_subcommand(word)?.clone();
     }
-    let mut page = Vec::new();
-    // A vector takes everything.
-    Man::new(command).render(&mut page).ok()?;
-    Some(page)
+    render(&command).ok()
 }
 
+fn render(command: &Command) -> io::Result<Vec<u8>> {
+    let notes = command
+        .get_after_long_help()
+        .or(command.get_after_help())
+        .map(ToString::to_string);
+    let command = command.clone().after_help(None).after_long_help(None);
+    let mut page = Vec::new();
+    Man::new(command)
+        // A command has no version of its own.
+        .source(concat!("paddock ", env!("CARGO_PKG_VERSION")))
+        .manual("Paddock")
+        .render(&mut page)?;
+    sections(&notes.unwrap_or_default()).to_writer(&mut page)?;
+    Ok(page)
+}
+
+/// The notes at the end of a help as sections of a page. Lines at the left edge are their headings. Long lines are prose; short ones, such
+/// as examples, stay as they are.
+fn sections(notes: &str) -> Roff {
+    const LONG: usize = 78;
+    let mut page = Roff::new();
+    let mut verbatim = false;
+    for line in notes.lines() {
+        let text = line.strip_prefix("  ").unwrap_or(line);
+        let is_heading = !line.is_empty() && !line.starts_with(' ');
+        let is_prose = is_heading || text.len() > LONG;
+        match (verbatim, is_prose) {
+            (true, true) => page.control("fi", []),
+            (false, false) => page.control("nf", []),
+            _ => &mut page,
+        };
+        verbatim = !is_prose;
+        if is_heading {
+            let heading = text.to_uppercase();
+            page.control("SH", [heading.as_str()]);
+        } else {
+            page.text([roman(text)]);
+        }
+    }
+    if verbatim {
+        page.control("fi", []);
+    }
+    page
+}
+
+/// Writes the pages of all commands.
 fn write_all(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    clap_mangen::generate_to(Cli::command(), directory)
+    let mut commands = vec![all()];
+    while let Some(command) = commands.pop() {
+        let name = command.get_display_name().unwrap_or(command.get_name());
+        fs::write(directory.join(format!("{name}.1")), render(&command)?)?;
+        commands.extend(command.get_subcommands().cloned());
+    }
+    Ok(())
 }
 
 fn print(text: &[u8]) -> Status {
@@ -116,11 +166,16 @@ mod tests {
         );
         let add = page("ctl disks add").unwrap();
         assert!(
-            add.contains(".TH paddock-ctl-disks-add 1") && add.contains("readonly=on|off"),
+            add.contains(".TH paddock-ctl-disks-add 1  \"paddock ")
+                && add.contains("readonly=on|off"),
             "{add}"
         );
         let ctl = page("ctl").unwrap();
-        assert!(ctl.contains("the call or the job failed"), "{ctl}");
+        assert!(
+            ctl.contains(".SH \"EXIT STATUS\"\n.nf\n0  done\n1  the call or the job failed"),
+            "{ctl}"
+        );
+        assert!(!ctl.contains("EXTRA"), "{ctl}");
         assert_eq!(page("ctl disk eject"), None);
     }
 

@@ -91,7 +91,9 @@ impl ClientError {
 /// [`ClientError::Connect`] says why in words that help, and then what the system said.
 fn why_no_connection(error: &io::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::NotFound => "there is no API here (is the process running, and is this its socket?)",
+        ErrorKind::NotFound => {
+            "there is no API here (is the process running, and is this its socket?)"
+        }
         ErrorKind::ConnectionRefused => {
             "nobody listens there any more (the process that made the socket has ended)"
         }

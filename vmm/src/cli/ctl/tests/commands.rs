@@ -369,7 +369,10 @@ fn there_must_be_a_socket_and_someone_behind_it() {
     let show =
         |socket: &std::path::Path| ctl(&["vm", "show", "--api-socket", socket.to_str().unwrap()]);
     let absent = show(&socket);
-    assert!(absent.error().contains("there is no API here"), "{absent:?}");
+    assert!(
+        absent.error().contains("there is no API here"),
+        "{absent:?}"
+    );
     assert_eq!(absent.result.unwrap_err().status(), Status::Error);
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let left = show(&socket).error();
