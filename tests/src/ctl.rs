@@ -121,6 +121,18 @@ impl Running {
         crate::host::run(&format!("kill -s INT {}", self.child.id()));
     }
 
+    /// Waits until it has printed this.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_for(&self, text: &str) {
+        let end = Instant::now() + DEADLINE;
+        while !self.stdout.text().contains(text) {
+            assert!(Instant::now() < end, "{text:?} is not printed: {self:?}");
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits for its end.
     ///
     /// # Panics

@@ -125,6 +125,7 @@ fn a_vm_through_its_life() {
 
     // The stream ends with the process, and that is no failure.
     let following = ctl.start(&["events", "--after", "0"]);
+    following.wait_for("deleted");
     vm.signal("TERM");
     vm.expect_exit(0);
     let followed = following.finish();
