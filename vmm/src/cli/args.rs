@@ -70,6 +70,7 @@ The API
     POST /vm/actions/power-button   also reset, nmi, pause and resume
     GET /events                     what happens, as it happens; ?after=N goes on after event N
     GET /metrics                    what it does and costs, for Prometheus; also without /api/v1
+  `paddock ctl` makes these calls for people and scripts.
   A VM made this way has no terminal: its consoles are off, or files.
 
 Signals

@@ -186,7 +186,8 @@ pub struct AddDiskArgs {
     /// The disk: PATH, or path=PATH with any of the keys below
     ///
     /// readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the host's page cache),
-    /// engine=auto|io_uring|threads. A comma in a value is written twice.
+    /// engine=auto|io_uring|threads. A comma in a value is written twice. A relative PATH starts here, not where the process of the
+    /// VM does.
     #[arg(
         value_name = "DISK",
         value_hint = clap::ValueHint::FilePath,
@@ -370,5 +371,61 @@ impl Patience {
     /// With the limit that was given, in seconds.
     pub fn up_to(seconds: Option<u64>) -> Self {
         Self::UpTo(seconds.map(Duration::from_secs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    fn parse(words: &str) -> Result<Cli, clap::Error> {
+        let words = words.split_whitespace();
+        Cli::try_parse_from(["paddock", "ctl"].into_iter().chain(words))
+    }
+
+    #[test]
+    fn usage_errors() {
+        for words in [
+            "",
+            "vm",
+            "vm create",
+            "vm create --kernel k --no-wait --max-wait 3",
+            "vm power-button --max-wait 3",
+            "disks add",
+            "disks add a --spec b",
+            "disks remove",
+            "disks remove a --deadline 0",
+            "disks remove a --deadline 3601",
+            "nics add",
+            "balloon set 3MB",
+            "balloon set",
+            "jobs show three",
+            "jobs wait -1",
+            "events --after x",
+            "events --count 0",
+            "vm show --timeout 0",
+            "vm show extra",
+        ] {
+            assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words}");
+        }
+        for words in [
+            "disk list --json",
+            "nic show lan",
+            "--json job wait 3 --max-wait 5",
+            "vm create --spec - --timeout 3 --api-socket s",
+        ] {
+            assert!(parse(words).is_ok(), "{words}");
+        }
+    }
+
+    #[test]
+    fn help_tells_what_matters() {
+        let help = parse("--help").unwrap_err().to_string();
+        for text in ["Exit status", "Examples", SOCKET_VARIABLE, "--json", "Jobs"] {
+            assert!(help.contains(text), "{text} is not in\n{help}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::patient::Patient;
 use super::problem::Problem;
 
 /// An answer has at most this many bytes. The largest real ones are the OpenAPI document and a full list of jobs.
@@ -245,7 +246,7 @@ impl Client {
 
     async fn send(&self, call: Call) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (mut sender, connection) = http1::handshake(TokioIo::new(Patient::new(stream)))
             .await
             .map_err(|error| self.broken(error))?;
         // Its end is that of the answer, which says why.

@@ -17,6 +17,7 @@ mod events;
 mod jobs;
 mod output;
 mod paths;
+mod patient;
 mod problem;
 mod render;
 mod session;

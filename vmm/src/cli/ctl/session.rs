@@ -22,13 +22,6 @@ pub struct Session {
     output: Output,
 }
 
-/// Why a wait ended before what was waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum GivenUp {
-    Interrupted,
-    TooLong,
-}
-
 impl Session {
     /// With the API and the place for its answers.
     pub fn new(client: Client, output: Output) -> Self {
@@ -137,13 +130,9 @@ impl Session {
         };
         let why = tokio::select! {
             biased;
-            () = interrupted => GivenUp::Interrupted,
+            () = interrupted => "interrupted",
             result = done => return result,
-            () = too_long => GivenUp::TooLong,
-        };
-        let why = match why {
-            GivenUp::Interrupted => "interrupted",
-            GivenUp::TooLong => "it takes longer than --max-wait",
+            () = too_long => "it takes longer than --max-wait",
         };
         Err(CtlError::Failed(format!("{why}: {}", advice())))
     }

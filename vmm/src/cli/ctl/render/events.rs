@@ -53,7 +53,7 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
     let inner = |key: &str| fields.get(key).and_then(Value::as_object).unwrap_or(&empty);
     match kind {
         "created" => Cell::new(text(fields, "name")),
-        "state" => state(text(fields, "state"), String::new()),
+        "state" => state(text(fields, "state"), ""),
         "action" => Cell::new(text(fields, "action")),
         "job" => {
             let job = inner("job");
@@ -79,7 +79,7 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             // The first line of a crash; `vm show` has all of it.
             let more = more.map(|text| text.lines().next().unwrap_or_default());
             let more: Vec<_> = more.into_iter().filter(|text| !text.is_empty()).collect();
-            state(text(end, "reason"), more.join(": "))
+            state(text(end, "reason"), &more.join(": "))
         }
         "deleted" => Cell::default(),
         "gap" => {
@@ -98,7 +98,7 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
     }
 }
 
-fn state(word: &str, more: String) -> Cell {
+fn state(word: &str, more: &str) -> Cell {
     let colour = Colour::of_state(word);
     if more.is_empty() {
         return Cell::coloured(word, colour);

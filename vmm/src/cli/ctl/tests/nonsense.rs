@@ -61,6 +61,31 @@ fn what_is_no_answer() {
 }
 
 #[test]
+fn a_refusal_that_comes_before_the_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        let problem = json!({"detail": "the API serves the user of its process, and root", "code": "forbidden"});
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.write_all(&answer(403, &problem));
+            // To the end of the client, which gets what was sent.
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }
+    });
+    for _ in 0..20 {
+        for words in [&["vm", "show"][..], &["balloon", "set", "1G"], &["events"]] {
+            let done = ctl(&[&["--api-socket", socket.to_str().unwrap()], words].concat());
+            assert_eq!(
+                done.error(),
+                "the API serves the user of its process, and root (forbidden)"
+            );
+        }
+    }
+}
+
+#[test]
 fn streams_that_are_none() {
     for (bytes, told) in [
         (answer(200, &json!([])), "it has no stream of events"),
