@@ -80,6 +80,10 @@ impl fmt::Display for Problem {
             detail,
         } in &self.errors
         {
+            // Where it is the only one, the API says it at once.
+            if !detail.is_empty() && what.contains(detail.as_str()) {
+                continue;
+            }
             let place = if pointer.is_empty() {
                 "the whole"
             } else {
@@ -113,6 +117,18 @@ mod tests {
             "the spec is wrong in 2 places (invalid-spec)\n  \
              the whole: path is missing [missing-field]\n  \
              /queues: 0 is not from 1 to 64 [out-of-range]"
+        );
+    }
+
+    #[test]
+    fn a_reason_is_not_told_twice() {
+        let problem = Problem::read(
+            r#"{"code": "invalid-spec", "detail": "the spec is wrong: /target: it is too much [out-of-range]",
+                "errors": [{"pointer": "/target", "code": "out-of-range", "detail": "it is too much"}]}"#,
+        );
+        assert_eq!(
+            problem.unwrap().to_string(),
+            "the spec is wrong: /target: it is too much [out-of-range] (invalid-spec)"
         );
     }
 
