@@ -100,6 +100,8 @@ pub enum CtlCommand {
     /// A line an event: its number, the time (UTC), what happened; with --json an object an event, one a line. A connection that is
     /// lost is made again, and goes on after the last event that was printed.
     Events(EventsArgs),
+    /// Print what it does and what it costs, as Prometheus reads it; with --json, an array of samples
+    Metrics,
     /// Print the API's description (OpenAPI 3.1, JSON), as the process has it
     Openapi,
 }
@@ -124,6 +126,10 @@ pub enum VmCommand {
     Reset,
     /// Pull its NMI line: Linux shows where it is stuck, or panics, as it is configured
     Nmi,
+    /// Stop its processors where they are; what the guest has asked of its devices is still done
+    Pause,
+    /// Let a paused guest go on
+    Resume,
 }
 
 /// `paddock ctl vm create`

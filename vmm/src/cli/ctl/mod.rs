@@ -15,6 +15,7 @@ mod client;
 mod devices;
 mod events;
 mod jobs;
+mod metrics;
 mod output;
 mod paths;
 mod patient;
@@ -120,6 +121,7 @@ async fn dispatch(session: &Session, command: &CtlCommand) -> Result<(), CtlErro
         CtlCommand::Balloon(command) => balloon::execute(session, command).await,
         CtlCommand::Jobs(command) => jobs::execute(session, command).await,
         CtlCommand::Events(args) => events::follow(session, args).await,
+        CtlCommand::Metrics => metrics::execute(session).await,
         CtlCommand::Openapi => {
             let answer = session.client.call(Call::get(&["openapi.json"])).await?;
             session.print(&answer.text)

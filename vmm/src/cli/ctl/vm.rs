@@ -34,6 +34,8 @@ pub async fn execute(session: &Session, command: &VmCommand) -> Result<(), CtlEr
         VmCommand::PowerButton(args) => press_power_button(session, args).await,
         VmCommand::Reset => act(session, Action::Reset, "the VM is being reset").await,
         VmCommand::Nmi => act(session, Action::Nmi, "the NMI line was pulled").await,
+        VmCommand::Pause => act(session, Action::Pause, "the VM is being paused").await,
+        VmCommand::Resume => act(session, Action::Resume, "the VM goes on").await,
     }
 }
 

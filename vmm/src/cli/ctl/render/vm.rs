@@ -6,6 +6,7 @@ use paddock_api::resource::Vm;
 use paddock_api::spec::{
     BootConfig, ConsoleConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, MemoryConfig, VmConfig,
 };
+use paddock_api::timeline::Timeline;
 
 use super::devices::{attachment, disk_options, path};
 use super::{Cell, Colour, Page, word};
@@ -39,10 +40,23 @@ pub fn vm(page: &mut Page, vm: &Vm) {
     ]);
     properties.extend(spec.console.as_ref().map(consoles).unwrap_or_default());
     properties.extend([
+        ("timeline", timeline(&vm.timeline)),
         ("on reset", one(spec.on_reset.map(|what| word(&what)))),
         ("last event", vec![Cell::new(vm.last_event.to_string())]),
     ]);
     page.properties(properties);
+}
+
+/// How long after the process's start each step came.
+fn timeline(timeline: &Timeline) -> Vec<Cell> {
+    let steps = timeline.steps().into_iter();
+    let told = steps.filter_map(|(step, microseconds)| {
+        let microseconds = microseconds?;
+        let (whole, tenths) = (microseconds / 1000, microseconds % 1000 / 100);
+        let step = step.replace('_', " ");
+        Some(Cell::new(format!("{step} after {whole}.{tenths} ms")))
+    });
+    told.collect()
 }
 
 fn one(text: Option<impl AsRef<str>>) -> Vec<Cell> {

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::answers;
-use super::fake::{Fake, Request, answer, ctl, stream};
+use super::fake::{Fake, Request, answer, ctl, stream, text};
 use crate::cli::Status;
 
 /// A command line for each call of the API, and what it asks for.
-const CALLS: [(&str, &str, &str); 20] = [
+const CALLS: [(&str, &str, &str); 21] = [
     ("vm create --kernel k", "PUT /api/v1/vm", "PUT /api/v1/vm"),
     ("vm show", "GET /api/v1/vm", "GET /api/v1/vm"),
     ("vm delete", "DELETE /api/v1/vm", "DELETE /api/v1/vm"),
@@ -77,6 +77,7 @@ const CALLS: [(&str, &str, &str); 20] = [
         "GET /api/v1/events",
         "GET /api/v1/events?after=7",
     ),
+    ("metrics", "GET /api/v1/metrics", "GET /api/v1/metrics"),
     (
         "openapi",
         "GET /api/v1/openapi.json",
@@ -106,6 +107,9 @@ fn right(request: &Request) -> Vec<u8> {
             return stream(
                 "id: 8\nevent: deleted\ndata: {\"seq\":8,\"time_ms\":0,\"type\":\"deleted\"}\n\n",
             );
+        }
+        (_, ["metrics"]) => {
+            return text("# HELP a_total Things.\n# TYPE a_total counter\na_total{disk=\"d\"} 3\n");
         }
         (_, ["openapi.json"]) => (200, json!({"openapi": "3.1.0"})),
         other => panic!("{other:?}"),
@@ -177,11 +181,15 @@ fn the_other_buttons() {
     let fake = Fake::start(|_, request| right(request));
     assert_eq!(fake.ctl("vm reset").well(), "the VM is being reset\n");
     assert_eq!(fake.ctl("vm nmi").well(), "the NMI line was pulled\n");
+    assert_eq!(fake.ctl("vm pause").well(), "the VM is being paused\n");
+    assert_eq!(fake.ctl("vm resume").well(), "the VM goes on\n");
     assert_eq!(
         fake.lines(),
         [
             "POST /api/v1/vm/actions/reset",
-            "POST /api/v1/vm/actions/nmi"
+            "POST /api/v1/vm/actions/nmi",
+            "POST /api/v1/vm/actions/pause",
+            "POST /api/v1/vm/actions/resume"
         ]
     );
 }
@@ -201,6 +209,8 @@ memory      1GiB
 disks       disk0: /srv/a.img (read-only, 4 queues)
 NICs        nic0: bridge br0, VLAN 7 (02:00:5e:00:00:07)
 serial      file /var/log/web
+timeline    machine built after 12.3 ms
+            init up after 2500.0 ms
 last event  2
 "
     );

@@ -66,6 +66,12 @@ pub fn answer(status: u16, body: &Value) -> Vec<u8> {
     format!("HTTP/1.1 {status} Word\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
 }
 
+/// Metrics.
+pub fn text(body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+}
+
 /// The beginning of a stream of events, and these messages; its end is missing.
 pub fn stream(messages: &str) -> Vec<u8> {
     let head =
