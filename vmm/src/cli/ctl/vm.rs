@@ -68,6 +68,11 @@ struct End {
 }
 
 impl Life {
+    /// Whether it will soon be known how the start went.
+    fn is_under_way(&self) -> bool {
+        matches!(self.state.as_str(), "starting" | "stopping")
+    }
+
     fn is_over(&self) -> bool {
         self.state == "ended"
     }
@@ -105,9 +110,7 @@ async fn create(session: &Session, args: &CreateArgs) -> Result<(), CtlError> {
         let ctl = session.command();
         format!("the VM is still being started\n  to see how it is: {ctl} vm show")
     };
-    let started = watch(session, answer, |life| {
-        life.state == "running" || life.is_over()
-    });
+    let started = watch(session, answer, |life| !life.is_under_way());
     let (life, answer) = session.wait_for(limit, advice, started).await?;
     session.print_json(&answer.text)?;
     session.say(&life.outcome()?)

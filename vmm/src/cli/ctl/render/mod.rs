@@ -54,7 +54,9 @@ impl Colour {
     fn of_state(word: &str) -> Self {
         match word {
             "running" | "present" | "succeeded" | "powered-off" => Self::Green,
-            "starting" | "resetting" | "stopping" | "adding" | "removing" | "reset" => Self::Yellow,
+            "starting" | "paused" | "resetting" | "stopping" | "adding" | "removing" | "reset" => {
+                Self::Yellow
+            }
             "failed" | "crashed" => Self::Red,
             _ => Self::None,
         }

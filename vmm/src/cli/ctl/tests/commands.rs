@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use paddock_api::resource::Action;
 use serde_json::{Value, json};
 
 use super::answers;
@@ -177,21 +178,13 @@ fn the_answer_itself_with_json() {
 }
 
 #[test]
-fn the_other_buttons() {
+fn every_action_has_a_command_of_its_name() {
     let fake = Fake::start(|_, request| right(request));
-    assert_eq!(fake.ctl("vm reset").well(), "the VM is being reset\n");
-    assert_eq!(fake.ctl("vm nmi").well(), "the NMI line was pulled\n");
-    assert_eq!(fake.ctl("vm pause").well(), "the VM is being paused\n");
-    assert_eq!(fake.ctl("vm resume").well(), "the VM goes on\n");
-    assert_eq!(
-        fake.lines(),
-        [
-            "POST /api/v1/vm/actions/reset",
-            "POST /api/v1/vm/actions/nmi",
-            "POST /api/v1/vm/actions/pause",
-            "POST /api/v1/vm/actions/resume"
-        ]
-    );
+    for action in Action::ALL {
+        assert_ne!(fake.ctl(&format!("vm {action}")).well(), "");
+        let asked = fake.lines().pop().unwrap();
+        assert_eq!(asked, format!("POST /api/v1/vm/actions/{action}"));
+    }
 }
 
 #[test]

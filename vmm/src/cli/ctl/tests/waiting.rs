@@ -135,7 +135,7 @@ fn cancelling_waits_too() {
 fn a_vm_is_waited_for_until_it_runs() {
     let fake = script(&[
         (201, vm("starting")),
-        (200, vm("starting")),
+        (200, vm("stopping")),
         (200, vm("running")),
     ]);
     assert_eq!(
