@@ -64,7 +64,12 @@ fn a_guest_stands_still_and_goes_on() {
     let apart = guest.abs_diff(i64::try_from(host.as_secs()).unwrap());
     assert!(apart <= 3, "{apart} s apart");
     let messages = vm.shell("dmesg");
-    for complaint in ["soft lockup", "rcu_sched", "hung_task", "unstable"] {
+    for complaint in [
+        "soft lockup",
+        "rcu: INFO",
+        "blocked for more than",
+        "Marking clocksource",
+    ] {
         assert!(!messages.contains(complaint), "{messages}");
     }
 
