@@ -7,13 +7,16 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::shutdown::{Shutdown, Step};
+use super::shutdown::{STOP_DEADLINE, Shutdown, Step};
 use crate::driver::{Request, VmHandle, VmState};
 
 /// How long the API's clients may take for what is being answered when the process ends.
 pub const API_DEADLINE: Duration = Duration::from_secs(2);
 /// Threads for what may block. One VM does one such step at a time, and a few may be left behind on dead disks.
 const BLOCKING_THREADS: usize = 8;
+
+/// What the end of the process takes beyond that of its VM: answers to the API's clients, and the last output.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// The VM is not stopped when it should have been.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,12 @@ pub fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "raising the limit on open files");
     }
+}
+
+/// How long the process may take to end once it is asked to, where the guest has `grace` to power off.
+#[must_use]
+pub fn ending_takes(grace: Duration) -> Duration {
+    grace + STOP_DEADLINE + LAST_STEPS
 }
 
 /// The signals that mean something.
@@ -123,6 +132,12 @@ impl Ending {
     pub fn stop(&mut self) -> Result<(), Stuck> {
         let step = self.shutdown.stop(Instant::now());
         self.take(step)
+    }
+
+    /// How long the process may take to end from now on, at most.
+    #[must_use]
+    pub fn most(&self) -> Duration {
+        ending_takes(self.shutdown.grace())
     }
 
     /// Waits for the moment to call [`timeout`](Self::timeout), if one ever comes. Does not hold on to `self`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_api::server::{ApiSocket, Limits, Server, SocketError};
+use paddock_api::service::VmService;
 use paddock_api::spec::{JsonPointer, VmSpec};
 use tokio::sync::{mpsc, watch};
 
@@ -24,6 +25,8 @@ use crate::driver::{self, Driver, Outcome, Request, VmHandle, VmState};
 use crate::error::chain;
 use crate::metrics::timeline;
 use crate::slot::VmSlot;
+use crate::systemd::herald::{Herald, Role};
+use crate::systemd::inherited::inherited;
 use crate::terminal::Command;
 
 /// Why `paddock run` failed, apart from a wrong spec.
@@ -125,6 +128,8 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
     let (slot, vm, driver) = VmSlot::holding(spec, Box::new(|_, _| Ok(ends)));
     let result = runtime.block_on(async {
         let signals = Signals::catch().map_err(RunError::Runtime)?;
+        let notify = inherited().notify.as_ref();
+        let herald = Herald::start(notify, Role::Run, slot.journal());
         let server = socket
             .map(|socket| Server::start(socket, Arc::new(slot), Limits::default()))
             .transpose()
@@ -136,9 +141,11 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
             status: vm.watch(),
             ending: Ending::new(vm.clone(), grace),
             vm,
+            herald: &herald,
             commands: None,
         };
         let result = attendant.attend(driver, signals, &mut frontend).await;
+        herald.finish().await;
         if let Some(server) = server {
             server.shut_down(API_DEADLINE).await;
         }
@@ -166,15 +173,17 @@ fn farewell(outcome: &Outcome) -> &'static str {
 }
 
 /// Stands between the outside and the VM while it runs.
-struct Attendant {
+struct Attendant<'a> {
     vm: VmHandle,
     status: watch::Receiver<driver::Status>,
     ending: Ending,
+    /// Tells whoever started the process that it is about to end.
+    herald: &'a Herald,
     /// Typed commands, once the terminal is attached.
     commands: Option<mpsc::Receiver<Command>>,
 }
 
-impl Attendant {
+impl Attendant<'_> {
     async fn attend(
         mut self,
         driver: Driver,
@@ -186,8 +195,14 @@ impl Attendant {
             tokio::select! {
                 outcome = &mut driver => return Ok(outcome?),
                 meaning = signals.next() => match meaning {
-                    Meaning::End => self.ending.interrupt()?,
-                    Meaning::EndNow => self.ending.stop()?,
+                    Meaning::End => {
+                        self.herald.stopping(self.ending.most());
+                        self.ending.interrupt()?;
+                    }
+                    Meaning::EndNow => {
+                        self.herald.stopping(self.ending.most());
+                        self.ending.stop()?;
+                    }
                     Meaning::Resumed => frontend.resumed(),
                 },
                 command = next(&mut self.commands) => self.obey(command)?,

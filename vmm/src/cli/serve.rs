@@ -8,16 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_api::server::{ApiSocket, Limits, Server, SocketError};
+use paddock_api::service::VmService;
 
 use super::args::ServeArgs;
 use super::process::{
-    API_DEADLINE, Ending, Meaning, Signals, Stuck, raise_descriptor_limit, runtime,
+    API_DEADLINE, Ending, Meaning, Signals, Stuck, ending_takes, raise_descriptor_limit, runtime,
 };
 use super::{Status, fail, logging};
 use crate::driver::{VmHandle, VmState};
 use crate::error::chain;
 use crate::metrics::timeline;
 use crate::slot::VmSlot;
+use crate::systemd::herald::{Herald, Role};
+use crate::systemd::inherited::inherited;
 
 /// How long the end waits for what the guest printed last to be written to the consoles' files.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
@@ -54,8 +57,12 @@ fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
         let slot = VmSlot::default();
         let server = Server::start(socket, Arc::new(slot.clone()), Limits::default())?;
         timeline::api_ready();
+        let notify = inherited().notify.as_ref();
+        let herald = Herald::start(notify, Role::Serve, slot.journal());
         tracing::info!(socket = %args.api_socket.display(), "the API is ready");
-        let ended = attend(&slot, signals, Duration::from_secs(args.shutdown_timeout)).await;
+        let grace = Duration::from_secs(args.shutdown_timeout);
+        let ended = attend(&slot, signals, &herald, grace).await;
+        herald.finish().await;
         server.shut_down(API_DEADLINE).await;
         Ok(ended?)
     });
@@ -65,11 +72,17 @@ fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
 }
 
 /// Waits for a signal that ends the process, and then for the end of the VM, if there is one.
-async fn attend(slot: &VmSlot, mut signals: Signals, grace: Duration) -> Result<(), Stuck> {
+async fn attend(
+    slot: &VmSlot,
+    mut signals: Signals,
+    herald: &Herald,
+    grace: Duration,
+) -> Result<(), Stuck> {
     let mut meaning = signals.next().await;
     while meaning == Meaning::Resumed {
         meaning = signals.next().await;
     }
+    herald.stopping(ending_takes(grace));
     slot.close();
     let Some(vm) = slot.vm() else {
         return Ok(());

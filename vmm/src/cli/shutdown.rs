@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 /// How long the VM has to stop once it must: disks are drained within it.
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+pub const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,12 @@ impl Shutdown {
             state: State::Running,
             grace,
         }
+    }
+
+    /// How long the guest has to power off.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// Someone wants the VM to end: SIGTERM and its like.

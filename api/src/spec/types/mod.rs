@@ -4,6 +4,7 @@ mod byte_size;
 mod choices;
 mod mac;
 mod number;
+mod passed;
 mod text;
 
 pub use byte_size::{ByteSize, HugePageSize};
@@ -11,6 +12,7 @@ pub use choices::{ConsoleTarget, DirectIo, DiskEngine, OnReset};
 pub use mac::MacAddr;
 pub(crate) use number::in_range;
 pub use number::{Mtu, QueueSize, VlanId};
+pub use passed::PassedFd;
 pub use text::{DeviceId, DiskSerial, InterfaceName, PortName, VmName};
 pub use uuid::Uuid;
 
