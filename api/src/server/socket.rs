@@ -1,10 +1,12 @@
 //! The API's unix socket in the file system, and who may use it.
 //!
 //! Made with mode 0600 from the start and removed when its owner goes. A leftover that nobody listens on is replaced; whatever else is
-//! at the path is left alone.
+//! at the path is left alone. A socket that somebody else made and passed in keeps the file, owner and mode it has; its clients are
+//! looked at all the same.
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,16 @@ pub enum SocketError {
     /// The path cannot be a socket's.
     #[error("{}: the path of a unix socket has 1 to {MAX_PATH} bytes", .0.display())]
     Path(PathBuf),
+    /// What was passed in is something else.
+    #[error(
+        "{name}: the passed descriptor is {found}; the API needs a unix stream socket that listens, such as ListenStream=/PATH in a socket unit makes"
+    )]
+    NotListening {
+        /// How it was asked for.
+        name: String,
+        /// What it is.
+        found: &'static str,
+    },
     /// The host refuses.
     #[error("{}: {action}", path.display())]
     Host {
@@ -46,7 +58,8 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct ApiSocket {
     listener: UnixListener,
-    file: SocketFile,
+    /// None of ours for a socket that was passed in.
+    file: Option<SocketFile>,
 }
 
 /// The socket's file; removed on drop.
@@ -85,15 +98,40 @@ impl ApiSocket {
             fs::symlink_metadata(path).map_err(failed("looking at the API's new socket"))?;
         Ok(Self {
             listener,
-            file: SocketFile {
+            file: Some(SocketFile {
                 path: path.to_owned(),
                 identity: (metadata.dev(), metadata.ino()),
-            },
+            }),
+        })
+    }
+
+    /// Takes a socket that somebody else made, and that listens already. `name` is how it was asked for.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn adopt(socket: OwnedFd, name: &str) -> Result<Self, SocketError> {
+        if let Some(found) = not_listening(&socket) {
+            let name = name.to_owned();
+            return Err(SocketError::NotListening { name, found });
+        }
+        let listener = UnixListener::from(socket);
+        listener
+            .set_nonblocking(true)
+            .map_err(|source| SocketError::Host {
+                path: name.into(),
+                action: "making the passed socket non-blocking",
+                source,
+            })?;
+        Ok(Self {
+            listener,
+            file: None,
         })
     }
 
     /// The parts, for a task that accepts.
-    pub(super) fn into_listener(self) -> io::Result<(tokio::net::UnixListener, SocketFile)> {
+    pub(super) fn into_listener(
+        self,
+    ) -> io::Result<(tokio::net::UnixListener, Option<SocketFile>)> {
         let listener = tokio::net::UnixListener::from_std(self.listener)?;
         Ok((listener, self.file))
     }
@@ -119,7 +157,7 @@ pub(super) fn is_welcome(client: &tokio::net::UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
-fn new_socket() -> Result<rustix::fd::OwnedFd, Errno> {
+fn new_socket() -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -135,6 +173,20 @@ fn listen(address: &SocketAddrUnix) -> Result<UnixListener, Errno> {
     rustix::net::bind(&socket, address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
+}
+
+/// What a descriptor is that is no unix stream socket that listens.
+fn not_listening(socket: &OwnedFd) -> Option<&'static str> {
+    use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+    match (socket_domain(socket), socket_type(socket)) {
+        (Err(_), _) | (_, Err(_)) => Some("no socket"),
+        (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) => match socket_acceptconn(socket) {
+            Ok(true) => None,
+            _ => Some("a unix stream socket that does not listen"),
+        },
+        (Ok(AddressFamily::UNIX), Ok(_)) => Some("a unix socket of another type"),
+        _ => Some("a socket of another family"),
+    }
 }
 
 /// Removes a socket that nobody listens on any more.
@@ -206,6 +258,47 @@ mod tests {
         let _second = ApiSocket::bind(&path).unwrap();
         drop(first);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_passed_socket_serves_and_keeps_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+        let socket = ApiSocket::adopt(listener.into(), "fd:api").unwrap();
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let runtime = { tokio::runtime::Builder::new_current_thread() }
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (listener, file) = socket.into_listener().unwrap();
+            assert!(file.is_none());
+            let (client, _) = listener.accept().await.unwrap();
+            assert!(is_welcome(&client));
+        });
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+    }
+
+    #[test]
+    fn what_was_passed_and_is_no_listening_socket() {
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+        let file: OwnedFd = fs::File::open("/dev/null").unwrap().into();
+        let tcp: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+        let stream: OwnedFd = UnixStream::pair().unwrap().0.into();
+        let datagram: OwnedFd = UnixDatagram::unbound().unwrap().into();
+        for (fd, expected) in [
+            (file, "is no socket;"),
+            (tcp, "another family;"),
+            (stream, "does not listen;"),
+            (datagram, "another type;"),
+        ] {
+            let error = ApiSocket::adopt(fd, "fd:7").unwrap_err().to_string();
+            assert!(error.starts_with("fd:7: "), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -235,9 +235,9 @@ pub struct RunArgs {
     )]
     pub shutdown_timeout: u64,
 
-    /// Offer the HTTP API on a unix socket at PATH; see `paddock serve --help`
+    /// Offer the HTTP API on a unix socket at PATH, or on one passed in as fd:N or fd:NAME; see `paddock serve --help`
     ///
-    /// A client that deletes the VM ends the command.
+    /// On by itself where LISTEN_FDS passes a socket named api, or a single one. A client that deletes the VM ends the command.
     #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
     pub api_socket: Option<PathBuf>,
 
@@ -349,9 +349,12 @@ pub struct SpecArgs {
 /// `paddock serve`
 #[derive(Debug, Default, Args)]
 pub struct ServeArgs {
-    /// Where: a unix socket that is made at PATH, for this user and root
+    /// Where: a unix socket that is made at PATH, for this user and root; or fd:N, fd:NAME [default: the one passed in]
+    ///
+    /// fd:N and fd:NAME are a socket that listens already and was passed to the process, by its number or its name in
+    /// LISTEN_FDNAMES. The one named api, or the only one in LISTEN_FDS, needs not be asked for: a systemd socket unit is enough.
     #[arg(long, value_name = "PATH")]
-    pub api_socket: PathBuf,
+    pub api_socket: Option<PathBuf>,
 
     /// How long the guest has to power off when the process is to end, before the VM is stopped
     #[arg(
@@ -563,11 +566,11 @@ mod tests {
             }
         };
         let args = serve(&["--api-socket", "/run/a.sock", "--log-level", "info"]).unwrap();
-        assert_eq!(args.api_socket, PathBuf::from("/run/a.sock"));
+        assert_eq!(args.api_socket, Some(PathBuf::from("/run/a.sock")));
+        assert_eq!(serve(&[]).unwrap().api_socket, None);
         assert_eq!(args.shutdown_timeout, 30);
         for bad in [
-            &[][..],
-            &["--api-socket"],
+            &["--api-socket"][..],
             &["--api-socket", "a", "--kernel", "k"],
             &["--api-socket", "a", "--shutdown-timeout", "86401"],
         ] {

@@ -7,6 +7,7 @@ pub mod args;
 mod colours;
 mod ctl;
 mod doctor;
+mod endpoint;
 mod flags;
 mod frontend;
 mod logging;

@@ -7,12 +7,13 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use paddock_api::server::{ApiSocket, Limits, Server, SocketError};
+use paddock_api::server::{Limits, Server};
 use paddock_api::service::VmService;
 use paddock_api::spec::{JsonPointer, VmSpec};
 use tokio::sync::{mpsc, watch};
 
 use super::args::{EscapeChoice, RunArgs};
+use super::endpoint::{Endpoint, EndpointError};
 use super::frontend::Frontend;
 use super::process::{
     self, API_DEADLINE, Ending, Meaning, Signals, Stuck, raise_descriptor_limit, runtime,
@@ -35,7 +36,7 @@ enum RunError {
     #[error("starting the control plane")]
     Runtime(#[source] io::Error),
     #[error(transparent)]
-    Socket(#[from] SocketError),
+    Socket(#[from] EndpointError),
     #[error(transparent)]
     Vm(#[from] Error),
     #[error(transparent)]
@@ -64,6 +65,9 @@ pub(super) fn run(args: &RunArgs) -> Status {
     raise_descriptor_limit();
     match run_vm(spec, args) {
         Ok(outcome) => ended(&outcome),
+        Err(ref error @ RunError::Socket(ref cause)) if cause.is_usage() => {
+            fail(Status::Usage, &chain(error))
+        }
         Err(error) => fail(Status::Error, &explain(&error, &origins)),
     }
 }
@@ -115,10 +119,9 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
         Some(EscapeChoice::Key(key)) => Some(key),
         None => Some(Default::default()),
     };
-    let socket = args
-        .api_socket
-        .as_deref()
-        .map(ApiSocket::bind)
+    let passed = &inherited().descriptors;
+    let socket = Endpoint::choose(args.api_socket.as_deref(), passed)?
+        .map(|endpoint| endpoint.open(passed))
         .transpose()?;
     let ends = ConsoleEnds::open(&spec.console, None).map_err(Error::from)?;
     let ends = Arc::new(ends);

@@ -7,10 +7,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paddock_api::server::{ApiSocket, Limits, Server, SocketError};
+use paddock_api::server::{Limits, Server};
 use paddock_api::service::VmService;
 
 use super::args::ServeArgs;
+use super::endpoint::{Endpoint, EndpointError};
 use super::process::{
     API_DEADLINE, Ending, Meaning, Signals, Stuck, ending_takes, raise_descriptor_limit, runtime,
 };
@@ -28,8 +29,12 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 /// Why `paddock serve` failed.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
+    #[error(
+        "--api-socket is missing: say where, or pass a listening socket in, which no LISTEN_FDS of this process lists"
+    )]
+    Nowhere,
     #[error(transparent)]
-    Socket(#[from] SocketError),
+    Socket(#[from] EndpointError),
     #[error("starting the control plane")]
     Runtime(#[from] io::Error),
     #[error(transparent)]
@@ -44,12 +49,23 @@ pub(super) fn serve(args: &ServeArgs) -> Status {
     raise_descriptor_limit();
     match serve_until_signalled(args) {
         Ok(()) => Status::Success,
-        Err(error) => fail(Status::Error, &chain(&error)),
+        Err(error) => {
+            let usage = match &error {
+                ServeError::Nowhere => true,
+                ServeError::Socket(cause) => cause.is_usage(),
+                _ => false,
+            };
+            let status = if usage { Status::Usage } else { Status::Error };
+            fail(status, &chain(&error))
+        }
     }
 }
 
 fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
-    let socket = ApiSocket::bind(&args.api_socket)?;
+    let passed = &inherited().descriptors;
+    let endpoint = Endpoint::choose(args.api_socket.as_deref(), passed)?;
+    let endpoint = endpoint.ok_or(ServeError::Nowhere)?;
+    let socket = endpoint.open(passed)?;
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         // Before the first client can know that the process is there.
@@ -59,7 +75,7 @@ fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
         timeline::api_ready();
         let notify = inherited().notify.as_ref();
         let herald = Herald::start(notify, Role::Serve, slot.journal());
-        tracing::info!(socket = %args.api_socket.display(), "the API is ready");
+        tracing::info!(socket = %endpoint, "the API is ready");
         let grace = Duration::from_secs(args.shutdown_timeout);
         let ended = attend(&slot, signals, &herald, grace).await;
         herald.finish().await;
