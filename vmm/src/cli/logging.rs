@@ -1,17 +1,22 @@
 //! Logs: tracing to standard error, as text or as JSON lines.
 //!
 //! Lines come from any thread, also from vCPU threads, and standard error may be a terminal whose user pressed Ctrl-S. So they go
-//! through an [`Output`] and never block. On a terminal, which may be in raw mode, they end in CR LF.
+//! through an [`Output`] and never block. On a terminal, which may be in raw mode, they end in CR LF. For the journal they carry their
+//! severity, and neither times nor colours.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use tracing::Metadata;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::args::{LogArgs, LogFormat, LogLevel};
 use super::colours;
+use crate::systemd::inherited::inherited;
+use crate::systemd::journal::{self, Priority};
 use crate::terminal::{Output, raw};
 
 /// How long the end of the process waits for somebody to read the last lines.
@@ -23,7 +28,37 @@ static STDERR: OnceLock<Stderr> = OnceLock::new();
 #[derive(Debug)]
 struct Stderr {
     output: Output,
-    terminal: bool,
+    reader: Reader,
+}
+
+/// Who reads standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Terminal,
+    Journal,
+    Other,
+}
+
+impl Reader {
+    fn find() -> Self {
+        let stderr = io::stderr();
+        if stderr.is_terminal() {
+            Self::Terminal
+        } else if journal::is_journal(&stderr, std::env::var_os("JOURNAL_STREAM").as_deref()) {
+            Self::Journal
+        } else {
+            Self::Other
+        }
+    }
+
+    /// The text as this reader wants it.
+    fn form(self, text: &[u8], priority: Priority) -> Cow<'_, [u8]> {
+        match self {
+            Self::Terminal => with_carriage_returns(text).into(),
+            Self::Journal => journal::with_priority(text, priority).into(),
+            Self::Other => text.into(),
+        }
+    }
 }
 
 /// Starts to log, and makes a panic give the terminal back. The first call decides.
@@ -31,9 +66,9 @@ struct Stderr {
 /// # Errors
 /// When the host gives no thread.
 pub fn start(args: LogArgs) -> io::Result<()> {
-    let terminal = io::stderr().is_terminal();
+    let reader = Reader::find();
     let output = Output::new("log", io::stderr())?;
-    if STDERR.set(Stderr { output, terminal }).is_err() {
+    if STDERR.set(Stderr { output, reader }).is_err() {
         return Ok(());
     }
     let level = match args.log_level {
@@ -45,14 +80,21 @@ pub fn start(args: LogArgs) -> io::Result<()> {
     };
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(LogWriter)
+        .with_writer(LogMaker)
         .with_target(level >= LevelFilter::DEBUG)
-        .with_ansi(terminal && colours::wanted());
+        .with_ansi(reader == Reader::Terminal && colours::wanted());
     match args.log_format {
+        // The journal has the time, and the severity as a field.
+        LogFormat::Text if reader == Reader::Journal => {
+            builder.without_time().with_level(false).init();
+        }
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     catch_panics();
+    for remark in &inherited().remarks {
+        tracing::warn!("the environment: {remark}");
+    }
     Ok(())
 }
 
@@ -67,7 +109,12 @@ fn catch_panics() {
 
 /// Tells the user something, in one line or several, between the log lines and the guest's output.
 pub fn tell(text: &str) {
-    LogWriter.line(text);
+    LogWriter(Priority::Info).line(text);
+}
+
+/// Tells the user what went wrong.
+pub fn tell_error(text: &str) {
+    LogWriter(Priority::Error).line(text);
 }
 
 /// Waits for what was logged and told to be written, for a moment.
@@ -78,9 +125,9 @@ pub fn flush() {
     }
 }
 
-/// Hands lines to [`STDERR`].
+/// Hands lines of one severity to [`STDERR`].
 #[derive(Debug, Clone, Copy)]
-struct LogWriter;
+struct LogWriter(Priority);
 
 impl LogWriter {
     fn line(self, text: &str) {
@@ -91,12 +138,12 @@ impl LogWriter {
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match STDERR.get() {
-            Some(stderr) if stderr.terminal => {
-                stderr.output.write(&with_carriage_returns(bytes));
-            }
-            Some(stderr) => stderr.output.write(bytes),
-            // Before the start, or in a command that does not log.
-            None => io::stderr().write_all(bytes)?,
+            Some(stderr) => stderr.output.write(&stderr.reader.form(bytes, self.0)),
+            // Before the start, or in a command that does not log; the terminal is not raw.
+            None => match Reader::find() {
+                Reader::Terminal => io::stderr().write_all(bytes)?,
+                reader => io::stderr().write_all(&reader.form(bytes, self.0))?,
+            },
         }
         Ok(bytes.len())
     }
@@ -106,11 +153,19 @@ impl Write for LogWriter {
     }
 }
 
-impl<'a> MakeWriter<'a> for LogWriter {
-    type Writer = Self;
+/// Makes a [`LogWriter`] for each event.
+#[derive(Debug, Clone, Copy)]
+struct LogMaker;
 
-    fn make_writer(&'a self) -> Self {
-        *self
+impl<'a> MakeWriter<'a> for LogMaker {
+    type Writer = LogWriter;
+
+    fn make_writer(&'a self) -> LogWriter {
+        LogWriter(Priority::Info)
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> LogWriter {
+        LogWriter(Priority::from(metadata.level()))
     }
 }
 
@@ -134,5 +189,52 @@ mod tests {
     #[test]
     fn terminals_get_carriage_returns() {
         assert_eq!(with_carriage_returns(b"a\nb\n"), b"\ra\r\nb\r\n");
+    }
+
+    #[test]
+    fn each_reader_gets_its_form() {
+        let form = |reader: Reader| reader.form(b"a\nb\n", Priority::Warning).into_owned();
+        assert_eq!(form(Reader::Terminal), b"\ra\r\nb\r\n");
+        assert_eq!(form(Reader::Journal), b"<4>a\n<4>b\n");
+        assert_eq!(form(Reader::Other), b"a\nb\n");
+    }
+
+    #[test]
+    fn an_event_has_the_severity_of_its_level() {
+        let made = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let seen = std::sync::Arc::clone(&made);
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(LevelFilter::TRACE)
+            .with_writer(Spy(seen))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!("a");
+            tracing::warn!("b");
+            tracing::info!("c");
+            tracing::debug!("d");
+        });
+        let expected = [
+            Priority::Error,
+            Priority::Warning,
+            Priority::Info,
+            Priority::Debug,
+        ];
+        assert_eq!(*made.lock(), expected);
+    }
+
+    /// Remembers the severities, and throws the lines away.
+    struct Spy(std::sync::Arc<parking_lot::Mutex<Vec<Priority>>>);
+
+    impl<'a> MakeWriter<'a> for Spy {
+        type Writer = io::Sink;
+
+        fn make_writer(&'a self) -> io::Sink {
+            io::sink()
+        }
+
+        fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> io::Sink {
+            self.0.lock().push(LogMaker.make_writer_for(metadata).0);
+            io::sink()
+        }
     }
 }

@@ -59,6 +59,6 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Prints an error and gives the status it stands for.
 fn fail(status: Status, error: &str) -> Status {
-    logging::tell(&format!("error: {error}"));
+    logging::tell_error(&format!("error: {error}"));
     status
 }
