@@ -39,6 +39,11 @@ Signals
   SIGTERM, SIGINT and SIGHUP press the power button; after --shutdown-timeout, or on a second signal, the VM is stopped. \
 SIGQUIT stops it at once.
 
+As a service
+  With NOTIFY_SOCKET the service manager hears READY when the guest runs, the VM's state as STATUS, STOPPING, and a sign of life for \
+WATCHDOG_USEC. Logs for the journal have priorities and no times. A socket named api in LISTEN_FDS serves the API. The templates \
+paddock@.service and paddock@.socket in vmm/systemd/ use all of it.
+
 Exit status
   0  the guest powered off
   1  an error: something is missing on the host, or cannot be opened
@@ -72,6 +77,9 @@ The API
     GET /metrics                    what it does and costs, for Prometheus; also without /api/v1
   `paddock ctl` makes these calls for people and scripts.
   A VM made this way has no terminal: its consoles are off, or files.
+
+As a service
+  Ready, for a service manager that waits for it (NOTIFY_SOCKET), is the process when the API answers. See `paddock run --help`.
 
 Signals
   SIGTERM, SIGINT and SIGHUP press the VM's power button; after --shutdown-timeout, or on a second signal, it is stopped. SIGQUIT \
@@ -595,6 +603,7 @@ mod tests {
             "What to boot:",
             "io_uring",
             "socat -,raw,echo=0",
+            "NOTIFY_SOCKET",
         ] {
             assert!(help.contains(text), "{text} is not in\n{help}");
         }

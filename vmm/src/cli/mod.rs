@@ -19,6 +19,8 @@ mod serve;
 mod shutdown;
 mod spec;
 mod status;
+#[cfg(test)]
+mod units;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

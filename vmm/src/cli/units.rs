@@ -1,0 +1,89 @@
+//! The unit templates in `vmm/systemd`, held against what the command takes and against systemd's own reader.
+
+use std::fs;
+use std::io;
+use std::process::Command as Program;
+use std::time::Duration;
+
+use clap::Parser;
+
+use super::args::{Cli, Command};
+use super::process::ending_takes;
+
+const SERVICE: &str = include_str!("../../systemd/paddock@.service");
+const SOCKET: &str = include_str!("../../systemd/paddock@.socket");
+
+/// The value of a setting that is there once.
+fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
+    let mut values = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    match (values.next(), values.next()) {
+        (Some(value), None) => value,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+#[test]
+fn the_service_runs_a_command_that_there_is() {
+    let words = setting(SERVICE, "ExecStart").split_whitespace();
+    let cli = Cli::try_parse_from(words).unwrap();
+    let Command::Run(args) = cli.command else {
+        panic!("not run");
+    };
+    assert!(args.vm.spec.is_some());
+    let stop: u64 = setting(SERVICE, "TimeoutStopSec").parse().unwrap();
+    let grace = Duration::from_secs(args.shutdown_timeout);
+    assert!(Duration::from_secs(stop) >= ending_takes(grace));
+    assert_eq!(setting(SERVICE, "Type"), "notify");
+    // The socket needs not be named on the command line.
+    assert!(args.api_socket.is_none());
+    assert_eq!(
+        setting(SOCKET, "FileDescriptorName"),
+        crate::systemd::descriptors::API
+    );
+    let runtime = format!("/run/{}/", setting(SERVICE, "RuntimeDirectory"));
+    let socket = setting(SOCKET, "ListenStream");
+    assert!(
+        !socket.starts_with(&runtime),
+        "the directory goes with the service, and would take the socket along"
+    );
+}
+
+/// What systemd says of the templates, with a program that is there. `None` where it is not installed.
+fn verify(service: &str, socket: &str) -> Option<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let own = std::env::current_exe().unwrap();
+    let service = service.replace("/usr/bin/paddock", own.to_str().unwrap());
+    fs::write(path("paddock@.service"), service).unwrap();
+    fs::write(path("paddock@.socket"), socket).unwrap();
+    let output = Program::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .args([path("paddock@web.service"), path("paddock@web.socket")])
+        .output();
+    match output {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{said}");
+            // What it says of the host's own units is not about ours.
+            let ours = said.lines().filter(|line| line.contains("paddock"));
+            Some(ours.collect::<Vec<_>>().join("\n"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => panic!("systemd-analyze: {error}"),
+    }
+}
+
+#[test]
+fn systemd_takes_the_units() {
+    let Some(said) = verify(SERVICE, SOCKET) else {
+        eprintln!("systemd-analyze is not installed: the units are not verified");
+        return;
+    };
+    assert_eq!(said, "");
+    // It succeeds whatever it finds: make sure that it would have said so.
+    let mistaken = SERVICE.replace("KillMode=mixed", "KillMode=mixt");
+    let said = verify(&mistaken, SOCKET).unwrap();
+    assert!(said.contains("mixt"), "{said}");
+}
