@@ -54,6 +54,9 @@ pub struct VmBuilder {
     command_line: String,
     arguments: Vec<String>,
     api: bool,
+    boot_files: Option<[String; 2]>,
+    launcher: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Default for VmBuilder {
@@ -66,6 +69,9 @@ impl Default for VmBuilder {
             command_line: "console=ttyS0 quiet panic=-1".to_owned(),
             arguments: Vec::new(),
             api: false,
+            boot_files: None,
+            launcher: Vec::new(),
+            environment: Vec::new(),
         }
     }
 }
@@ -129,6 +135,42 @@ impl VmBuilder {
         self
     }
 
+    /// What `--kernel` and `--initramfs` say.
+    #[must_use]
+    pub fn boot_files(mut self, kernel: &str, initramfs: &str) -> Self {
+        self.boot_files = Some([kernel, initramfs].map(str::to_owned));
+        self
+    }
+
+    /// Starts this command instead of `paddock`, with the same arguments behind its own: it is to become `paddock`.
+    #[must_use]
+    pub fn launcher<S: ToString>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.launcher = words.into_iter().map(|word| word.to_string()).collect();
+        self
+    }
+
+    /// Sets a variable for the process.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The process, without its arguments.
+    fn process(&self) -> Command {
+        let mut command = match self.launcher.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words);
+                command
+            }
+            None => Command::new(files::paddock()),
+        };
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
+        command.envs(environment);
+        command
+    }
+
     /// Starts the process and waits for the guest's probe.
     ///
     /// # Panics
@@ -147,12 +189,16 @@ impl VmBuilder {
     #[must_use]
     pub fn start(self) -> Vm {
         let directory = Directory::new();
-        let mut command = Command::new(files::paddock());
+        let [kernel, initramfs] = match &self.boot_files {
+            Some(files) => files.each_ref().map(PathBuf::from),
+            None => [self.kernel.path(), files::guest(self.initramfs)],
+        };
+        let mut command = self.process();
         command
             .args(["run", "--log-level", "info", "--kernel"])
-            .arg(self.kernel.path())
+            .arg(kernel)
             .arg("--initramfs")
-            .arg(files::guest(self.initramfs))
+            .arg(initramfs)
             .args(["--cmdline", &self.command_line])
             .args(["--cpus", &self.cpus, "--memory", &self.memory])
             .arg("--port")
@@ -188,7 +234,7 @@ impl VmBuilder {
     }
 
     fn serve_in(self, directory: Directory, socket: &Path) -> Vm {
-        let mut command = Command::new(files::paddock());
+        let mut command = self.process();
         command
             .args(["serve", "--log-level", "info", "--api-socket"])
             .arg(socket)

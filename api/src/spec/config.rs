@@ -68,11 +68,12 @@ pub struct VmConfig {
     expecting = "an object such as {\"kernel\": \"/boot/vmlinuz\"}"
 )]
 pub struct BootConfig {
-    /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Required.
+    /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Required. Or `fd:N`, `fd:NAME`: a descriptor passed to the
+    /// process, by its number (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = true, min_length = 1)]
     pub kernel: Option<PathBuf>,
-    /// An initramfs for the kernel.
+    /// An initramfs for the kernel; or `fd:N`, `fd:NAME` as for the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1)]
     pub initramfs: Option<PathBuf>,
@@ -179,7 +180,8 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
-    /// A raw image file or a block device. Required.
+    /// A raw image file or a block device. Required. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process, by its number
+    /// (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = true, min_length = 1)]
     pub path: Option<PathBuf>,
@@ -218,9 +220,10 @@ pub struct NicConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
-    /// An existing tap of the host.
+    /// An existing tap of the host: its name of up to 15 bytes; or `fd:N`, `fd:NAME`, `fd:N+M+…`: descriptors of its queues, passed
+    /// to the process, one for each queue pair.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 15)]
+    #[schema(min_length = 1)]
     pub tap: Option<String>,
     /// An existing bridge of the host; a tap is made on it and removed with the VM.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -241,7 +244,7 @@ pub struct NicConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1280, maximum = 65521)]
     pub mtu: Option<u64>,
-    /// Pairs of queues, 1 to 8; 1 by default.
+    /// Pairs of queues, 1 to 8; 1 by default, or as many as `tap` has descriptors.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 8)]
     pub queue_pairs: Option<u64>,

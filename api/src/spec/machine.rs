@@ -13,7 +13,7 @@ use super::config::{
 };
 use super::types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
-    InterfaceName, MacAddr, Mtu, OnReset, PortName, QueueSize, Uuid, VlanId, VmName,
+    InterfaceName, MacAddr, Mtu, OnReset, PassedTap, PortName, QueueSize, Uuid, VlanId, VmName,
 };
 
 /// A VM that can be built, as far as one can tell without looking at the host.
@@ -156,6 +156,8 @@ pub struct Nic {
 pub enum NicAttachment {
     /// An existing tap, which no other NIC of the VM uses.
     Tap(InterfaceName),
+    /// A tap whose queues were passed to the process, as many as there are queue pairs.
+    PassedTap(PassedTap),
     /// A tap that is made on an existing bridge and removed with the VM.
     Bridge {
         /// The bridge.
@@ -292,12 +294,13 @@ impl From<&Disk> for DiskConfig {
 impl From<&Nic> for NicConfig {
     fn from(nic: &Nic) -> Self {
         let (tap, bridge, vlan) = match &nic.attachment {
-            NicAttachment::Tap(tap) => (Some(tap), None, None),
+            NicAttachment::Tap(tap) => (Some(tap.to_string()), None, None),
+            NicAttachment::PassedTap(tap) => (Some(tap.to_string()), None, None),
             NicAttachment::Bridge { bridge, vlan } => (None, Some(bridge), *vlan),
         };
         Self {
             id: Some(nic.id.to_string()),
-            tap: tap.map(InterfaceName::to_string),
+            tap,
             bridge: bridge.map(InterfaceName::to_string),
             vlan: vlan.map(|vlan| vlan.get().into()),
             mac: nic.mac.as_ref().map(MacAddr::to_string),

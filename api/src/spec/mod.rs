@@ -46,6 +46,6 @@ pub(crate) use source::read_json;
 pub use source::{Draft, SpecError, SyntaxError};
 pub use types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
-    InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PortName, QueueSize, Uuid, ValueError, VlanId,
-    VmName,
+    InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid,
+    ValueError, VlanId, VmName,
 };

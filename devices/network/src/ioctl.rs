@@ -44,13 +44,25 @@ pub(crate) fn attach(tun: &OwnedFd, name: &str, flags: c_int) -> io::Result<Stri
     request.ifr_ifru.ifru_flags = i16::from_ne_bytes(bits.to_ne_bytes());
     // SAFETY: TUNSETIFF reads and writes one ifreq, and `request` is one.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
-    let name: Vec<u8> = request
-        .ifr_name
-        .iter()
-        .map(|c| c.to_ne_bytes()[0])
-        .take_while(|c| *c != 0)
-        .collect();
-    Ok(String::from_utf8_lossy(&name).into_owned())
+    Ok(name_in(&request))
+}
+
+fn name_in(request: &libc::ifreq) -> String {
+    let name = request.ifr_name.iter().map(|c| c.to_ne_bytes()[0]);
+    let name: Vec<u8> = name.take_while(|c| *c != 0).collect();
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+/// `TUNGETIFF`: the interface that a queue is attached to, and its `IFF_*` flags.
+pub(crate) fn attached_to(tun: BorrowedFd<'_>) -> io::Result<(String, c_int)> {
+    // SAFETY: an ifreq of zero bytes is a valid one.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq, and `request` is one.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: TUNGETIFF wrote the flags, and any bytes are flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let flags = u16::from_ne_bytes(flags.to_ne_bytes());
+    Ok((name_in(&request), flags.into()))
 }
 
 /// `TUNSETVNETHDRSZ`: how many bytes of header precede each frame. Of the whole interface.

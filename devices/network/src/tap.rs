@@ -99,6 +99,53 @@ impl Tap {
         }
     }
 
+    /// Takes queues that somebody else opened and attached, one for each queue pair. `subject` is what to call them in errors.
+    ///
+    /// Needs no privilege at all. The MTU is known only if the interface is in this network namespace.
+    ///
+    /// # Errors
+    /// Says which of them is no queue of a tap as Paddock needs it: with virtio-net headers, without packet information, and
+    /// with several queues, of one tap with several.
+    pub fn adopt(queues: Vec<OwnedFd>, subject: &dyn fmt::Display) -> Result<Self, NetworkError> {
+        let wrong = |kind, message: String| NetworkError::new(kind, subject, message);
+        let mut attached = None;
+        for (index, queue) in queues.iter().enumerate() {
+            let (name, flags) = ioctl::attached_to(queue.as_fd()).map_err(|e| {
+                let message = format!("descriptor {} of it is no tap's queue; open /dev/net/tun and attach it with TUNSETIFF", index + 1);
+                wrong(Kind::WrongType, message).because(e)
+            })?;
+            check_flags(flags, queues.len() > 1)
+                .map_err(|(kind, message)| wrong(kind, format!("{name}: {message}")))?;
+            match &attached {
+                Some(first) if *first != name => {
+                    let message =
+                        format!("its descriptors are of different taps, {first} and {name}");
+                    return Err(wrong(Kind::WrongType, message));
+                }
+                _ => attached = Some(name),
+            }
+            rustix::io::ioctl_fionbio(queue, true).map_err(|e| {
+                wrong(Kind::Host, "making it non-blocking failed".to_owned()).because(e)
+            })?;
+        }
+        let Some(name) = attached else {
+            return Err(wrong(
+                Kind::InvalidSetting,
+                "there is no descriptor".to_owned(),
+            ));
+        };
+        let name: InterfaceName = name.parse()?;
+        // It may be in another network namespace, and this process may not be allowed to ask.
+        let found = Netlink::open()
+            .ok()
+            .and_then(|mut netlink| find_tap(&mut netlink, &name).ok());
+        if found.as_ref().is_some_and(|(link, _)| !link.up) {
+            tracing::warn!(tap = %name, "the tap is down and will pass nothing until it is raised");
+        }
+        let mtu = found.and_then(|(link, _)| mtu_of(&link));
+        Self::with_queues(name, queues, mtu)
+    }
+
     /// The tap's name.
     #[must_use]
     pub fn interface(&self) -> &InterfaceName {
@@ -260,6 +307,27 @@ impl Backend for Tap {
         }
         Ok(())
     }
+}
+
+/// Whether a queue was attached as [`TAP_FLAGS`] say.
+fn check_flags(flags: i32, several: bool) -> Result<(), (Kind, String)> {
+    let fail = |kind, message: &str| Err((kind, message.to_owned()));
+    if flags & libc::IFF_TAP == 0 {
+        return fail(Kind::WrongType, "it is a tun, not a tap");
+    }
+    if flags & libc::IFF_NO_PI == 0 || flags & libc::IFF_VNET_HDR == 0 {
+        return fail(
+            Kind::InvalidSetting,
+            "it was not attached with IFF_NO_PI and IFF_VNET_HDR; attach it with both",
+        );
+    }
+    if several && flags & libc::IFF_MULTI_QUEUE == 0 {
+        return fail(
+            Kind::WrongQueueMode,
+            "it was not attached with IFF_MULTI_QUEUE, and several descriptors were given",
+        );
+    }
+    Ok(())
 }
 
 /// The offloads the kernel takes for a tap, largest set first: USO is refused before Linux 6.2.

@@ -51,6 +51,11 @@ pub enum OpenErrorKind {
         /// Whether it was to be written.
         writing: bool,
     },
+    /// The descriptor that was passed cannot be read, or not written.
+    Access {
+        /// Whether it was to be written.
+        writing: bool,
+    },
     /// Locks do not work there, so nothing would keep a second writer out.
     NoLocks,
     /// It has no bytes.
@@ -92,6 +97,12 @@ impl fmt::Display for OpenErrorKind {
             ),
             Self::InUse { writing: false } => {
                 f.write_str("is being written by another process; stop that first")
+            }
+            Self::Access { writing: true } => f.write_str(
+                "the descriptor is not open for reading and writing; open it with O_RDWR, or attach the disk read-only",
+            ),
+            Self::Access { writing: false } => {
+                f.write_str("the descriptor is not open for reading; open it with O_RDONLY")
             }
             Self::NoLocks => f.write_str(
                 "cannot be locked against a second writer; move it to a file system that has locks",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::BootSource;
 use super::error::{BootError, BootErrorKind, Subject};
 
 /// A regular, non-empty file.
@@ -19,6 +20,13 @@ pub(super) struct Image {
 }
 
 impl Image {
+    pub(super) fn of(source: BootSource<'_>, subject: Subject) -> Result<Self, BootError> {
+        match source.file {
+            Some(file) => Self::from_file(file, source.path, subject),
+            None => Self::open(source.path, subject),
+        }
+    }
+
     pub(super) fn open(path: &Path, subject: Subject) -> Result<Self, BootError> {
         // O_NONBLOCK: opening a pipe or a device must not hang; a regular file does not care.
         let file = OpenOptions::new()

@@ -20,6 +20,7 @@ mod params;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::path::Path;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -45,16 +46,34 @@ pub struct BootFiles {
     initramfs: Option<Image>,
 }
 
+/// Where a file to boot from comes from.
+#[derive(Debug)]
+pub struct BootSource<'a> {
+    /// Its path, or what to call it.
+    pub path: &'a Path,
+    /// The file itself, where it was opened by somebody else.
+    pub file: Option<File>,
+}
+
+impl<'a> From<&'a Path> for BootSource<'a> {
+    fn from(path: &'a Path) -> Self {
+        Self { path, file: None }
+    }
+}
+
 impl BootFiles {
-    /// Opens both.
+    /// Opens both, where they are not open.
     ///
     /// # Errors
     /// When one is missing, unreadable, empty, or no file.
-    pub fn open(kernel: &Path, initramfs: Option<&Path>) -> Result<Self, BootError> {
+    pub fn open<'a>(
+        kernel: impl Into<BootSource<'a>>,
+        initramfs: Option<BootSource<'a>>,
+    ) -> Result<Self, BootError> {
         Ok(Self {
-            kernel: Image::open(kernel, Subject::Kernel)?,
+            kernel: Image::of(kernel.into(), Subject::Kernel)?,
             initramfs: initramfs
-                .map(|path| Image::open(path, Subject::Initramfs))
+                .map(|source| Image::of(source, Subject::Initramfs))
                 .transpose()?,
         })
     }

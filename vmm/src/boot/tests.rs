@@ -111,7 +111,7 @@ fn boot(
 ) -> Result<BootEntry, BootError> {
     let e820 = e820(RAM, None);
     load(
-        &mut BootFiles::open(kernel, initramfs)?,
+        &mut BootFiles::open(kernel, initramfs.map(BootSource::from))?,
         &BootRequest {
             cmdline,
             e820: &e820,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use paddock_api::spec::PassedFd;
 
 use super::ctl::{self, args::CtlArgs};
 use crate::terminal::EscapeKey;
@@ -43,6 +44,9 @@ As a service
   With NOTIFY_SOCKET the service manager hears READY when the guest runs, the VM's state as STATUS, STOPPING, and a sign of life for \
 WATCHDOG_USEC. Logs for the journal have priorities and no times. A socket named api in LISTEN_FDS serves the API. The templates \
 paddock@.service and paddock@.socket in vmm/systemd/ use all of it.
+  In place of the path of a disk, kernel or initramfs, fd:N is descriptor N (3 or more) that was open when the process started, and \
+fd:NAME the one of that name in LISTEN_FDNAMES; the same for --kvm, --api-socket and tap=. So nothing needs to be opened by the process, and \
+it runs as any user. Each descriptor is used once, this very one, with its locks and flags, also after a reset. A file of such a name is ./fd:….
 
 Exit status
   0  the guest powered off
@@ -249,6 +253,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
     pub api_socket: Option<PathBuf>,
 
+    /// Use a /dev/kvm that was opened for the process: fd:N or fd:NAME [default: the one named kvm in LISTEN_FDNAMES, or /dev/kvm]
+    #[arg(long, value_name = "FD", help_heading = "Behaviour")]
+    pub kvm: Option<PassedFd>,
+
     /// Print the VM spec that the flags and the file make, as JSON with all defaults, and end
     #[arg(long, help_heading = "Behaviour")]
     pub print_spec: bool,
@@ -328,6 +336,7 @@ pub struct SpecArgs {
 
     /// Add a NIC: tap=NAME for an existing tap, or bridge=NAME to have one made on a bridge
     ///
+    /// tap=fd:N+M is a tap whose queues were opened for the process, one descriptor a pair, with IFF_NO_PI and IFF_VNET_HDR.
     /// With bridge: vlan=1..4094. With either: mac=ADDRESS, mtu=BYTES, queues=N (pairs), queue-size=N, id=ID.
     #[arg(long, value_name = "NET", help_heading = "Devices")]
     pub net: Vec<String>,
@@ -363,6 +372,10 @@ pub struct ServeArgs {
     /// LISTEN_FDNAMES. The one named api, or the only one in LISTEN_FDS, needs not be asked for: a systemd socket unit is enough.
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
+
+    /// Use a /dev/kvm that was opened for the process: fd:N or fd:NAME [default: the one named kvm in LISTEN_FDNAMES, or /dev/kvm]
+    #[arg(long, value_name = "FD")]
+    pub kvm: Option<PassedFd>,
 
     /// How long the guest has to power off when the process is to end, before the VM is stopped
     #[arg(
@@ -513,6 +526,8 @@ mod tests {
             Some(EscapeChoice::Key("ctrl-a".parse().unwrap()))
         );
         assert_eq!(args.shutdown_timeout, 30);
+        let kvm = run(&["--kernel", "k", "--kvm", "fd:3"]).unwrap().kvm;
+        assert_eq!(kvm, Some(PassedFd::Number(3)));
         assert!(run(&["--spec", "-"]).unwrap().vm.kernel.is_none());
         for (words, balloon) in [
             (&["--kernel", "k"][..], None),
@@ -540,6 +555,8 @@ mod tests {
             &["--kernel", "k", "extra"],
             &["--kernel", "k", "--kernel", "k"],
             &["--kernel", "k", "--log-level", "loud"],
+            &["--kernel", "k", "--kvm", "/dev/kvm"],
+            &["--kernel", "k", "--kvm", "fd:2"],
         ] {
             assert_eq!(run(bad).unwrap_err().exit_code(), 2, "{bad:?}");
         }

@@ -24,6 +24,7 @@ use crate::Error;
 use crate::console::ConsoleEnds;
 use crate::driver::{self, Driver, Outcome, Request, VmHandle, VmState};
 use crate::error::chain;
+use crate::kvm::passed::{PassedKvmError, use_passed};
 use crate::metrics::timeline;
 use crate::slot::VmSlot;
 use crate::systemd::herald::{Herald, Role};
@@ -37,6 +38,8 @@ enum RunError {
     Runtime(#[source] io::Error),
     #[error(transparent)]
     Socket(#[from] EndpointError),
+    #[error(transparent)]
+    Kvm(#[from] PassedKvmError),
     #[error(transparent)]
     Vm(#[from] Error),
     #[error(transparent)]
@@ -120,6 +123,7 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
         None => Some(Default::default()),
     };
     let passed = &inherited().descriptors;
+    use_passed(args.kvm.as_ref(), passed)?;
     let socket = Endpoint::choose(args.api_socket.as_deref(), passed)?
         .map(|endpoint| endpoint.open(passed))
         .transpose()?;

@@ -18,6 +18,7 @@ use super::process::{
 use super::{Status, fail, logging};
 use crate::driver::{VmHandle, VmState};
 use crate::error::chain;
+use crate::kvm::passed::{PassedKvmError, use_passed};
 use crate::metrics::timeline;
 use crate::slot::VmSlot;
 use crate::systemd::herald::{Herald, Role};
@@ -35,6 +36,8 @@ enum ServeError {
     Nowhere,
     #[error(transparent)]
     Socket(#[from] EndpointError),
+    #[error(transparent)]
+    Kvm(#[from] PassedKvmError),
     #[error("starting the control plane")]
     Runtime(#[from] io::Error),
     #[error(transparent)]
@@ -63,6 +66,7 @@ pub(super) fn serve(args: &ServeArgs) -> Status {
 
 fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
     let passed = &inherited().descriptors;
+    use_passed(args.kvm.as_ref(), passed)?;
     let endpoint = Endpoint::choose(args.api_socket.as_deref(), passed)?;
     let endpoint = endpoint.ok_or(ServeError::Nowhere)?;
     let socket = endpoint.open(passed)?;

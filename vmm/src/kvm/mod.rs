@@ -4,6 +4,7 @@
 
 mod doorbells;
 mod interrupts;
+pub mod passed;
 
 pub use interrupts::{Interrupts, MessageLines, WiredLine};
 
@@ -114,8 +115,7 @@ impl Kvm {
     /// # Errors
     /// Missing device, rights or API version.
     pub(crate) fn open_unchecked() -> Result<Self, KvmError> {
-        let fd = kvm_ioctls::Kvm::new()
-            .map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))?;
+        let fd = passed::open()?;
         let version = fd.get_api_version();
         if u32::try_from(version) != Ok(KVM_API_VERSION) {
             return Err(KvmError::ApiVersion(version));

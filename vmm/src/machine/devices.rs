@@ -5,10 +5,11 @@
 //! the guest's driver does.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment};
+use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment, PassedFd, ValueError};
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::virtio::VirtioDevice;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, VirtioBalloon};
@@ -22,6 +23,7 @@ use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
 use crate::Error;
 use crate::memory::RamReclaim;
 use crate::metrics::DeviceMeter;
+use crate::systemd::inherited::inherited;
 
 /// How often to look whether the last user of a backend is gone.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
@@ -232,6 +234,16 @@ fn make_nic(nic: &spec::Nic, open: &Nic) -> Result<Net, paddock_devices::virtio:
     )
 }
 
+/// The descriptor that stands at `pointer`.
+pub(super) fn take_passed(
+    pointer: &str,
+    passed: Result<PassedFd, ValueError>,
+) -> Result<OwnedFd, Error> {
+    let passed = passed.map_err(|error| Error::part(pointer, error))?;
+    let taken = inherited().descriptors.take(&passed, pointer);
+    taken.map_err(|error| Error::part(pointer, error))
+}
+
 fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<OpenDisk, Error> {
     let options = RawOptions {
         read_only: disk.read_only,
@@ -247,7 +259,14 @@ fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<OpenDisk, Error> {
         },
         ..RawOptions::new(&disk.path)
     };
-    let open = RawDisk::open(&options).map_err(|error| Error::part(pointer, error))?;
+    let open = match PassedFd::in_path(&disk.path) {
+        Some(passed) => {
+            let file = take_passed(&format!("{pointer}/path"), passed)?;
+            RawDisk::adopt(file, &options)
+        }
+        None => RawDisk::open(&options),
+    };
+    let open = open.map_err(|error| Error::part(pointer, error))?;
     tracing::info!(
         disk = disk.id.as_str(),
         path = %disk.path.display(),
@@ -265,9 +284,16 @@ fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<OpenDisk, Error> {
 fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {
     let wrong = |error: paddock_network::NetworkError| Error::part(pointer, error);
     let name = |name: &spec::InterfaceName| name.as_str().parse::<InterfaceName>().map_err(wrong);
-    let source = match &nic.attachment {
-        NicAttachment::Tap(tap) => TapSource::Existing { name: name(tap)? },
-        NicAttachment::Bridge { bridge, vlan } => TapSource::Bridge(BridgePort {
+    let open = |source| Tap::open(&source, nic.queue_pairs);
+    let tap = match &nic.attachment {
+        NicAttachment::Tap(tap) => open(TapSource::Existing { name: name(tap)? }),
+        NicAttachment::PassedTap(tap) => {
+            let pointer = format!("{pointer}/tap");
+            let take = |queue: &PassedFd| take_passed(&pointer, Ok(queue.clone()));
+            let queues = tap.queues().iter().map(take).collect::<Result<_, _>>()?;
+            Tap::adopt(queues, tap)
+        }
+        NicAttachment::Bridge { bridge, vlan } => open(TapSource::Bridge(BridgePort {
             bridge: name(bridge)?,
             tap: None,
             vlan: match vlan {
@@ -275,9 +301,9 @@ fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {
                 None => None,
             },
             mtu: nic.mtu.map(|mtu| mtu.get()),
-        }),
+        })),
     };
-    let tap = Tap::open(&source, nic.queue_pairs).map_err(wrong)?;
+    let tap = tap.map_err(wrong)?;
     let mac = match &nic.mac {
         Some(mac) => mac.to_string().parse().map_err(wrong)?,
         None => MacAddress::random().map_err(wrong)?,

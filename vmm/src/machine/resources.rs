@@ -1,15 +1,16 @@
 //! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, the balloon's target, the clock.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use paddock_api::spec::{Boot, HugePageSize, VmSpec};
+use paddock_api::spec::{Boot, HugePageSize, PassedFd, VmSpec};
 use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec};
 
-use super::devices::{DeviceKey, OpenDevice};
+use super::devices::{DeviceKey, OpenDevice, take_passed};
 use crate::Error;
-use crate::boot::BootFiles;
+use crate::boot::{BootFiles, BootSource};
 use crate::console::ConsoleEnds;
 use crate::kvm::Kvm;
 use crate::memory::{PageSize, RamConfig, RamReclaim, create_ram};
@@ -44,7 +45,13 @@ impl Resources {
     ) -> Result<Self, Error> {
         let kvm = Kvm::open()?;
         let Boot::Kernel(kernel) = &spec.boot;
-        let boot_files = BootFiles::open(&kernel.kernel, kernel.initramfs.as_deref())?;
+        let boot_files = BootFiles::open(
+            boot_file("/boot/kernel", &kernel.kernel)?,
+            match &kernel.initramfs {
+                Some(path) => Some(boot_file("/boot/initramfs", path)?),
+                None => None,
+            },
+        )?;
         let mut devices = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
             devices.push(OpenDevice::disk(&format!("/disks/{index}"), disk)?);
@@ -106,6 +113,15 @@ impl Resources {
     pub(super) fn disconnect_serial(&self) {
         self.consoles.serial.input.connect(None);
     }
+}
+
+/// Where a file to boot from is: at its path, or passed in.
+fn boot_file<'a>(pointer: &str, path: &'a Path) -> Result<BootSource<'a>, Error> {
+    let file = match PassedFd::in_path(path) {
+        Some(passed) => Some(take_passed(pointer, passed)?.into()),
+        None => None,
+    };
+    Ok(BootSource { path, file })
 }
 
 fn attach(meters: &Meters, device: &OpenDevice) {

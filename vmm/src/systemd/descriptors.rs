@@ -10,6 +10,9 @@ use rustix::fs::FileType;
 /// The name under which the service manager passes the API's socket.
 pub const API: &str = "api";
 
+/// The name under which it passes `/dev/kvm`.
+pub const KVM: &str = "kvm";
+
 /// A descriptor that was passed to the process.
 #[derive(Debug)]
 pub struct Passed {
@@ -152,6 +155,12 @@ impl Descriptors {
             Some(entry) => entry.take(asked, user),
             None => Err(not_passed(asked, &entries)),
         }
+    }
+
+    /// Whether there is such a descriptor, taken or not.
+    #[must_use]
+    pub fn has(&self, asked: &PassedFd) -> bool {
+        self.0.lock().iter().any(|entry| entry.is(asked))
     }
 
     /// What the service manager passed as the API's socket: what it calls `api`, or the only socket there is.

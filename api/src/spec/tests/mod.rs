@@ -1,6 +1,7 @@
 //! The spec as a whole: what is read, what is refused and how.
 
 mod console;
+mod passed;
 mod properties;
 
 use serde_json::{Value, json};

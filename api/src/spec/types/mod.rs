@@ -12,7 +12,7 @@ pub use choices::{ConsoleTarget, DirectIo, DiskEngine, OnReset};
 pub use mac::MacAddr;
 pub(crate) use number::in_range;
 pub use number::{Mtu, QueueSize, VlanId};
-pub use passed::PassedFd;
+pub use passed::{PassedFd, PassedTap};
 pub use text::{DeviceId, DiskSerial, InterfaceName, PortName, VmName};
 pub use uuid::Uuid;
 

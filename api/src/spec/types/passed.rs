@@ -91,6 +91,52 @@ impl fmt::Display for PassedFd {
     }
 }
 
+/// The queues of a tap, each a passed descriptor: `fd:N`, or `fd:N+M+…` for several. The first carries the first queue pair.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PassedTap(Vec<PassedFd>);
+
+impl PassedTap {
+    /// What a text stands for; `None` if it is not about descriptors.
+    ///
+    /// # Errors
+    /// When it is about some that cannot be.
+    #[must_use]
+    pub fn in_text(text: &str) -> Option<Result<Self, ValueError>> {
+        text.starts_with(PREFIX).then(|| text.parse())
+    }
+
+    /// The descriptors, at least one.
+    #[must_use]
+    pub fn queues(&self) -> &[PassedFd] {
+        &self.0
+    }
+}
+
+impl FromStr for PassedTap {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let list = text.strip_prefix(PREFIX).ok_or_else(|| malformed(text))?;
+        let queues = list
+            .split('+')
+            .map(|which| format!("{PREFIX}{which}").parse());
+        queues.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for PassedTap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, queue) in self.0.iter().enumerate() {
+            let text = queue.to_string();
+            match index {
+                0 => f.write_str(&text)?,
+                _ => write!(f, "+{}", &text[PREFIX.len()..])?,
+            }
+        }
+        Ok(())
+    }
+}
+
 fn malformed(text: &str) -> ValueError {
     ValueError::malformed(format!(
         "{} is not a passed descriptor: fd:N with a number from {FIRST} on, or fd:NAME with a name in LISTEN_FDNAMES; a file of \
@@ -117,6 +163,19 @@ mod tests {
             assert_eq!(text.parse(), Ok(expected.clone()));
             assert_eq!(expected.to_string(), text);
             assert_eq!(PassedFd::in_path(Path::new(text)), Some(Ok(expected)));
+        }
+    }
+
+    #[test]
+    fn the_queues_of_a_tap() {
+        for (text, count) in [("fd:3", 1), ("fd:net0", 1), ("fd:3+4+net", 3)] {
+            let tap = PassedTap::in_text(text).unwrap().unwrap();
+            assert_eq!(tap.queues().len(), count);
+            assert_eq!(tap.to_string(), text);
+        }
+        assert_eq!(PassedTap::in_text("tap0"), None);
+        for text in ["fd:", "fd:3+", "fd:+3", "fd:3+1", "fd:3++4", "fd:3+fd:4"] {
+            assert!(PassedTap::in_text(text).unwrap().is_err(), "{text}");
         }
     }
 

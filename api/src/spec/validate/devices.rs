@@ -1,13 +1,15 @@
 //! Disks and network interfaces, and the ids they share.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::super::config::{DiskConfig, NicConfig, VmConfig};
 use super::super::machine::{Disk, Nic, NicAttachment};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems, quoted};
-use super::super::types::{DeviceId, MacAddr, Mtu, QueueSize, Uuid, VlanId, in_range};
-use super::{at_most, optional, path};
+use super::super::types::{
+    DeviceId, MacAddr, Mtu, PassedFd, PassedTap, QueueSize, Uuid, ValueError, VlanId, in_range,
+};
+use super::{at_most, optional, passed_or_path};
 
 const MAX_DISKS: usize = 128;
 const MAX_NICS: usize = 32;
@@ -57,6 +59,7 @@ pub(super) fn devices(
         .enumerate()
         .map(|(index, (nic_config, id))| nic(nic_config, id, uuid, &at_nics.index(index), problems))
         .collect();
+    passed_once(config, problems);
     shared_files(&config.disks, &at_disks, problems);
     shared_taps_and_macs(&config.nics, &at_nics, problems);
     let disks = disks.into_iter().collect::<Option<_>>()?;
@@ -119,7 +122,12 @@ fn disk(
         let detail = "path is missing: name a raw image file or a block device";
         problems.missing(at, &["path"], detail);
     }
-    let path = optional(problems, &at.key("path"), config.path.as_deref(), path);
+    let path = optional(
+        problems,
+        &at.key("path"),
+        config.path.as_deref(),
+        passed_or_path,
+    );
     let queues = optional(problems, &at.key("queues"), config.queues, |queues| {
         in_range("the number of queues", queues, 1..=MAX_DISK_QUEUES)
     });
@@ -155,6 +163,10 @@ fn nic(
     problems: &mut Problems,
 ) -> Option<Nic> {
     let attachment = attachment(config, at, problems);
+    let passed = match &attachment {
+        Some(NicAttachment::PassedTap(tap)) => Some(tap.queues().len()),
+        _ => None,
+    };
     let mac = optional(problems, &at.key("mac"), config.mac.as_deref(), str::parse);
     let mtu = optional(problems, &at.key("mtu"), config.mtu, Mtu::try_from);
     let queue_pairs = optional(
@@ -163,6 +175,10 @@ fn nic(
         config.queue_pairs,
         |pairs| in_range("the number of queue pairs", pairs, 1..=MAX_QUEUE_PAIRS),
     );
+    let queue_pairs = match passed {
+        Some(count) => passed_pairs(config, count, queue_pairs, at, problems),
+        None => queue_pairs.map(|pairs| pairs.unwrap_or(1)),
+    };
     let queue_size = optional(
         problems,
         &at.key("queue_size"),
@@ -175,9 +191,40 @@ fn nic(
         id,
         attachment: attachment?,
         mtu: mtu?,
-        queue_pairs: queue_pairs?.unwrap_or(1),
+        queue_pairs: queue_pairs?,
         queue_size: queue_size?.unwrap_or_default(),
     })
+}
+
+/// The queue pairs of a tap that was passed: one for each descriptor.
+#[expect(
+    clippy::option_option,
+    reason = "as `optional` gives it: none, or wrong"
+)]
+fn passed_pairs(
+    config: &NicConfig,
+    count: usize,
+    asked: Option<Option<u16>>,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<u16> {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    let what = "the number of a tap's descriptors";
+    let count = problems.check(
+        &at.key("tap"),
+        in_range::<u16>(what, count, 1..=MAX_QUEUE_PAIRS),
+    )?;
+    match asked? {
+        Some(pairs) if pairs != count => {
+            let asked = config.queue_pairs.unwrap_or_default();
+            let detail = format!(
+                "{asked} queue pairs are asked for and tap has {count} descriptors: there is one for each pair; leave queue_pairs out"
+            );
+            problems.add(at.key("queue_pairs"), ProblemCode::Conflict, detail);
+            None
+        }
+        _ => Some(count),
+    }
 }
 
 fn attachment(
@@ -185,7 +232,7 @@ fn attachment(
     at: &JsonPointer,
     problems: &mut Problems,
 ) -> Option<NicAttachment> {
-    let tap = optional(problems, &at.key("tap"), config.tap.as_deref(), str::parse);
+    let tap = optional(problems, &at.key("tap"), config.tap.as_deref(), tap);
     let bridge = optional(
         problems,
         &at.key("bridge"),
@@ -212,12 +259,57 @@ fn attachment(
                 problems.add(at.key("vlan"), ProblemCode::Conflict, detail);
                 return None;
             }
-            Some(NicAttachment::Tap(tap??))
+            Some(tap??)
         }
         (None, Some(_)) => Some(NicAttachment::Bridge {
             bridge: bridge??,
             vlan: vlan?,
         }),
+    }
+}
+
+/// A tap by its name, or by its descriptors.
+fn tap(text: &str) -> Result<NicAttachment, ValueError> {
+    match PassedTap::in_text(text) {
+        Some(passed) => passed.map(NicAttachment::PassedTap),
+        None => text.parse().map(NicAttachment::Tap),
+    }
+}
+
+/// A descriptor that was passed is used once.
+fn passed_once(config: &VmConfig, problems: &mut Problems) {
+    let at = JsonPointer::root();
+    let boot = config.boot.iter().flat_map(|boot| {
+        let at = at.key("boot");
+        [
+            (at.key("kernel"), boot.kernel.as_deref()),
+            (at.key("initramfs"), boot.initramfs.as_deref()),
+        ]
+    });
+    let disks = config.disks.iter().enumerate().map(|(index, disk)| {
+        let at = at.key("disks").index(index).key("path");
+        (at, disk.path.as_deref())
+    });
+    let paths = boot.chain(disks).filter_map(|(at, path)| {
+        let passed = PassedFd::in_path(path?)?.ok()?;
+        Some((at, passed))
+    });
+    let taps = config.nics.iter().enumerate().flat_map(|(index, nic)| {
+        let passed = nic.tap.as_deref().and_then(PassedTap::in_text);
+        let queues = passed.and_then(Result::ok);
+        let queues = queues.map_or_else(Vec::new, |tap| tap.queues().to_vec());
+        let at = at.key("nics").index(index).key("tap");
+        queues.into_iter().map(move |queue| (at.clone(), queue))
+    });
+    let mut users: HashMap<PassedFd, JsonPointer> = HashMap::new();
+    for (at, passed) in paths.chain(taps) {
+        if let Some(first) = users.get(&passed) {
+            let detail =
+                format!("{passed} is used by {first} as well; pass a descriptor for each use");
+            problems.add(at, ProblemCode::Duplicate, detail);
+        } else {
+            users.insert(passed, at);
+        }
     }
 }
 
@@ -231,12 +323,16 @@ fn derived_mac(uuid: Uuid, id: &DeviceId) -> MacAddr {
     MacAddr::locally_administered(hash ^ (hash >> 48))
 }
 
-/// Two read-only views of one file are fine; a writer wants it alone.
+/// Two read-only views of one file are fine; a writer wants it alone. Of descriptors, [`passed_once`] speaks.
 fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mut Problems) {
     let writes = |disk: &DiskConfig| disk.read_only != Some(true);
     for (index, disk) in disks.iter().enumerate() {
+        let passed = disk.path.as_deref().and_then(PassedFd::in_path).is_some();
         let first = disks[..index].iter().position(|other| {
-            disk.path.is_some() && other.path == disk.path && (writes(disk) || writes(other))
+            !passed
+                && disk.path.is_some()
+                && other.path == disk.path
+                && (writes(disk) || writes(other))
         });
         if let Some(first) = first {
             let detail =
@@ -255,9 +351,10 @@ fn shared_taps_and_macs(nics: &[NicConfig], at: &JsonPointer, problems: &mut Pro
     for (index, nic) in nics.iter().enumerate() {
         let before = &nics[..index];
         let at = at.index(index);
+        let passed = nic.tap.as_deref().and_then(PassedTap::in_text).is_some();
         if let Some(first) = before
             .iter()
-            .position(|other| nic.tap.is_some() && other.tap == nic.tap)
+            .position(|other| !passed && nic.tap.is_some() && other.tap == nic.tap)
         {
             let detail = format!(
                 "NIC {first} has the same tap; use queue_pairs for a tap with several queues"

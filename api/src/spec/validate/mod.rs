@@ -13,7 +13,7 @@ use super::config::{BootConfig, CpuConfig, MemoryConfig, TopologyConfig, VmConfi
 use super::machine::{Boot, Cpus, KernelBoot, Memory, Topology, VmSpec};
 use super::pointer::JsonPointer;
 use super::problem::{ProblemCode, Problems, quoted};
-use super::types::{ByteSize, HugePageSize, Uuid, ValueError, in_range};
+use super::types::{ByteSize, HugePageSize, PassedFd, Uuid, ValueError, in_range};
 
 /// The kernel's `COMMAND_LINE_SIZE` on x86 is 2048 with the final zero.
 const MAX_COMMAND_LINE: usize = 2047;
@@ -74,12 +74,17 @@ fn boot(config: Option<&BootConfig>, root: &JsonPointer, problems: &mut Problems
     if config.kernel.is_none() {
         problems.missing(&at, &["kernel"], format!("kernel is missing: {NEEDED}"));
     }
-    let kernel = optional(problems, &at.key("kernel"), config.kernel.as_deref(), path);
+    let kernel = optional(
+        problems,
+        &at.key("kernel"),
+        config.kernel.as_deref(),
+        passed_or_path,
+    );
     let initramfs = optional(
         problems,
         &at.key("initramfs"),
         config.initramfs.as_deref(),
-        path,
+        passed_or_path,
     );
     let command_line = optional(
         problems,
@@ -228,6 +233,14 @@ fn uuid(text: &str) -> Result<Uuid, ValueError> {
                 quoted(text)
             ))
         })
+}
+
+/// A path to be opened, or a descriptor that was passed in its place.
+fn passed_or_path(text: &Path) -> Result<PathBuf, ValueError> {
+    match PassedFd::in_path(text) {
+        Some(passed) => passed.map(|passed| passed.to_string().into()),
+        None => path(text),
+    }
 }
 
 /// A path that the kernel can take. Whether there is such a file is not looked at.

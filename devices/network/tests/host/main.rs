@@ -7,6 +7,7 @@
 mod create;
 mod existing;
 mod frames;
+mod passed;
 mod sandbox;
 
 use paddock_network::{BridgePort, NetworkError, Tap, TapSource, VlanId};

@@ -14,6 +14,7 @@ mod uring;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,7 +102,19 @@ impl RawDisk {
     /// # Errors
     /// Says which image, what is wrong with it, and what to do.
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
-        let image = open::open(options)?;
+        Self::new(open::open(options)?, options)
+    }
+
+    /// Takes an image that somebody else opened, for reading and writing unless it is to be read only: this very descriptor is used,
+    /// and `options.path` is only what to call it. A block device is not claimed with O_EXCL, which its opener could have done.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and when the descriptor is not open for what is wanted.
+    pub fn adopt(file: OwnedFd, options: &RawOptions) -> Result<Self, OpenError> {
+        Self::new(open::adopt(file.into(), options)?, options)
+    }
+
+    fn new(image: Image, options: &RawOptions) -> Result<Self, OpenError> {
         let engine = match (options.engine, uring::probe()) {
             (Engine::Threads, _) => Engine::Threads,
             (Engine::IoUring | Engine::Auto, Ok(())) => Engine::IoUring,

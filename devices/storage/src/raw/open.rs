@@ -41,18 +41,60 @@ pub(super) fn open(options: &RawOptions) -> Result<Image, OpenError> {
 }
 
 fn try_open(options: &RawOptions) -> Result<Image, OpenError> {
+    let file = open_file(options)?;
+    examine(file, options)
+}
+
+/// Takes a file that somebody else opened. Its flags become ours: O_APPEND goes, and O_DIRECT is as the options say.
+pub(super) fn adopt(file: File, options: &RawOptions) -> Result<Image, OpenError> {
+    let start = Instant::now();
+    // A pipe's flags are not ours to change.
+    check_kind(&file, options)?;
+    let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| open_error(options, e.into()))?;
+    let readable = !flags.intersects(OFlags::PATH | OFlags::WRONLY);
+    if !readable || (!options.read_only && !flags.contains(OFlags::RDWR)) {
+        let writing = !options.read_only;
+        return Err(OpenError::new(
+            &options.path,
+            OpenErrorKind::Access { writing },
+        ));
+    }
+    set_flags(&file, OFlags::empty()).map_err(|e| open_error(options, e.into()))?;
+    while let Err(error) = lock(&file, options) {
+        let busy = matches!(error.kind, OpenErrorKind::InUse { .. });
+        if !busy || start.elapsed() >= BUSY_DEADLINE {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    examine(file, options)
+}
+
+/// Whether an open file can be an image at all.
+fn check_kind(file: &File, options: &RawOptions) -> Result<fs::Metadata, OpenError> {
+    let metadata = file
+        .metadata()
+        .map_err(|error| OpenError::because(&options.path, OpenErrorKind::Io, error))?;
+    match metadata.file_type() {
+        kind if kind.is_file() || kind.is_block_device() => Ok(metadata),
+        kind => {
+            let kind = if kind.is_dir() {
+                OpenErrorKind::Directory
+            } else {
+                OpenErrorKind::WrongKind
+            };
+            Err(OpenError::new(&options.path, kind))
+        }
+    }
+}
+
+/// Looks at an open file, and locks it; to lock what is locked already changes nothing.
+fn examine(file: File, options: &RawOptions) -> Result<Image, OpenError> {
     let path = &options.path;
     let fail = |kind| Err(OpenError::new(path, kind));
     let io_error = |error| OpenError::because(path, OpenErrorKind::Io, error);
-    let file = open_file(options)?;
-    let metadata = file.metadata().map_err(io_error)?;
+    let metadata = check_kind(&file, options)?;
     let kind = metadata.file_type();
-    if kind.is_dir() {
-        return fail(OpenErrorKind::Directory);
-    }
-    if !kind.is_file() && !kind.is_block_device() {
-        return fail(OpenErrorKind::WrongKind);
-    }
     lock(&file, options)?;
     let size = (&file).seek(SeekFrom::End(0)).map_err(io_error)?;
     let device = Device::of(&file, kind.is_block_device(), metadata.rdev()).map_err(io_error)?;

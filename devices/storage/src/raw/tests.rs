@@ -8,6 +8,7 @@ mod forbidden;
 mod frozen;
 mod model;
 mod open;
+mod passed;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};

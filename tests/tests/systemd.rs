@@ -1,0 +1,243 @@
+//! Under a service manager: what it hears of a VM's life, and a VM without any right of its own, all of it passed in.
+//!
+//! What needs no guest is tested in the `vmm` crate.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use paddock_probe::protocol::{NetPing, NetUp};
+use paddock_tests::host::{run, shell};
+use paddock_tests::vm::{BOOT_DEADLINE, text};
+use paddock_tests::{Api, Vm, files};
+use serde_json::json;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const NOBODY: u32 = 65534;
+const TAP: &str = "pdkpassed";
+
+/// A service manager.
+struct Manager {
+    directory: TempDir,
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        socket.set_read_timeout(Some(BOOT_DEADLINE)).unwrap();
+        Self { directory, socket }
+    }
+
+    fn address(&self) -> String {
+        text(&self.directory.path().join("notify")).to_owned()
+    }
+
+    /// All lines up to this one, which must come.
+    fn hears(&self, wanted: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 1024];
+        while !lines.iter().any(|line| line == wanted) {
+            let count = match self.socket.recv(&mut buffer) {
+                Ok(count) => count,
+                Err(error) => panic!("{wanted} is not told ({error}), but {lines:?}"),
+            };
+            let message = String::from_utf8(buffer[..count].to_vec()).unwrap();
+            lines.extend(message.lines().map(str::to_owned));
+        }
+        lines
+    }
+}
+
+#[test]
+fn a_vms_life_as_the_manager_hears_it() {
+    let manager = Manager::new();
+    let vm = Vm::builder()
+        .api()
+        .env("NOTIFY_SOCKET", &manager.address())
+        .env("WATCHDOG_USEC", "2000000")
+        .start();
+    let before = manager.hears("READY=1");
+    assert!(before.contains(&"STATUS=starting".to_owned()), "{before:?}");
+    let told = manager.hears("WATCHDOG=1");
+    assert!(!told.contains(&"STOPPING=1".to_owned()), "{told:?}");
+    let mut vm = vm;
+    vm.connect();
+    let api = vm.api();
+    for (action, state) in [("pause", "paused"), ("resume", "running")] {
+        let answer = api.act(action);
+        assert!(answer.status < 300, "{answer:?}");
+        manager.hears(&format!("STATUS={state}"));
+    }
+    vm.power_off();
+    manager.hears("STOPPING=1");
+    manager.hears("STATUS=ended: the guest powered off");
+}
+
+#[test]
+fn the_manager_is_told_how_long_the_end_may_take() {
+    let manager = Manager::new();
+    let mut vm = Vm::builder()
+        .args(["--shutdown-timeout", "1"])
+        .env("NOTIFY_SOCKET", &manager.address())
+        .start();
+    manager.hears("READY=1");
+    vm.signal("TERM");
+    manager.hears("EXTEND_TIMEOUT_USEC=31000000");
+    // The probe's guest may heed the button, or not.
+    vm.signal("QUIT");
+    vm.expect_exit(5);
+    manager.hears("STATUS=ended: it was stopped");
+}
+
+/// Opens everything as root and becomes a `paddock` that is nobody.
+const LAUNCHER: &str = r#"
+use strict; use POSIX (); use Fcntl; use Socket;
+$^F = 99;
+POSIX::close($_) for 3 .. 99;
+my (@names, @open);
+sub pass {
+    my ($name, $handle) = @_;
+    my $number = fileno($handle);
+    $number == 3 + @open or die "$name is descriptor $number";
+    push @names, $name; push @open, $handle;
+}
+sub file {
+    my ($name, $path, $flags) = @_;
+    sysopen(my $handle, $path, $flags) or die "$path: $!";
+    pass($name, $handle);
+    return $handle;
+}
+my ($kernel, $initramfs, $disk, $tap, $api) = splice(@ARGV, 0, 5);
+file("kvm", "/dev/kvm", O_RDWR);
+file("kernel", $kernel, O_RDONLY);
+file("initramfs", $initramfs, O_RDONLY);
+file("root", $disk, O_RDWR);
+for my $queue ("net0", "net1") {
+    my $handle = file($queue, "/dev/net/tun", O_RDWR);
+    # TUNSETIFF with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR and IFF_MULTI_QUEUE.
+    ioctl($handle, 0x400454ca, pack("a16 S x22", $tap, 0x5102)) or die "TUNSETIFF: $!";
+}
+socket(my $socket, PF_UNIX, SOCK_STREAM, 0) or die "socket: $!";
+bind($socket, sockaddr_un($api)) && listen($socket, 16) or die "$api: $!";
+pass("api", $socket);
+# Where it makes the sockets of its ports is its own.
+m{socket=(.*)/} and chown(65534, 65534, $1) for @ARGV;
+@ENV{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} = ($$, scalar(@open), join(":", @names));
+exec("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs", @ARGV);
+die "setpriv: $!";
+"#;
+
+struct Tap;
+
+impl Tap {
+    fn new() -> Self {
+        run(&format!(
+            "ip tuntap add dev {TAP} mode tap multi_queue && ip addr add 10.97.0.1/24 dev {TAP} && ip link set {TAP} up"
+        ));
+        Self
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = shell(&format!("ip link delete {TAP}"));
+    }
+}
+
+/// A copy of `paddock` that everybody may run.
+fn program(directory: &Path) -> PathBuf {
+    let program = directory.join("paddock");
+    fs::copy(files::paddock(), &program).unwrap();
+    for path in [directory, &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    program
+}
+
+#[test]
+fn nobody_runs_a_vm_from_what_is_passed() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(directory.path());
+    let (disk, socket) = (
+        directory.path().join("disk.img"),
+        directory.path().join("api.sock"),
+    );
+    let image = File::create(&disk).unwrap();
+    image.set_len(64 * MIB).unwrap();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
+    let _tap = Tap::new();
+    let (kernel, initramfs) = (files::guest("vmlinuz"), files::guest("initramfs.cpio"));
+    let passed = [&kernel, &initramfs, &disk].map(|path| text(path).to_owned());
+    let launcher = ["perl", "-e", LAUNCHER].map(str::to_owned);
+    let rest = [
+        TAP.to_owned(),
+        text(&socket).to_owned(),
+        text(&program).to_owned(),
+    ];
+    let mut vm = Vm::builder()
+        .cpus(&2)
+        .boot_files("fd:kernel", "fd:initramfs")
+        .args(["--disk", "fd:root", "--net", "tap=fd:net0+net1"])
+        .launcher(launcher.into_iter().chain(passed).chain(rest))
+        .boot();
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    assert!(
+        status.contains(&format!("Uid:\t{NOBODY}\t{NOBODY}")),
+        "{status}"
+    );
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+
+    // Each does its work, before and after a reset: the same descriptors serve again.
+    for round in 1..=2_u8 {
+        uses_everything(&vm, &image, round);
+        let api = Api::at(&socket);
+        let answer = api.get("/vm");
+        assert_eq!(answer.body["spec"]["disks"][0]["path"], "fd:root");
+        assert_eq!(answer.body["spec"]["nics"][0]["queue_pairs"], 2);
+        if round == 1 {
+            let mut events = api.events(answer.body["last_event"].as_u64().unwrap());
+            assert!(api.act("reset").status < 300);
+            events.wait_for_state("resetting");
+            events.wait_for_state("running");
+            vm.connect();
+        }
+    }
+    // What is in use is not had twice.
+    let again = json!({"path": "fd:api"});
+    let refused = Api::at(&socket).request("POST", "/vm/disks", Some(&again));
+    assert!(refused.status >= 400, "{refused:?}");
+    vm.power_off();
+}
+
+fn uses_everything(vm: &Vm, image: &File, round: u8) {
+    let letter = char::from(b'a' + round);
+    vm.shell(&format!(
+        "printf {letter}{letter}{letter}{letter} | dd of=/dev/vda bs=4 seek=1024 conv=notrunc && sync"
+    ));
+    let mut written = [0; 4];
+    image.read_exact_at(&mut written, 4096).unwrap();
+    assert_eq!(written, [b'a' + round; 4]);
+    let device = vm.info().nics[0].name.clone();
+    vm.call(NetUp {
+        device,
+        address: Some("10.97.0.2/24".to_owned()),
+        gateway: None,
+        mtu: None,
+    });
+    let mut ping = NetPing::new("10.97.0.1");
+    ping.count = 5;
+    let reply = vm.call(ping);
+    assert!(reply.received >= 4 && reply.corrupt == 0, "{reply:?}");
+}
