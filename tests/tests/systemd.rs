@@ -214,11 +214,26 @@ fn nobody_runs_a_vm_from_what_is_passed() {
             vm.connect();
         }
     }
-    // What is in use is not had twice.
-    let again = json!({"path": "fd:api"});
-    let refused = Api::at(&socket).request("POST", "/vm/disks", Some(&again));
-    assert!(refused.status >= 400, "{refused:?}");
+    what_is_in_use_is_not_had_twice(&Api::at(&socket));
     vm.power_off();
+}
+
+fn what_is_in_use_is_not_had_twice(api: &Api) {
+    let refused = api.request("POST", "/vm/disks", Some(&json!({"path": "fd:root"})));
+    assert_eq!(refused.status, 422, "{refused:?}");
+    let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
+    let started = api.request("POST", "/vm/disks", Some(&json!({"path": "fd:api"})));
+    assert_eq!(started.status, 202, "{started:?}");
+    let failure = loop {
+        let job = events.wait_for("job")["job"].clone();
+        if let Some(failure) = job["failure"].as_str() {
+            break failure.to_owned();
+        }
+    };
+    assert!(
+        failure.contains("used already, as the API's socket"),
+        "{failure}"
+    );
 }
 
 fn uses_everything(vm: &Vm, image: &File, round: u8) {
