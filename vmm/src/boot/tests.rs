@@ -130,6 +130,48 @@ fn read(memory: &GuestMemoryMmap, address: u64, length: usize) -> Vec<u8> {
 }
 
 #[test]
+fn files_that_somebody_else_opened_serve_for_every_boot() {
+    let files = Files::new();
+    let image = bzimage(100_000);
+    let paths = [
+        files.put("vmlinuz", &image),
+        files.put("initrd", [0xCD; 5000]),
+    ];
+    let [kernel, initramfs] = paths.each_ref().map(|path| {
+        let mut file = File::open(path).unwrap();
+        // Wherever whoever opened it left off.
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).unwrap();
+        fs::remove_file(path).unwrap();
+        BootSource {
+            path: Path::new("fd:3"),
+            file: Some(file),
+        }
+    });
+    let mut files = BootFiles::open(kernel, Some(initramfs)).unwrap();
+    let e820 = e820(RAM, None);
+    let request = BootRequest {
+        cmdline: "",
+        e820: &e820,
+        rsdp: RSDP,
+    };
+    for _ in 0..2 {
+        let memory = ram();
+        load(&mut files, &request, &memory).unwrap();
+        assert_eq!(read(&memory, LOAD, 100_000), image[5 * 512..]);
+        let params: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
+        let ramdisk = u64::from(params.hdr.ramdisk_image);
+        assert_eq!(read(&memory, ramdisk, 5000), [0xCD; 5000]);
+    }
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let pipe = BootSource {
+        path: Path::new("fd:3"),
+        file: Some(File::from(std::os::fd::OwnedFd::from(pipe))),
+    };
+    let error = BootFiles::open(pipe, None).unwrap_err().to_string();
+    assert!(error.contains("fd:3"), "{error}");
+}
+
+#[test]
 fn bzimage_lands_with_zero_page_initramfs_and_command_line() {
     let (files, memory) = (Files::new(), ram());
     let image = bzimage(100_000);
