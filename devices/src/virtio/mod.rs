@@ -5,6 +5,7 @@ pub mod blk;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod ring;

@@ -338,6 +338,7 @@ fn type_name(device_type: u16) -> &'static str {
         4 => "virtio-rng",
         5 => "virtio-balloon",
         8 => "virtio-scsi",
+        24 => "virtio-mem",
         _ => "virtio",
     }
 }
