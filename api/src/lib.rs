@@ -13,6 +13,7 @@ pub mod balloon;
 pub mod device;
 pub mod jobs;
 pub mod journal;
+pub mod memory;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;

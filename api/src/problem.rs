@@ -145,6 +145,7 @@ impl From<Refusal> for Problem {
             Refusal::NoBalloon => Code::NoBalloon,
             Refusal::GuestSilent(_) => Code::GuestSilent,
             Refusal::BalloonTarget(detail) => return Self::at("target", detail),
+            Refusal::MemoryRequest(detail) => return Self::at("requested", detail),
             Refusal::NoDevice { .. } => Code::NoDevice,
             Refusal::DeviceBusy { .. } => Code::DeviceBusy,
             Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,

@@ -11,6 +11,7 @@ use crate::balloon::{Balloon, MemoryStatistics};
 use crate::device::{DeviceKind, Disk, Nic};
 use crate::jobs::{Job, JobError, Jobs};
 use crate::journal::Journal;
+use crate::memory::Memory;
 use crate::metrics::Exposition;
 use crate::resource::{Action, Vm, VmState};
 use crate::spec::{SpecError, VmSpec, quoted};
@@ -66,6 +67,18 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// When there is no such device, or it is not possible now.
     fn remove_device(&self, kind: DeviceKind, id: &str, deadline: Duration)
     -> Result<Job, Refusal>;
+
+    /// The VM's memory.
+    ///
+    /// # Errors
+    /// When there is no VM.
+    fn memory(&self) -> Result<Memory, Refusal>;
+
+    /// Asks the guest to have so much memory, in bytes, and gives the memory as it then is.
+    ///
+    /// # Errors
+    /// When it cannot be so large or so small, or it is not possible now.
+    fn set_memory(&self, requested: u64) -> Result<Memory, Refusal>;
 
     /// The VM's balloon.
     ///
@@ -143,6 +156,9 @@ pub enum Refusal {
     /// The balloon cannot be so large.
     #[error("{0}")]
     BalloonTarget(String),
+    /// The memory cannot be so large or so small.
+    #[error("{0}")]
+    MemoryRequest(String),
     /// The guest does not tell its memory statistics.
     #[error("{0}")]
     GuestSilent(String),

@@ -97,6 +97,7 @@ fn a_vm_through_its_life() {
 
     disks_come_and_go(&vm, &ctl, &directory);
     nics_come_and_go(&vm, &ctl);
+    the_memory_stays(&ctl);
     the_balloon_is_set(&vm, &ctl);
     the_jobs_are_listed(&ctl);
 
@@ -197,6 +198,16 @@ fn nics_come_and_go(vm: &Vm, ctl: &Ctl) {
     let job = ctl.json(&["nics", "remove", "lan"]);
     assert_eq!(job["state"], "succeeded", "{job}");
     assert!(!has_nic(vm));
+}
+
+fn the_memory_stays(ctl: &Ctl) {
+    let memory = ctl.json(&["memory", "show"]);
+    assert_eq!(
+        (&memory["max"], &memory["plugged"]),
+        (&memory["size"], &memory["size"])
+    );
+    let error = ctl.fails(&["memory", "set", "1G"]);
+    assert!(error.contains("max when the VM is created"), "{error}");
 }
 
 fn the_balloon_is_set(vm: &Vm, ctl: &Ctl) {

@@ -11,6 +11,7 @@
 //! 0xFEFF_C000 .. 0xFF00_0000   KVM's identity-map page and three TSS pages (Intel hosts need them)
 //! 0xFFC0_0000 .. 1_0000_0000   firmware flash
 //! 1_0000_0000 ..               high RAM
+//! next multiple of 2 GiB ..    memory that the guest may grow by (virtio-mem); the memory map does not tell of it
 //! top eighth of the physical address space: 64-bit BAR window
 //! ```
 //!
@@ -28,6 +29,9 @@ pub const PAGE_SIZE: u64 = 0x1000;
 pub const LOW_RAM_END_MAX: u64 = 0x8000_0000;
 /// Where RAM continues above the hole.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+/// Where memory that is added to a running guest starts: at a multiple of this above RAM. Linux adds memory in blocks of up to 2 GiB that
+/// are aligned to their size, and leaves a block unused that is not all there.
+pub const GROWTH_ALIGNMENT: u64 = 2 << 30;
 /// The smallest guest: a kernel decompresses to 16 MiB and above, and firmware wants 64 MiB.
 pub const RAM_SIZE_MIN: u64 = 64 << 20;
 /// The largest number of vCPUs: APIC ids are 8 bits, and 255 means all of them. Topologies that leave gaps between
@@ -166,21 +170,41 @@ pub const fn ram_end(ram_size: u64) -> u64 {
     }
 }
 
+/// Where memory lies that a guest with `ram_size` bytes of RAM may grow by, up to `max` bytes in all. Empty when it may not grow.
+#[must_use]
+pub fn growth(ram_size: u64, max: u64) -> Range<u64> {
+    let end = ram_end(ram_size).max(HIGH_RAM_START);
+    let start = end.checked_next_multiple_of(GROWTH_ALIGNMENT);
+    let start = start.unwrap_or(u64::MAX);
+    start..start.saturating_add(max.saturating_sub(ram_size))
+}
+
+/// First address above all memory that a guest with `ram_size` bytes of RAM has or may grow by, up to `max` bytes in all.
+#[must_use]
+pub fn memory_end(ram_size: u64, max: u64) -> u64 {
+    let growth = growth(ram_size, max);
+    if growth.is_empty() {
+        ram_end(ram_size)
+    } else {
+        growth.end
+    }
+}
+
 /// Physical address bits beyond these are not used: a kernel with 4-level paging, like the firmware, maps 46.
 pub const PHYS_BITS_MAX: u8 = 46;
 /// With fewer, there is no room for a 64-bit window above 4 GiB. Every 64-bit CPU has at least 36.
 pub const PHYS_BITS_MIN: u8 = 36;
 
 /// The window for 64-bit BARs: the top eighth of what `phys_bits` (CPUID 8000_0008h, guest's view) can address, where
-/// stock OVMF puts it too. `None` where it does not lie above `ram_size` bytes of RAM: such a guest is too large for its CPU.
+/// stock OVMF puts it too. `None` where it does not lie above all memory, which ends at [`memory_end`]: such a guest is too large for its CPU.
 #[must_use]
-pub fn mmio64(phys_bits: u8, ram_size: u64) -> Option<Range<u64>> {
+pub fn mmio64(phys_bits: u8, memory_end: u64) -> Option<Range<u64>> {
     if phys_bits < PHYS_BITS_MIN {
         return None;
     }
     let end = 1u64 << phys_bits.min(PHYS_BITS_MAX);
     let start = end - end / 8;
-    (ram_end(ram_size) <= start).then_some(start..end)
+    (memory_end <= start).then_some(start..end)
 }
 
 /// The largest guest RAM in bytes that leaves the 64-bit BAR window free on a CPU with `phys_bits`.
@@ -188,6 +212,15 @@ pub fn mmio64(phys_bits: u8, ram_size: u64) -> Option<Range<u64>> {
 pub fn ram_size_max(phys_bits: u8) -> u64 {
     let end = 1u64 << phys_bits.clamp(PHYS_BITS_MIN, PHYS_BITS_MAX);
     end - end / 8 - HIGH_RAM_START + LOW_RAM_END_MAX
+}
+
+/// The most that a guest with `ram_size` bytes of RAM may grow to, in bytes, so that the 64-bit BAR window stays free on a CPU with
+/// `phys_bits`; no less than its RAM.
+#[must_use]
+pub fn growth_max(phys_bits: u8, ram_size: u64) -> u64 {
+    let end = 1u64 << phys_bits.clamp(PHYS_BITS_MIN, PHYS_BITS_MAX);
+    let start = growth(ram_size, ram_size).start;
+    ram_size.saturating_add((end - end / 8).saturating_sub(start))
 }
 
 #[cfg(test)]
@@ -214,16 +247,44 @@ mod tests {
     #[test]
     fn mmio64_is_where_ovmf_puts_it_and_never_on_ram() {
         // contracts/firmware.md §2.3: 0xE0_0000_0000 for 40 bits.
-        assert_eq!(mmio64(40, 1 << 30), Some(0xE0_0000_0000..0x100_0000_0000));
-        assert_eq!(mmio64(52, 1 << 30), mmio64(46, 1 << 30));
-        assert_eq!(mmio64(35, 1 << 30), None);
+        let small = ram_end(1 << 30);
+        assert_eq!(mmio64(40, small), Some(0xE0_0000_0000..0x100_0000_0000));
+        assert_eq!(mmio64(52, small), mmio64(46, small));
+        assert_eq!(mmio64(35, small), None);
         for bits in PHYS_BITS_MIN..=PHYS_BITS_MAX {
             let largest = ram_size_max(bits);
-            let window = mmio64(bits, largest).unwrap();
+            let window = mmio64(bits, ram_end(largest)).unwrap();
             assert_eq!(window.start, ram_end(largest));
             assert_eq!(window.start % ((window.end - window.start) / 2), 0);
-            assert_eq!(mmio64(bits, largest + PAGE_SIZE), None);
+            assert_eq!(mmio64(bits, ram_end(largest + PAGE_SIZE)), None);
         }
+    }
+
+    #[test]
+    fn growth_lies_between_ram_and_mmio64() {
+        for (size, start) in [
+            (RAM_SIZE_MIN, 4 << 30),
+            (2 << 30, 4 << 30),
+            ((2 << 30) + (2 << 20), 6 << 30),
+            (4 << 30, 6 << 30),
+            (5 << 30, 8 << 30),
+        ] {
+            let most = 2 * size;
+            assert_eq!(growth(size, most), start..start + size, "{size:#x}");
+            assert_eq!(memory_end(size, most), start + size);
+            assert!(start >= ram_end(size));
+            for none in [size, 0] {
+                assert!(growth(size, none).is_empty());
+                assert_eq!(memory_end(size, none), ram_end(size));
+            }
+            for bits in PHYS_BITS_MIN..=PHYS_BITS_MAX {
+                let most = growth_max(bits, size);
+                let window = mmio64(bits, memory_end(size, most)).unwrap();
+                assert_eq!(window.start, memory_end(size, most));
+                assert_eq!(mmio64(bits, memory_end(size, most + PAGE_SIZE)), None);
+            }
+        }
+        assert!(memory_end(u64::MAX - 1, u64::MAX) >= u64::MAX - 1);
     }
 
     #[test]

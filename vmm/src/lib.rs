@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod doctor;
 pub mod driver;
 mod error;
+pub mod growth;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

@@ -8,6 +8,9 @@
 //!   VM is its cgroup. On a host with strict accounting (`vm.overcommit_memory=2`) the kernel ignores the flag for
 //!   anonymous RAM and refuses here rather than later. Huge pages from the pool *are* reserved here: their lack would
 //!   otherwise be a SIGBUS in the middle of the guest's life.
+//! - *Memory to grow by* is a region of its own, for virtio-mem: mapped as a whole and one slot of KVM's, so that nothing has to be changed
+//!   under a running guest. It costs nothing until it is plugged in, and its huge pages are not reserved before. Nothing but the
+//!   device's rules keeps a guest off what is not plugged in: what bounds a hostile one is the region's size.
 //! - *Transparent huge pages are asked for*; a kernel built without them is fine too.
 //! - *Not in core dumps*: a dump of this process must not carry a tenant's memory.
 //! - A shared memfd is *sealed* at its size, so that nobody who is handed it can truncate it under the guest.
@@ -19,6 +22,7 @@ mod reclaim;
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 
 use paddock_devices::virtio::GuestRam;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -82,6 +86,8 @@ impl PageSize {
 pub struct RamConfig {
     /// Bytes, a multiple of the page size, at least [`layout::RAM_SIZE_MIN`].
     pub size: u64,
+    /// What it may grow to in bytes, a multiple of the page size, at least [`size`](Self::size), which means not at all.
+    pub max: u64,
     /// Backed by a memfd that other processes (vhost-user, a local migration) can be handed, instead of private memory.
     pub shared: bool,
     /// Pages that back it.
@@ -129,7 +135,7 @@ impl MemoryError {
     }
 }
 
-/// Makes guest RAM: one region, or two when it reaches beyond the hole below 4 GiB.
+/// Makes guest RAM: one region, or two when it reaches beyond the hole below 4 GiB, and one at [`layout::growth`] if it may grow.
 ///
 /// # Errors
 /// When the size cannot be, or the host cannot give it.
@@ -140,12 +146,18 @@ pub fn create_ram(config: &RamConfig) -> Result<GuestRam, MemoryError> {
     } else {
         None
     };
-    let mut regions = Vec::with_capacity(2);
-    for (base, offset, size) in ranges(config.size) {
+    let mut regions = Vec::with_capacity(3);
+    let growth = layout::growth(config.size, config.max);
+    let boot = ranges(config.size).map(|range| (range, config.pages.mmap_flags()));
+    let added = (!growth.is_empty()).then(|| {
+        let range = (growth.start, config.size, growth.end - growth.start);
+        (range, config.pages.mmap_flags() | libc::MAP_NORESERVE)
+    });
+    for ((base, offset, size), flags) in boot.chain(added) {
         let file = file
             .as_ref()
             .map(|file| FileOffset::from_arc(file.clone(), offset));
-        regions.push(map_region(config, file, base, size)?);
+        regions.push(map_region(config, file, base..base + size, flags)?);
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| {
         MemoryError::new(
@@ -184,6 +196,12 @@ fn check_size(config: &RamConfig) -> Result<(), MemoryError> {
             "{size} is not a whole number of {pages} pages, choose a multiple"
         ));
     }
+    if config.max < config.size || !config.max.is_multiple_of(config.pages.bytes()) {
+        let (size, max, pages) = (Bytes(config.size), Bytes(config.max), config.pages.name());
+        return invalid(format!(
+            "it cannot grow to {max}, choose {size} or more, and a whole number of {pages} pages"
+        ));
+    }
     Ok(())
 }
 
@@ -192,7 +210,7 @@ fn create_memfd(config: &RamConfig) -> Result<std::sync::Arc<File>, MemoryError>
     let fd = rustix::fs::memfd_create("paddock-ram", flags)
         .map_err(|e| host_refused(config, e.into()))?;
     let file = File::from(fd);
-    file.set_len(config.size)
+    file.set_len(config.max)
         .map_err(|e| host_refused(config, e))?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| host_refused(config, e.into()))?;
@@ -202,12 +220,12 @@ fn create_memfd(config: &RamConfig) -> Result<std::sync::Arc<File>, MemoryError>
 fn map_region(
     config: &RamConfig,
     file: Option<FileOffset>,
-    base: u64,
-    size: u64,
+    range: Range<u64>,
+    flags: i32,
 ) -> Result<GuestRegionMmap, MemoryError> {
-    let length = usize::try_from(size)
+    let length = usize::try_from(range.end - range.start)
         .map_err(|_| host_refused(config, io::ErrorKind::OutOfMemory.into()))?;
-    let flags = config.pages.mmap_flags()
+    let flags = flags
         | if file.is_some() {
             libc::MAP_SHARED
         } else {
@@ -219,7 +237,7 @@ fn map_region(
             other => host_refused(config, io::Error::other(other)),
         })?;
     advise(&region, config.pages);
-    GuestRegionMmap::new(region, GuestAddress(base))
+    GuestRegionMmap::new(region, GuestAddress(range.start))
         .ok_or_else(|| host_refused(config, io::Error::other("address overflow")))
 }
 
@@ -240,7 +258,7 @@ fn advise(region: &MmapRegion, pages: PageSize) {
 
 /// Turns an errno into an error that says what the host lacks.
 fn host_refused(config: &RamConfig, source: io::Error) -> MemoryError {
-    let size = Bytes(config.size);
+    let size = Bytes(config.max);
     let lacks_memory = source.kind() == io::ErrorKind::OutOfMemory;
     if config.pages != PageSize::Base {
         return huge_pages_refused(config, &HugePagePool::read(config.pages), source);
@@ -351,6 +369,7 @@ mod tests {
     fn config(size: u64) -> RamConfig {
         RamConfig {
             size,
+            max: size,
             shared: false,
             pages: PageSize::Base,
         }
@@ -384,6 +403,46 @@ mod tests {
             for hole in [(2u64 << 30) - 7, 2 << 30, (4 << 30) - 1, (7 << 30) - 7] {
                 assert!(memory.read_obj::<u64>(GuestAddress(hole)).is_err());
             }
+        }
+    }
+
+    #[test]
+    fn memory_to_grow_by_is_a_region_of_its_own_that_costs_nothing() {
+        for (shared, size, start) in [(false, 128 << 20, 4 << 30), (true, 3 << 30, 6 << 30)] {
+            let most: u64 = 1 << 40;
+            let ram = create_ram(&RamConfig {
+                shared,
+                max: most,
+                ..config(size)
+            })
+            .unwrap();
+            let memory = ram.memory();
+            let last = memory.iter().last().unwrap();
+            assert_eq!((last.start_addr().0, last.len()), (start, most - size));
+            let all: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+            assert_eq!(all, most);
+            let offset = last.file_offset().map(FileOffset::start);
+            assert_eq!(offset, shared.then_some(size));
+            for address in [start, start + (most - size) - 8] {
+                memory.write_obj(address, GuestAddress(address)).unwrap();
+                let read: u64 = memory.read_obj(GuestAddress(address)).unwrap();
+                assert_eq!(read, address);
+            }
+            let first: u64 = memory.read_obj(GuestAddress(0)).unwrap();
+            assert_eq!(first, 0, "what is added has its own place in the file");
+        }
+        for (size, max, pages) in [
+            (128 << 20, 64 << 20, PageSize::Base),
+            (128 << 20, (128 << 20) + 1, PageSize::Base),
+            (128 << 20, 129 << 20, PageSize::Huge2M),
+        ] {
+            let error = create_ram(&RamConfig {
+                max,
+                pages,
+                ..config(size)
+            })
+            .unwrap_err();
+            assert_eq!(error.kind(), MemoryErrorKind::InvalidSize, "{error}");
         }
     }
 
@@ -433,6 +492,7 @@ mod tests {
         for shared in [false, true] {
             let wanted = RamConfig {
                 size: 1 << 40,
+                max: 1 << 40,
                 shared,
                 pages: PageSize::Huge2M,
             };
@@ -456,6 +516,7 @@ mod tests {
     fn huge_page_errors_tell_the_cases_apart() {
         let wanted = RamConfig {
             size: 4 << 30,
+            max: 4 << 30,
             shared: false,
             pages: PageSize::Huge1G,
         };

@@ -11,6 +11,7 @@ use paddock_api::balloon::{Balloon, MemoryStatistics};
 use paddock_api::device::{DeviceKind, Disk, Nic};
 use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
+use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
@@ -22,6 +23,7 @@ use crate::balloon::{BalloonStatus, Statistics};
 use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
+use crate::growth::MemoryStatus;
 use crate::metrics::{self, Sampler};
 
 /// How long a delete waits: disks are drained within it.
@@ -204,6 +206,20 @@ impl VmService for VmSlot {
         vm.changes().remove(kind, id, deadline, vm.state())
     }
 
+    fn memory(&self) -> Result<Memory, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        Ok(memory_answer(&vm.memory().status()))
+    }
+
+    fn set_memory(&self, requested: u64) -> Result<Memory, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        vm.request(Request::SetMemory { requested })
+            .map_err(refusal)?;
+        let now = memory_answer(&vm.memory().status());
+        // The driver takes it in a moment.
+        Ok(Memory { requested, ..now })
+    }
+
     fn balloon(&self) -> Result<Balloon, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         let balloon = vm.balloon().ok_or(Refusal::NoBalloon)?;
@@ -258,8 +274,19 @@ fn refusal(refused: Refused) -> Refusal {
     match refused {
         Refused::NoBalloon => Refusal::NoBalloon,
         Refused::Balloon(error) => Refusal::BalloonTarget(error.to_string()),
+        Refused::Memory(error) => Refusal::MemoryRequest(error.to_string()),
         Refused::Busy => Refusal::Busy,
         Refused::WrongState { .. } => Refusal::Ended,
+    }
+}
+
+fn memory_answer(status: &MemoryStatus) -> Memory {
+    Memory {
+        size: status.size,
+        max: status.max,
+        requested: status.requested,
+        plugged: status.plugged,
+        driver: status.driver,
     }
 }
 

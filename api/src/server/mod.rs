@@ -13,6 +13,7 @@ mod connections;
 mod devices;
 mod events;
 mod jobs;
+mod memory;
 mod metrics;
 mod routes;
 mod socket;
@@ -23,6 +24,7 @@ pub(crate) mod handlers {
     pub(crate) use super::devices::*;
     pub(crate) use super::events::*;
     pub(crate) use super::jobs::*;
+    pub(crate) use super::memory::*;
     pub(crate) use super::metrics::*;
     pub(crate) use super::routes::*;
 }

@@ -136,6 +136,10 @@ pub struct MemoryConfig {
     /// How much: 64 MiB to 16 TiB, a multiple of 2 MiB and of the huge pages' size; 512 MiB by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
+    /// How much it may become while the VM runs, in units as the size: what is more than that is plugged in and out by a driver of the
+    /// guest's (virtio-mem). No more than the size by default, which then stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<ByteSize>,
     /// Whether it lies in a memfd that other processes can map; `false` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<bool>,

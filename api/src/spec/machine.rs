@@ -93,6 +93,8 @@ pub struct Topology {
 pub struct Memory {
     /// 64 MiB to 16 TiB, a multiple of 2 MiB and of the huge pages' size.
     pub size: ByteSize,
+    /// What it may become while the VM runs: the size or more, up to 16 TiB, in the same units.
+    pub max: ByteSize,
     /// Whether it lies in a memfd that other processes can map.
     pub shared: bool,
     /// Whether it comes from the host's pool of huge pages, and of which size.
@@ -239,6 +241,7 @@ impl From<&VmSpec> for VmConfig {
             cpus: Some(CpuConfig::from(&spec.cpus)),
             memory: Some(MemoryConfig {
                 size: Some(spec.memory.size),
+                max: Some(spec.memory.max).filter(|max| *max > spec.memory.size),
                 shared: Some(spec.memory.shared),
                 hugepages: spec.memory.hugepages.map(HugePageSize::size),
             }),

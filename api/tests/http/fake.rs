@@ -8,6 +8,7 @@ use paddock_api::balloon::{Balloon, MemoryStatistics};
 use paddock_api::device::{DeviceKind, DeviceState, Disk, Nic};
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::journal::Journal;
+use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
@@ -26,6 +27,8 @@ struct Inner {
     jobs: Jobs,
     /// The devices that are being changed, with the job that does it.
     changes: Mutex<Vec<(String, DeviceState, JobHandle)>>,
+    /// How much memory was asked for last.
+    requested: Mutex<Option<u64>>,
     full: AtomicBool,
     stuck: AtomicBool,
     ending: AtomicBool,
@@ -41,6 +44,7 @@ impl Default for Fake {
             jobs: Jobs::new(Arc::clone(&journal)),
             changes: Mutex::default(),
             journal,
+            requested: Mutex::default(),
             full: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             ending: AtomicBool::new(false),
@@ -285,6 +289,32 @@ impl VmService for Fake {
         let change = (id, DeviceState::Removing, handle);
         self.0.changes.lock().push(change);
         Ok(job)
+    }
+
+    fn memory(&self) -> Result<Memory, Refusal> {
+        let vm = self.read().ok_or(Refusal::NoVm)?;
+        let memory = vm.spec.memory.unwrap_or_default();
+        let size = memory.size.unwrap_or_default().bytes();
+        Ok(Memory {
+            size,
+            max: memory.max.map_or(size, ByteSize::bytes),
+            requested: self.0.requested.lock().unwrap_or(size),
+            plugged: size,
+            driver: false,
+        })
+    }
+
+    fn set_memory(&self, requested: u64) -> Result<Memory, Refusal> {
+        let now = self.memory()?;
+        if self.read().is_some_and(|vm| vm.state == VmState::Ended) {
+            return Err(Refusal::Ended);
+        }
+        if now.max == now.size || !(now.size..=now.max).contains(&requested) {
+            let detail = "it lies outside".to_owned();
+            return Err(Refusal::MemoryRequest(detail));
+        }
+        *self.0.requested.lock() = Some(requested);
+        Ok(Memory { requested, ..now })
     }
 
     fn balloon(&self) -> Result<Balloon, Refusal> {

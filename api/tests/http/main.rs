@@ -17,6 +17,7 @@ mod document;
 mod events;
 mod fake;
 mod harness;
+mod memory;
 mod metrics;
 mod refusals;
 mod resources;

@@ -1,8 +1,8 @@
-//! The queues of virtio-net, console, rng and balloon, with their real workers, against a driver that starts out honest and then does as the input
-//! says: descriptors, rings and buffers are overwritten at will, queues stopped and started, the host's side talks back.
+//! The queues of virtio-net, console, rng, balloon and mem, with their real workers, against a driver that starts out honest and then does as
+//! the input says: descriptors, rings and buffers are overwritten at will, queues stopped and started, the host's side talks back.
 //!
-//! Workers must not panic; a queue that is stopped must come back at once; and a device asks for at most one reset a queue. The balloon
-//! gives whole pages of RAM back, and nothing else.
+//! Workers must not panic; a queue that is stopped must come back at once; and a device asks for at most one reset a queue. Balloon
+//! and memory device give whole pages of RAM back, and nothing else.
 #![no_main]
 
 use std::io::Write as _;
@@ -16,6 +16,7 @@ use libfuzzer_sys::fuzz_target;
 use paddock_devices::console::ConsoleSink;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, Reclaim, VirtioBalloon};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, VirtioConsole};
+use paddock_devices::virtio::mem::{MemHandle, Supply, VirtioMem};
 use paddock_devices::virtio::net::{Net, NetOptions};
 use paddock_devices::virtio::rng::VirtioRng;
 use paddock_devices::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources, VirtioDevice};
@@ -65,18 +66,31 @@ struct Owner {
     granule: u64,
 }
 
-impl Reclaim for Owner {
-    fn granule(&self) -> u64 {
-        self.granule
-    }
-
-    fn reclaim(&self, range: Range<u64>) -> std::io::Result<()> {
+impl Owner {
+    fn check(&self, range: &Range<u64>) {
         assert!(
             range.start < range.end && range.end <= RAM as u64,
             "{range:x?}"
         );
         let whole = range.start % self.granule == 0 && range.end % self.granule == 0;
         assert!(whole, "{range:x?}");
+    }
+}
+
+impl Supply for Owner {
+    fn provide(&self, range: Range<u64>) -> std::io::Result<()> {
+        self.check(&range);
+        Ok(())
+    }
+}
+
+impl Reclaim for Owner {
+    fn granule(&self) -> u64 {
+        self.granule
+    }
+
+    fn reclaim(&self, range: Range<u64>) -> std::io::Result<()> {
+        self.check(&range);
         // As madvise does, under the driver's and the other queues' hands.
         for address in range.step_by(4096) {
             self.map
@@ -91,6 +105,7 @@ impl Reclaim for Owner {
 enum Host {
     None,
     Balloon(BalloonHandle),
+    Memory(MemHandle),
     Net(UnixStream),
     Console(Arc<ConsolePorts>),
 }
@@ -138,7 +153,7 @@ struct Machine {
 }
 
 fn device(kind: u8, map: &GuestMap) -> (Box<dyn VirtioDevice>, Host) {
-    match kind % 6 {
+    match kind % 7 {
         0 | 1 => {
             let (backend, mut peers) = SocketBackend::new(2, Some(1500)).unwrap();
             let options = NetOptions {
@@ -161,6 +176,16 @@ fn device(kind: u8, map: &GuestMap) -> (Box<dyn VirtioDevice>, Host) {
             (Box::new(console), Host::Console(ports))
         }
         3 => (Box::new(VirtioRng::new("rng")), Host::None),
+        6 => {
+            // All of RAM can be unplugged, the rings as well.
+            let handle = MemHandle::new(0..RAM as u64, 4096, || ()).unwrap();
+            let memory = Arc::new(Owner {
+                map: map.clone(),
+                granule: 4096,
+            });
+            let device = VirtioMem::new("memory", handle.clone(), memory);
+            (Box::new(device), Host::Memory(handle))
+        }
         large => {
             // Of four pages, so that an input can fill one.
             let granule = if large == 5 { 4 * 4096 } else { 4096 };
@@ -318,6 +343,14 @@ impl Machine {
                 self.device.write_config(4, &input.bytes::<4>());
                 let status = handle.status();
                 assert!(status.actual <= RAM as u64 && status.target < RAM as u64);
+            }
+            Host::Memory(handle) => {
+                let requested = u64::from(input.byte()) * 4096;
+                handle.set_requested(requested).unwrap();
+                let status = handle.status();
+                assert!(status.plugged <= status.region_size && status.requested == requested);
+                let mut config = [0; 64];
+                self.device.read_config(input.byte().into(), &mut config);
             }
             Host::Net(peer) => {
                 let mut frame = [0; 256];

@@ -6,6 +6,9 @@
 //!
 //! Tables are made at address zero, with a list of the pointers in them and of the checksums over them. Direct boot adds
 //! an address and sums ([`AcpiTables::write`]); fw_cfg's table loader has the guest's firmware do the same.
+//!
+//! There is no SRAT, also where the guest may grow: virtio-mem tells Linux where the memory is. From an SRAT it would learn before that
+//! there may be some above 4 GiB, and set 64 MiB of its RAM aside for devices that cannot address it, of which there are none here.
 
 mod dsdt;
 mod fixed;

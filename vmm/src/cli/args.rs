@@ -299,8 +299,9 @@ pub struct SpecArgs {
     #[arg(long, value_name = "CPUS", help_heading = "Machine")]
     pub cpus: Option<String>,
 
-    /// RAM: SIZE, or size=SIZE,shared=on|off,hugepages=2M|1G [default: 512M]
+    /// RAM: SIZE, or size=SIZE,max=SIZE,shared=on|off,hugepages=2M|1G [default: 512M]
     ///
+    /// max is what it may become while the VM runs, by `paddock ctl memory set`, if the guest has a driver for virtio-mem.
     /// K, M, G and T are powers of 1024, as are KiB, MiB, GiB and TiB.
     #[arg(long, value_name = "MEMORY", help_heading = "Machine")]
     pub memory: Option<String>,

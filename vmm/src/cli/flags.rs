@@ -21,7 +21,7 @@ pub const CPUS: Flag = Flag {
 pub const MEMORY: Flag = Flag {
     name: "--memory",
     bare: Some("size"),
-    keys: &["size", "shared", "hugepages"],
+    keys: &["size", "max", "shared", "hugepages"],
 };
 /// `--balloon`
 pub const BALLOON: Flag = Flag {
@@ -102,6 +102,7 @@ pub fn memory(text: &str) -> Parsed<MemoryConfig> {
     let mut list = OptionList::parse(MEMORY, text);
     let memory = MemoryConfig {
         size: list.size("size"),
+        max: list.size("max"),
         shared: list.switch("shared"),
         hugepages: list.size("hugepages"),
     };
@@ -253,9 +254,10 @@ mod tests {
             assert!(cpus(bad).is_err(), "{bad}");
         }
         assert_eq!(
-            memory("2G,shared=on,hugepages=2M"),
+            memory("2G,max=4G,shared=on,hugepages=2M"),
             Ok(MemoryConfig {
                 size: Some(ByteSize::from_mib(2048)),
+                max: Some(ByteSize::from_mib(4096)),
                 shared: Some(true),
                 hugepages: Some(ByteSize::from_mib(2)),
             })

@@ -310,6 +310,7 @@ fn merge_cpus(config: &mut CpuConfig, flag: CpuConfig) {
 
 fn merge_memory(config: &mut MemoryConfig, flag: &MemoryConfig) {
     config.size = flag.size.or(config.size);
+    config.max = flag.max.or(config.max);
     config.shared = flag.shared.or(config.shared);
     config.hugepages = flag.hugepages.or(config.hugepages);
 }

@@ -72,6 +72,7 @@ fn failure(error: &(dyn std::error::Error + 'static)) -> Failure {
 pub fn run(kvm: &Kvm) -> Result<Outcome, Failure> {
     let ram = create_ram(&RamConfig {
         size: layout::RAM_SIZE_MIN,
+        max: layout::RAM_SIZE_MIN,
         shared: false,
         pages: PageSize::Base,
     })

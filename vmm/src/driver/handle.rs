@@ -13,6 +13,7 @@ use super::release::Released;
 use crate::Error;
 use crate::balloon::Balloon;
 use crate::error::chain;
+use crate::growth::{Growth, GrowthError};
 use crate::metrics::Meters;
 
 /// What can be asked of a VM.
@@ -35,6 +36,11 @@ pub enum Request {
         /// Bytes: a multiple of 4096, less than the guest's memory.
         target: u64,
     },
+    /// Asks the guest to have so much memory, from now on and after a reset as well.
+    SetMemory {
+        /// Bytes: from what the VM started with to what it may grow to, in whole blocks.
+        requested: u64,
+    },
 }
 
 impl Request {
@@ -54,7 +60,7 @@ impl Request {
             Self::Nmi => Some(Action::Nmi),
             Self::Pause => Some(Action::Pause),
             Self::Resume => Some(Action::Resume),
-            Self::Stop | Self::SetBalloon { .. } => None,
+            Self::Stop | Self::SetBalloon { .. } | Self::SetMemory { .. } => None,
         }
     }
 }
@@ -88,6 +94,9 @@ pub enum Refused {
     /// The balloon cannot be so large.
     #[error(transparent)]
     Balloon(#[from] BalloonError),
+    /// The memory cannot be so large or so small.
+    #[error(transparent)]
+    Memory(#[from] GrowthError),
     /// Too many requests wait already.
     #[error("too many requests are waiting for the VM")]
     Busy,
@@ -110,6 +119,7 @@ pub struct VmHandle {
     pub(super) released: Released,
     pub(super) changes: Changes,
     pub(super) balloon: Option<Balloon>,
+    pub(super) growth: Growth,
     pub(super) journal: Arc<Journal>,
     pub(super) meters: Arc<Meters>,
 }
@@ -124,9 +134,13 @@ impl VmHandle {
         if !request.is_legal(state) {
             return Err(Refused::WrongState { request, state });
         }
-        if let Request::SetBalloon { target } = request {
-            let balloon = self.balloon.as_ref().ok_or(Refused::NoBalloon)?;
-            balloon.check_target(target)?;
+        match request {
+            Request::SetBalloon { target } => {
+                let balloon = self.balloon.as_ref().ok_or(Refused::NoBalloon)?;
+                balloon.check_target(target)?;
+            }
+            Request::SetMemory { requested } => self.growth.check(requested)?,
+            _ => {}
         }
         self.requests
             .try_send(request)
@@ -171,6 +185,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&Balloon> {
         self.balloon.as_ref()
+    }
+
+    /// The VM's memory: how much it has, and may have.
+    #[must_use]
+    pub fn memory(&self) -> &Growth {
+        &self.growth
     }
 
     /// What the VM counts, and when it came how far.
@@ -253,6 +273,7 @@ mod tests {
             released,
             journal: Arc::default(),
             meters: Arc::new(Meters::new(&spec)),
+            growth: Growth::new(&spec),
             changes: Changes {
                 inventory: Inventory::new(Arc::new(spec)),
                 jobs: Jobs::new(Arc::default()),
@@ -284,6 +305,16 @@ mod tests {
         ends.status.send_modify(|s| s.state = VmState::Ended);
         assert!(vm.request(Request::Stop).is_err());
         assert_eq!(vm.journal.last(), 1, "what was refused is no event");
+    }
+
+    #[test]
+    fn memory_that_cannot_be_is_refused_when_it_is_asked_for() {
+        let (vm, _ends) = handle(VmState::Running);
+        let size = 512 << 20;
+        assert_eq!(
+            vm.request(Request::SetMemory { requested: 1 << 30 }),
+            Err(Refused::Memory(GrowthError::Fixed { size }))
+        );
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub use release::{Held, Released};
 use crate::Error;
 use crate::balloon::Balloon;
 use crate::console::ConsoleEnds;
+use crate::growth::Growth;
 use crate::machine::resources::Resources;
 use crate::machine::{Machine, MachineEvents};
 use crate::metrics::Meters;
@@ -200,11 +201,12 @@ impl Driver {
             jobs,
             to_driver,
         };
-        let balloon = Balloon::new(&spec);
+        let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
         let meters = Arc::new(Meters::new(&spec));
         let handle = VmHandle {
             requests: sender,
             balloon: balloon.clone(),
+            growth: growth.clone(),
             changes,
             status: watch,
             released,
@@ -216,6 +218,7 @@ impl Driver {
             requests,
             life: Life { status, journal },
             balloon,
+            growth,
             meters,
             held,
             log: Throttle::new(),
@@ -248,6 +251,7 @@ struct Turns {
     requests: mpsc::Receiver<Request>,
     life: Life,
     balloon: Option<Balloon>,
+    growth: Growth,
     meters: Arc<Meters>,
     held: Held,
     /// For what is said of every reset: a guest can do nothing but reset.
@@ -263,9 +267,12 @@ impl Turns {
         let (spec, held) = (Arc::clone(&self.spec), self.held.clone());
         let balloon = self.balloon.as_ref();
         let balloon = balloon.map(|balloon| balloon.handle().clone());
+        let growth = self.growth.handle().cloned();
         let meters = Arc::clone(&self.meters);
-        let opening =
-            self.blocking(move || Resources::open(&spec, consoles(&spec, &held)?, balloon, meters));
+        let opening = self.blocking(move || {
+            let consoles = consoles(&spec, &held)?;
+            Resources::open(&spec, consoles, balloon, growth, meters)
+        });
         let Some(resources) = self.unless_stopped(opening).await? else {
             return Ok(Outcome::Stopped);
         };
@@ -349,6 +356,7 @@ impl Turns {
                         | Request::Resume,
                     ) => {}
                     Some(Request::SetBalloon { target }) => self.set_balloon(target),
+                    Some(Request::SetMemory { requested }) => self.growth.set(requested),
                 },
             }
         }
@@ -409,6 +417,7 @@ impl Turns {
                     Some(Request::Resume) if self.life.state() == VmState::Paused => return Turn::Resume,
                     Some(Request::Pause | Request::Resume) => {}
                     Some(Request::SetBalloon { target }) => self.set_balloon(target),
+                    Some(Request::SetMemory { requested }) => self.growth.set(requested),
                     // All handles gone: nobody is left to stop it otherwise.
                     Some(Request::Stop) | None => return over(Outcome::Stopped),
                 },

@@ -15,6 +15,7 @@ use paddock_devices::virtio::VirtioDevice;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, VirtioBalloon};
 use paddock_devices::virtio::blk::{self, Blk, BlkOptions};
 use paddock_devices::virtio::console::{ConsolePorts, VirtioConsole};
+use paddock_devices::virtio::mem::{MemHandle, VirtioMem};
 use paddock_devices::virtio::net::{self, Net, NetOptions};
 use paddock_devices::virtio::rng::{self, VirtioRng};
 use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSource};
@@ -43,6 +44,8 @@ pub enum DeviceKey {
     Rng,
     /// The balloon.
     Balloon,
+    /// The memory device.
+    Memory,
 }
 
 impl fmt::Display for DeviceKey {
@@ -53,6 +56,7 @@ impl fmt::Display for DeviceKey {
             Self::Console => f.write_str("virtio console"),
             Self::Rng => f.write_str("entropy device"),
             Self::Balloon => f.write_str("balloon"),
+            Self::Memory => f.write_str("memory device"),
         }
     }
 }
@@ -72,6 +76,7 @@ enum Part {
     Console(Arc<ConsolePorts>),
     Rng(Arc<rng::Counters>),
     Balloon(BalloonHandle, Arc<RamReclaim>, BalloonOptions),
+    Memory(MemHandle, Arc<RamReclaim>),
 }
 
 /// A disk's backend, and what was done with it.
@@ -130,6 +135,12 @@ impl OpenDevice {
         Self::new(Part::Balloon(handle, Arc::new(memory), options))
     }
 
+    /// The memory device, whose blocks lie in `memory`.
+    #[must_use]
+    pub fn memory(handle: MemHandle, memory: RamReclaim) -> Self {
+        Self::new(Part::Memory(handle, Arc::new(memory)))
+    }
+
     /// Which one it is.
     #[must_use]
     pub fn key(&self) -> DeviceKey {
@@ -139,10 +150,11 @@ impl OpenDevice {
             Part::Console(_) => DeviceKey::Console,
             Part::Rng(_) => DeviceKey::Rng,
             Part::Balloon(..) => DeviceKey::Balloon,
+            Part::Memory(..) => DeviceKey::Memory,
         }
     }
 
-    /// Where it counts. The balloon has a handle for that.
+    /// Where it counts. The balloon and the memory device have handles for that.
     #[must_use]
     pub fn meter(&self) -> Option<DeviceMeter> {
         match &self.part {
@@ -150,7 +162,7 @@ impl OpenDevice {
             Part::Nic(_, nic) => Some(DeviceMeter::Nic(Arc::clone(&nic.counters))),
             Part::Console(ports) => Some(DeviceMeter::Console(ports.counters())),
             Part::Rng(counters) => Some(DeviceMeter::Rng(Arc::clone(counters))),
-            Part::Balloon(..) => None,
+            Part::Balloon(..) | Part::Memory(..) => None,
         }
     }
 
@@ -181,6 +193,10 @@ impl OpenDevice {
                     *options,
                 ))
             }
+            Part::Memory(handle, memory) => {
+                let memory = Arc::clone(memory);
+                Box::new(VirtioMem::new("memory", handle.clone(), memory))
+            }
         })
     }
 
@@ -192,7 +208,7 @@ impl OpenDevice {
         let is_last = || match &self.part {
             Part::Disk(_, open) => Arc::strong_count(&open.backend) == 1,
             Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
-            Part::Console(_) | Part::Rng(_) | Part::Balloon(..) => true,
+            Part::Console(_) | Part::Rng(_) | Part::Balloon(..) | Part::Memory(..) => true,
         };
         while !is_last() {
             if Instant::now() >= end {

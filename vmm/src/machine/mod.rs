@@ -76,9 +76,9 @@ impl Machine {
             clock_offset: resources.clock_offset,
         })?;
         let cpus = Cpus::new(spec, &resources.kvm)?;
-        let ram_size = spec.memory.size.bytes();
-        let mmio64 = layout::mmio64(cpus.physical_bits, ram_size)
-            .ok_or_else(|| too_much_ram(cpus.physical_bits))?;
+        let (size, max) = (spec.memory.size.bytes(), spec.memory.max.bytes());
+        let mmio64 = layout::mmio64(cpus.physical_bits, layout::memory_end(size, max))
+            .ok_or_else(|| too_much_ram(cpus.physical_bits, size))?;
         let mut slots = PciSlots::new(&vm, &chipset, mmio64.clone());
         for device in &mut resources.devices {
             slots.plug(device)?;
@@ -280,10 +280,17 @@ impl Cpus {
     }
 }
 
-fn too_much_ram(physical_bits: u8) -> Error {
-    let most = layout::ram_size_max(physical_bits) >> 20;
+/// RAM of `size`, or what it may grow by, reaches into the window for BARs.
+fn too_much_ram(physical_bits: u8, size: u64) -> Error {
+    let most = layout::ram_size_max(physical_bits);
+    let (pointer, most) = if size > most {
+        ("/memory/size", most)
+    } else {
+        ("/memory/max", layout::growth_max(physical_bits, size))
+    };
+    let most = most >> 20;
     let text = format!("this host's CPU addresses {physical_bits} bits: at most {most} MiB fit");
-    Error::part("/memory/size", text)
+    Error::part(pointer, text)
 }
 
 /// Puts the kernel and the ACPI tables into guest RAM.

@@ -1,4 +1,5 @@
-//! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, the balloon's target, the clock.
+//! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, what is asked of the balloon and of the
+//! memory device, the clock.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use paddock_api::spec::{Boot, HugePageSize, PassedFd, VmSpec};
 use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec};
+use paddock_devices::virtio::mem::MemHandle;
 
 use super::devices::{DeviceKey, OpenDevice, take_passed};
 use crate::Error;
@@ -32,8 +34,8 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Opens everything the spec names; the consoles' and the balloon's ends outside the machine are there already. What cannot be
-    /// had is an error now, before a guest runs.
+    /// Opens everything the spec names; the ends outside the machine of consoles, balloon and memory device are there already. What
+    /// cannot be had is an error now, before a guest runs.
     ///
     /// # Errors
     /// The first thing that cannot be had, with the pointer to it in the spec.
@@ -41,6 +43,7 @@ impl Resources {
         spec: &VmSpec,
         consoles: Arc<ConsoleEnds>,
         balloon: Option<BalloonHandle>,
+        growth: Option<MemHandle>,
         meters: Arc<Meters>,
     ) -> Result<Self, Error> {
         let kvm = Kvm::open()?;
@@ -63,6 +66,7 @@ impl Resources {
         devices.extend(spec.rng.then(OpenDevice::rng));
         let ram = create_ram(&RamConfig {
             size: spec.memory.size.bytes(),
+            max: spec.memory.max.bytes(),
             shared: spec.memory.shared,
             pages: page_size(spec),
         })?;
@@ -73,6 +77,10 @@ impl Resources {
             };
             let memory = RamReclaim::new(ram.clone(), page_size(spec));
             devices.push(OpenDevice::balloon(handle, memory, options));
+        }
+        if let Some(handle) = growth {
+            let memory = RamReclaim::new(ram.clone(), page_size(spec));
+            devices.push(OpenDevice::memory(handle, memory));
         }
         meters.set_ram(&ram);
         for device in &devices {

@@ -1,6 +1,7 @@
-//! Giving parts of guest RAM back to the host while the guest runs: what the balloon does with pages that the guest does not need.
+//! Giving parts of guest RAM back to the host while the guest runs: what the balloon does with pages that the guest does not need, and the
+//! memory device with blocks that are unplugged. And the way there: what is to be plugged in is had before the guest is told so.
 //!
-//! Called on the balloon's worker thread with ranges that the guest chose. The mapping stays: only what is behind it goes, and
+//! Called on the devices' worker threads with ranges that the guest chose. The mapping stays: only what is behind it goes, and
 //! whatever touches it again (a vCPU, another device, the VMM) gets new pages of zeros.
 //!
 //! Huge pages from the pool are not reserved any more once they went back to it: if others take them, and the guest touches its memory
@@ -13,6 +14,7 @@ use std::ops::Range;
 
 use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::balloon::Reclaim;
+use paddock_devices::virtio::mem::Supply;
 use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::{
     Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
@@ -60,6 +62,44 @@ impl Reclaim for RamReclaim {
     }
 }
 
+impl Supply for RamReclaim {
+    /// Ordinary pages come as they are touched. Huge pages are taken out of their pool now: their lack would end the guest later.
+    fn provide(&self, range: Range<u64>) -> io::Result<()> {
+        if self.pages == PageSize::Base {
+            return Ok(());
+        }
+        // Held to the end: what is in it stays mapped.
+        let memory = self.ram.memory();
+        for region in memory.iter() {
+            let base = region.start_addr().raw_value();
+            let start = range.start.max(base);
+            let end = range.end.min(base + region.len());
+            if start < end {
+                take(region, start - base, end - start)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `offset` and `length` lie in the region.
+fn take(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
+    if let Some(file) = region.file_offset() {
+        let start = file.start() + offset;
+        return Ok(fallocate(
+            file.file(),
+            FallocateFlags::empty(),
+            start,
+            length,
+        )?);
+    }
+    match advise(region, offset, length, libc::MADV_POPULATE_WRITE) {
+        // Linux before 5.14 cannot be asked: they come when they are touched, if they do.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => result,
+    }
+}
+
 /// `offset` and `length` lie in the region.
 fn give_back(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
     match region.file_offset() {
@@ -70,11 +110,12 @@ fn give_back(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<(
             file.start() + offset,
             length,
         )?),
-        None => discard_private(region, offset, length),
+        // Its contents become zeros.
+        None => advise(region, offset, length, libc::MADV_DONTNEED),
     }
 }
 
-fn discard_private(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
+fn advise(region: &GuestRegionMmap, offset: u64, length: u64, advice: i32) -> io::Result<()> {
     let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(length)) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -85,9 +126,9 @@ fn discard_private(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Re
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let start = region.as_ptr().wrapping_add(offset);
-    // SAFETY: the range lies in a mapping that `region` owns, and stays mapped, readable and writable. Its contents become
-    // zeros, which is no more than the guest could do itself at any moment: nothing in guest RAM is relied on.
-    let result = unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) };
+    // SAFETY: the range lies in a mapping that `region` owns, and stays mapped, readable and writable. The advice changes its contents
+    // to zeros at most, which is no more than the guest could do itself at any moment: nothing in guest RAM is relied on.
+    let result = unsafe { libc::madvise(start.cast(), length, advice) };
     if result == 0 {
         Ok(())
     } else {
@@ -108,6 +149,7 @@ mod tests {
     fn ram(shared: bool) -> GuestRam {
         create_ram(&RamConfig {
             size: SIZE,
+            max: SIZE,
             shared,
             pages: PageSize::Base,
         })

@@ -16,6 +16,7 @@ use super::process::Sample;
 use super::{DeviceMeter, Meters, timeline};
 use crate::balloon::BalloonStatus;
 use crate::driver::VmHandle;
+use crate::growth::MemoryStatus;
 use crate::machine::devices::DeviceKey;
 use crate::vcpu::exits::ExitKind;
 
@@ -152,13 +153,51 @@ pub fn describe_vm(to: &mut Exposition, vm: &VmHandle) {
     }
     to.counter("paddock_vm_resets_total", "Resets of the VM.")
         .sample(&[], meters.resets());
-    to.gauge("paddock_vm_memory_bytes", "Memory that the guest has.")
-        .sample(&[], spec.memory.size.bytes());
+    describe_memory(to, &vm.memory().status());
     describe_timeline(to, &meters.times.timeline());
     describe_vcpus(to, meters);
     describe_devices(to, meters);
     if let Some(balloon) = vm.balloon() {
         describe_balloon(to, &balloon.status());
+    }
+}
+
+fn describe_memory(to: &mut Exposition, status: &MemoryStatus) {
+    for (name, help, value) in [
+        (
+            "paddock_vm_memory_bytes",
+            "Memory that the guest has.",
+            status.plugged,
+        ),
+        (
+            "paddock_vm_memory_requested_bytes",
+            "Memory that the guest is asked to have.",
+            status.requested,
+        ),
+        (
+            "paddock_vm_memory_max_bytes",
+            "Memory that the guest may be asked to have.",
+            status.max,
+        ),
+    ] {
+        to.gauge(name, help).sample(&[], value);
+    }
+    let Some(counters) = status.counters else {
+        return;
+    };
+    for (name, help, value) in [
+        (
+            "paddock_vm_memory_refused_requests_total",
+            "Requests of the guest to plug memory in or out that break the rules.",
+            counters.refused_requests,
+        ),
+        (
+            "paddock_vm_memory_errors_total",
+            "Times that the host did not give memory or take it back.",
+            counters.errors,
+        ),
+    ] {
+        to.counter(name, help).sample(&[], value);
     }
 }
 
@@ -371,12 +410,12 @@ mod tests {
 
     use super::*;
     use crate::balloon::Balloon;
+    use crate::growth::Growth;
     use crate::metrics::Share;
 
     /// All families that a VM with one of each device has.
     fn everything() -> Snapshot {
-        let spec =
-            r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 2}, "balloon": {"size": "8MiB"}}"#;
+        let spec = r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 2}, "balloon": {"size": "8MiB"}, "memory": {"max": "1GiB"}}"#;
         let spec = VmSpec::from_json(spec).unwrap();
         let meters = Arc::new(Meters::new(&spec));
         let disk = || DeviceMeter::Disk(Arc::new(blk::Counters::new(2)));
@@ -406,6 +445,7 @@ mod tests {
         describe_timeline(&mut to, &meters.times.timeline());
         describe_vcpus(&mut to, &meters);
         describe_devices(&mut to, &meters);
+        describe_memory(&mut to, &Growth::new(&spec).status());
         describe_balloon(&mut to, &Balloon::new(&spec).unwrap().status());
         Snapshot::parse(&to.into_text()).unwrap()
     }
@@ -453,6 +493,9 @@ mod tests {
             ),
             ("paddock_rng_bytes_total", vec![], 0.0),
             ("paddock_balloon_target_bytes", vec![], 8_388_608.0),
+            ("paddock_vm_memory_bytes", vec![], 536_870_912.0),
+            ("paddock_vm_memory_max_bytes", vec![], 1_073_741_824.0),
+            ("paddock_vm_memory_errors_total", vec![], 0.0),
         ] {
             assert_eq!(all.value(name, &labels), Some(value), "{name} {labels:?}");
         }

@@ -62,6 +62,7 @@ fn defaults() {
     assert_eq!((spec.cpus.count, sockets, cores, threads), (6, 1, 6, 1));
     assert!(!spec.cpus.nested);
     assert_eq!(spec.memory.size, ByteSize::from_mib(512));
+    assert_eq!(spec.memory.max, spec.memory.size);
     assert_eq!((spec.memory.shared, spec.memory.hugepages), (false, None));
     let disk = &spec.disks[0];
     assert_eq!(
@@ -347,6 +348,33 @@ fn ids_are_unique_among_all_devices() {
             "nics": [{"tap": "a", "id": "x"}],
         }),
         &[("/disks/1/id", Duplicate), ("/nics/0/id", Duplicate)],
+    );
+}
+
+#[test]
+fn memory_may_grow() {
+    let vm = |memory: Value| json!({"boot": {"kernel": "k"}, "memory": memory});
+    let spec = valid(&vm(json!({"max": "2GiB"})));
+    assert_eq!(spec.memory.size, ByteSize::from_mib(512));
+    assert_eq!(spec.memory.max, ByteSize::from_mib(2048));
+    let again = VmSpec::from_json(&serde_json::to_string(&spec).unwrap()).unwrap();
+    assert_eq!(again, spec);
+    valid(&vm(json!({"max": "512MiB"})));
+    valid(&vm(
+        json!({"size": "1GiB", "max": "16TiB", "hugepages": "1GiB"}),
+    ));
+    for memory in [
+        json!({"max": "510MiB"}),
+        json!({"max": 0}),
+        json!({"max": "16386GiB"}),
+        json!({"max": "513MiB"}),
+        json!({"size": "1GiB", "max": "1536MiB", "hugepages": "1GiB"}),
+    ] {
+        refuses(&vm(memory), &[("/memory/max", OutOfRange)]);
+    }
+    refuses(
+        &vm(json!({"size": "1MiB", "max": "1GiB"})),
+        &[("/memory/size", OutOfRange)],
     );
 }
 

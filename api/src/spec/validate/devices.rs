@@ -18,7 +18,7 @@ const MAX_QUEUE_PAIRS: u64 = 8;
 /// More queues than this by default are memory and threads that few guests need.
 const DEFAULT_DISK_QUEUES: u8 = 4;
 /// Ids of the devices that are in a VM without being listed in its spec.
-const RESERVED_IDS: [&str; 3] = ["balloon", "console", "rng"];
+const RESERVED_IDS: [&str; 4] = ["balloon", "console", "memory", "rng"];
 
 /// Checks all disks and NICs of a VM with so many processors.
 pub(super) fn devices(

@@ -214,8 +214,22 @@ fn memory(
             None => problems.add(at_pages, ProblemCode::Conflict, detail),
         }
     }
+    let max = config.max.unwrap_or(size);
+    if !problems.within(at) {
+        let mut wrong = |detail| problems.add(at.key("max"), ProblemCode::OutOfRange, detail);
+        if !(size..=MAX_MEMORY).contains(&max) {
+            wrong(format!(
+                "the memory may grow to {size}, which is its size, or up to {MAX_MEMORY}, not to {max}"
+            ));
+        } else if !max.is_multiple_of(unit) {
+            wrong(format!(
+                "the memory may grow to a multiple of {unit}, not to {max}"
+            ));
+        }
+    }
     Some(Memory {
         size,
+        max,
         shared: config.shared.unwrap_or(false),
         hugepages: pages?,
     })

@@ -39,6 +39,7 @@ Examples
   paddock ctl disks remove data --deadline 60
   echo '{\"bridge\": \"br0\", \"vlan\": 100}' | paddock ctl nics add --spec -
 
+  paddock ctl memory set 2G
   paddock ctl balloon set 256M
   paddock ctl events --after 0 --json | jq -c .
   paddock ctl vm power-button --wait";
@@ -89,6 +90,9 @@ pub enum CtlCommand {
     /// Its network interfaces, added and removed while it runs
     #[command(subcommand, alias = "nic")]
     Nics(NicsCommand),
+    /// How much memory it has: more or less while it runs, up to its max
+    #[command(subcommand)]
+    Memory(MemoryCommand),
     /// Its balloon: memory taken from the running guest, and what it says of its memory
     #[command(subcommand)]
     Balloon(BalloonCommand),
@@ -271,6 +275,26 @@ pub struct RemoveArgs {
     pub wait: WaitArgs,
 }
 
+/// `paddock ctl memory`
+#[derive(Debug, Subcommand)]
+pub enum MemoryCommand {
+    /// How much there is, should be, and may be
+    Show,
+    /// Ask the guest to have so much memory in all
+    ///
+    /// The guest does it by and by, as far as it can; `show` tells how far it is. After a reset it starts with the first size, and is
+    /// asked for as much again.
+    Set(MemorySetArgs),
+}
+
+/// `paddock ctl memory set`
+#[derive(Debug, Args)]
+pub struct MemorySetArgs {
+    /// From the VM's size to its max, a multiple of 2M and of the huge pages' size
+    #[arg(value_name = "SIZE", value_parser = size)]
+    pub requested: ByteSize,
+}
+
 /// `paddock ctl balloon`
 #[derive(Debug, Subcommand)]
 pub enum BalloonCommand {
@@ -408,6 +432,8 @@ mod tests {
             "nics add",
             "balloon set 3MB",
             "balloon set",
+            "memory set",
+            "memory set 1GB",
             "jobs show three",
             "jobs wait -1",
             "events --after x",

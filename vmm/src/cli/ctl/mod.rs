@@ -1,7 +1,7 @@
 //! `paddock ctl`: every call of the HTTP API from a shell.
 //!
 //! ```text
-//!  args ──▶ vm, devices, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
+//!  args ──▶ vm, devices, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
 //!                      │
 //!                      └──▶ render, output ──▶ standard output
 //! ```
@@ -15,6 +15,7 @@ mod client;
 mod devices;
 mod events;
 mod jobs;
+mod memory;
 mod metrics;
 mod output;
 mod paths;
@@ -118,6 +119,7 @@ async fn dispatch(session: &Session, command: &CtlCommand) -> Result<(), CtlErro
         CtlCommand::Vm(command) => vm::execute(session, command).await,
         CtlCommand::Disks(command) => devices::disks(session, command).await,
         CtlCommand::Nics(command) => devices::nics(session, command).await,
+        CtlCommand::Memory(command) => memory::execute(session, command).await,
         CtlCommand::Balloon(command) => balloon::execute(session, command).await,
         CtlCommand::Jobs(command) => jobs::execute(session, command).await,
         CtlCommand::Events(args) => events::follow(session, args).await,

@@ -2,7 +2,7 @@
 
 use paddock_api::balloon::{Balloon, MemoryStatistics};
 
-use super::{Cell, Colour, Page};
+use super::{Cell, Colour, Page, bytes};
 
 /// The balloon.
 pub fn balloon(page: &mut Page, balloon: &Balloon) {
@@ -53,24 +53,6 @@ pub fn statistics(page: &mut Page, statistics: &MemoryStatistics) {
         ("minor faults", count(statistics.minor_faults)),
         ("OOM kills", count(statistics.oom_kills)),
     ]);
-}
-
-/// Bytes in the largest unit of which there is one, with a tenth where it is not a whole number.
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    while unit + 1 < UNITS.len() && bytes >> (10 * (unit + 1)) > 0 {
-        unit += 1;
-    }
-    let shift = 10 * unit;
-    let whole = bytes >> shift;
-    let rest = bytes - (whole << shift);
-    if rest == 0 {
-        return format!("{whole} {}", UNITS[unit]);
-    }
-    // Down, so that less than all never looks like all.
-    let tenths = (u128::from(rest) * 10) >> shift;
-    format!("{whole}.{tenths} {}", UNITS[unit])
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod balloon;
 mod devices;
 mod events;
 mod jobs;
+mod memory;
 mod vm;
 
 use serde::Serialize;
@@ -15,6 +16,7 @@ pub use balloon::{balloon, statistics};
 pub use devices::{disks, nics};
 pub use events::event;
 pub use jobs::{description, duration, jobs, outcome, so_far};
+pub use memory::memory;
 pub use vm::vm;
 
 /// Between columns.
@@ -194,6 +196,24 @@ impl Page {
             self.text.push_str(&cell.text);
         }
     }
+}
+
+/// Bytes in the largest unit of which there is one, with a tenth where it is not a whole number.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    while unit + 1 < UNITS.len() && bytes >> (10 * (unit + 1)) > 0 {
+        unit += 1;
+    }
+    let shift = 10 * unit;
+    let whole = bytes >> shift;
+    let rest = bytes - (whole << shift);
+    if rest == 0 {
+        return format!("{whole} {}", UNITS[unit]);
+    }
+    // Down, so that less than all never looks like all.
+    let tenths = (u128::from(rest) * 10) >> shift;
+    format!("{whole}.{tenths} {}", UNITS[unit])
 }
 
 #[cfg(test)]

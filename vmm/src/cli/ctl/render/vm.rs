@@ -103,6 +103,9 @@ fn cpus(cpus: &CpuConfig) -> Cell {
 
 fn memory(memory: &MemoryConfig) -> Cell {
     let mut text = memory.size.map(|size| size.to_string()).unwrap_or_default();
+    if let Some(max) = memory.max {
+        text += &format!(", up to {max}");
+    }
     if memory.shared == Some(true) {
         text += ", shared";
     }

@@ -41,6 +41,10 @@ pub fn nic() -> Value {
     json!({"id": "lan", "state": "present", "spec": {"id": "lan", "tap": "tap0", "mac": "02:00:5e:00:00:07", "mtu": 9000}})
 }
 
+pub fn memory() -> Value {
+    json!({"size": 512 << 20, "max": 4_u64 << 30, "requested": 1 << 30, "plugged": 768 << 20, "driver": true})
+}
+
 pub fn balloon() -> Value {
     json!({"target": 256 << 20, "actual": 64 << 20, "driver": true, "inflated_bytes": 4096, "reported_bytes": 0})
 }

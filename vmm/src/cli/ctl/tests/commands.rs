@@ -52,6 +52,16 @@ const CALLS: [(&str, &str, &str); 21] = [
         "DELETE /api/v1/vm/nics/lan",
     ),
     (
+        "memory show",
+        "GET /api/v1/vm/memory",
+        "GET /api/v1/vm/memory",
+    ),
+    (
+        "memory set 1G",
+        "PUT /api/v1/vm/memory",
+        "PUT /api/v1/vm/memory",
+    ),
+    (
         "balloon show",
         "GET /api/v1/vm/balloon",
         "GET /api/v1/vm/balloon",
@@ -100,6 +110,8 @@ fn right(request: &Request) -> Vec<u8> {
         ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
         ("GET", ["vm", "nics", _]) => (200, answers::nic()),
         (_, ["vm", "disks" | "nics", ..]) => (202, answers::job("succeeded")),
+        ("GET", ["vm", "memory"]) => (200, answers::memory()),
+        (_, ["vm", "memory"]) => (202, answers::memory()),
         (_, ["vm", "balloon"]) => (202, answers::balloon()),
         (_, ["vm", "balloon", _]) => (200, json!({"free": 4096})),
         (_, ["jobs"]) => (200, json!([answers::job("failed")])),
@@ -226,6 +238,16 @@ lan  present  tap tap0     02:00:5e:00:00:07  MTU 9000
         "\
 ID  KIND           DEVICE  STATE   PHASE              ELAPSED  FAILURE
 3   remove-device  data    failed  waiting-for-guest  1.5 s    the guest did not let go of it in time
+"
+    );
+    assert_eq!(
+        fake.ctl("memory show").well(),
+        "\
+size at the start   512 MiB
+max                 4 GiB
+requested           1 GiB
+plugged in          768 MiB
+guest has a driver  yes
 "
     );
     let balloon = fake.ctl("balloon show").well();
