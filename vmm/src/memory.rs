@@ -9,8 +9,9 @@
 //!   anonymous RAM and refuses here rather than later. Huge pages from the pool *are* reserved here: their lack would
 //!   otherwise be a SIGBUS in the middle of the guest's life.
 //! - *Memory to grow by* is a region of its own, for virtio-mem: mapped as a whole and one slot of KVM's, so that nothing has to be changed
-//!   under a running guest. It costs nothing until it is plugged in, and its huge pages are not reserved before. Nothing but the
-//!   device's rules keeps a guest off what is not plugged in: what bounds a hostile one is the region's size.
+//!   under a running guest. It costs this process nothing until it is used, and its huge pages are not reserved before they are plugged
+//!   in; KVM keeps up to 8 bytes for each of its 4 KiB pages where it shadows page tables (for guests of the guest, say). Nothing but
+//!   the device's rules keeps a guest off what is not plugged in: what bounds a hostile one is the region's size.
 //! - *Transparent huge pages are asked for*; a kernel built without them is fine too.
 //! - *Not in core dumps*: a dump of this process must not carry a tenant's memory.
 //! - A shared memfd is *sealed* at its size, so that nobody who is handed it can truncate it under the guest.

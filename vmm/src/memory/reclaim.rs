@@ -204,6 +204,25 @@ mod tests {
     }
 
     #[test]
+    fn large_pages_are_there_once_they_are_provided() {
+        let range = 4 << 20..8 << 20;
+        for shared in [false, true] {
+            let ram = ram(shared);
+            RamReclaim::new(ram.clone(), PageSize::Base)
+                .provide(range.clone())
+                .unwrap();
+            assert_eq!(resident(&ram, 0..SIZE), 0, "small ones come when touched");
+            // As if they were large: that the host has them is asked in the same way.
+            let large = RamReclaim::new(ram.clone(), PageSize::Huge2M);
+            large.provide(range.clone()).unwrap();
+            assert_eq!(resident(&ram, range.clone()), 1024, "shared: {shared}");
+            large.reclaim(range.clone()).unwrap();
+            assert_eq!(resident(&ram, range.clone()), 0);
+            large.provide(SIZE..1 << 40).unwrap();
+        }
+    }
+
+    #[test]
     fn what_is_not_ram_is_left_alone() {
         let ram = ram(false);
         let reclaim = RamReclaim::new(ram.clone(), PageSize::Base);
