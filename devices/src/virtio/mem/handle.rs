@@ -282,7 +282,13 @@ mod tests {
     fn regions_are_made_of_blocks() {
         for (region, block) in [
             (START..START, BLOCK),
-            (START..START - BLOCK, BLOCK),
+            (
+                Range {
+                    start: START,
+                    end: 0,
+                },
+                BLOCK,
+            ),
             (START + 4096..START + 4096 + BLOCK, BLOCK),
             (START..START + BLOCK + 4096, BLOCK),
             (START..START + BLOCK, 0),

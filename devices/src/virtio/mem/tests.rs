@@ -413,7 +413,7 @@ proptest! {
         let mut model = [false; 100];
         for (kind, address, count) in requests {
             let answer = send(&mut driver, &request(kind, address, count));
-            let in_region = address >= START && address < START + SIZE && address.is_multiple_of(BLOCK);
+            let in_region = (START..START + SIZE).contains(&address) && address.is_multiple_of(BLOCK);
             let first = usize::try_from((address.wrapping_sub(START)) / BLOCK).unwrap();
             let range = model.get_mut(first..first + usize::from(count)).filter(|_| in_region && count > 0);
             let plugged = machine.plugged();
