@@ -28,8 +28,8 @@ const GROWN: u64 = SIZE + MORE;
 const USED: u64 = 600 * MIB;
 /// What the process then holds more, and later less, at least.
 const MOST: u64 = 400 * MIB;
-/// How long a guest may take for it. Linux looks again every five seconds or more when it could not.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// How long a guest may take for it. When it could not, Linux tries again after 50 seconds, and then after twice that.
+const DEADLINE: Duration = Duration::from_secs(240);
 const LONG: Duration = Duration::from_secs(180);
 /// virtio-mem's PCI device id.
 const DEVICE: u16 = 0x1058;
