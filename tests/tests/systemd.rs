@@ -174,7 +174,7 @@ fn nobody_runs_a_vm_from_what_is_passed() {
         directory.path().join("disk.img"),
         directory.path().join("api.sock"),
     );
-    let image = File::create(&disk).unwrap();
+    let image = File::create_new(&disk).unwrap();
     image.set_len(64 * MIB).unwrap();
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
     let _tap = Tap::new();
