@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::BenchError;
-use super::vmm::{Guest, Vmm};
+use super::vmm::{Disk, Guest, Vmm};
 
 /// Bytes of the device.
 const SIZE: u64 = 256 << 20;
@@ -32,7 +32,10 @@ pub(super) fn measure(vmm: &Vmm, kind: Kind, depth: u32) -> Result<f64, BenchErr
     };
     vmm.measured(&Guest {
         memory: 256,
-        disk: Some(device.path.clone()),
+        disk: Some(Disk {
+            path: device.path.clone(),
+            direct: true,
+        }),
         task: Some(format!("{kind}:{depth}:{SECONDS}:/dev/vda")),
         ..Guest::default()
     })

@@ -39,13 +39,7 @@ fn answered(vmm: &Vmm, socket: &Path) -> std::io::Result<()> {
         }
     };
     stream.set_read_timeout(Some(DEADLINE))?;
-    let question = match vmm {
-        Vmm::Paddock(_) => "GET /api/v1/vm HTTP/1.1\r\nHost: vm\r\n\r\n",
-        Vmm::CloudHypervisor(_) => "GET /api/v1/vmm.ping HTTP/1.1\r\nHost: vm\r\n\r\n",
-        // It greets by itself.
-        Vmm::Qemu(_) => "",
-    };
-    stream.write_all(question.as_bytes())?;
+    stream.write_all(vmm.question().as_bytes())?;
     stream.read_exact(&mut [0])
 }
 

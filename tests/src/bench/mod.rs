@@ -52,8 +52,6 @@ pub struct Figure {
     pub unit: &'static str,
     /// What Paddock is to reach.
     pub goal: Goal,
-    /// Which VMMs it can be measured on.
-    pub applies: fn(&Vmm) -> bool,
     /// Measures one of them once.
     pub measure: fn(&Vmm) -> Result<f64, BenchError>,
 }
@@ -65,15 +63,13 @@ pub const FIGURES: &[Figure] = &[
         about: "from the VMM's start to the guest's init, same kernel",
         unit: "s",
         goal: Goal::Times(0.5),
-        applies: |_| true,
         measure: boot::measure,
     },
     Figure {
         name: "overhead",
-        about: "memory besides guest RAM (PSS), idle guest of 256 MiB with a disk and a NIC",
+        about: "memory besides guest RAM (PSS), idle guest of 256 MiB with a disk, a NIC and the API",
         unit: "MiB",
         goal: Goal::AtMost(6.0),
-        applies: Vmm::has_disk_and_nic,
         measure: |vmm| overhead::measure(vmm, overhead::Kind::All),
     },
     Figure {
@@ -81,7 +77,6 @@ pub const FIGURES: &[Figure] = &[
         about: "the part of it that is anonymous memory",
         unit: "MiB",
         goal: Goal::AtMost(1.0),
-        applies: Vmm::has_disk_and_nic,
         measure: |vmm| overhead::measure(vmm, overhead::Kind::Anonymous),
     },
     Figure {
@@ -89,7 +84,6 @@ pub const FIGURES: &[Figure] = &[
         about: "random reads of 4 KiB, one at a time",
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.4),
-        applies: Vmm::has_disk_and_nic,
         measure: |vmm| block::measure(vmm, block::Kind::Read, 1),
     },
     Figure {
@@ -97,7 +91,6 @@ pub const FIGURES: &[Figure] = &[
         about: "random reads of 4 KiB, 32 at a time",
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.6),
-        applies: Vmm::has_disk_and_nic,
         measure: |vmm| block::measure(vmm, block::Kind::Read, 32),
     },
     Figure {
@@ -105,7 +98,6 @@ pub const FIGURES: &[Figure] = &[
         about: "random writes of 4 KiB, one at a time",
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.3),
-        applies: Vmm::has_disk_and_nic,
         measure: |vmm| block::measure(vmm, block::Kind::Write, 1),
     },
     Figure {
@@ -113,7 +105,6 @@ pub const FIGURES: &[Figure] = &[
         about: "CPU time from the start of the process to the API's first answer",
         unit: "ms",
         goal: Goal::Times(0.5),
-        applies: Vmm::has_api,
         measure: control::measure,
     },
     Figure {
@@ -121,12 +112,11 @@ pub const FIGURES: &[Figure] = &[
         about: "the stripped binary",
         unit: "MiB",
         goal: Goal::AtMost(8.0),
-        applies: |_| true,
         measure: size::measure,
     },
 ];
 
-/// Measures a figure on every VMM it applies to, `rounds` times in turns. `progress` is told of each value as it comes.
+/// Measures a figure on every VMM, `rounds` times in turns. `progress` is told of each value as it comes.
 ///
 /// # Errors
 /// When one cannot be measured.
@@ -138,7 +128,7 @@ pub fn run(
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(figure);
     for round in 1..=rounds {
-        for vmm in vmms.iter().filter(|vmm| (figure.applies)(vmm)) {
+        for vmm in vmms {
             let value = (figure.measure)(vmm)?;
             let (name, unit) = (figure.name, figure.unit);
             progress(&format!(

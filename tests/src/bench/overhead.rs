@@ -1,11 +1,11 @@
-//! What a VM costs besides its RAM: the VMM's proportional set size (PSS) once the guest is idle, less what of it is guest RAM.
+//! What a VM costs besides its RAM: the VMM's proportional set size (PSS) once the guest is idle and the API is up, less what of it is guest RAM.
 
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use super::BenchError;
-use super::vmm::{Guest, Vmm};
+use super::vmm::{Disk, Guest, Vmm};
 
 /// Guest RAM in MiB.
 const MEMORY: u64 = 256;
@@ -35,8 +35,13 @@ pub(super) fn measure(vmm: &Vmm, kind: Kind) -> Result<f64, BenchError> {
     let _tap = Tap::new()?;
     let guest = Guest {
         memory: MEMORY,
-        disk: Some(disk),
+        // The file is on a tmpfs, which cannot do without the page cache.
+        disk: Some(Disk {
+            path: disk,
+            direct: false,
+        }),
         tap: Some(TAP.to_owned()),
+        api: Some(directory.path().join("api.sock")),
         task: None,
     };
     let (running, _) = vmm.boot(&guest)?;

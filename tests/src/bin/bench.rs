@@ -8,7 +8,7 @@ const USAGE: &str = "\
 usage: tests/bench [NAME…] [--rounds N] [--json]
 
 Measures Paddock beside Debian's QEMU, in turns, on the same guest; all figures, or those named. Values mean something only beside each other.
-PADDOCK_BENCH_CLOUD_HYPERVISOR=PATH adds that peer.
+PADDOCK_BENCH_CLOUD_HYPERVISOR=PATH and PADDOCK_BENCH_FIRECRACKER=PATH add those peers.
 
 figures:";
 

@@ -1,10 +1,17 @@
 //! The VMMs that are compared: how each is asked for the same guest. Peers are used as they come, by their documented options.
 
+mod cloud_hypervisor;
+mod firecracker;
+mod paddock;
+mod qemu;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
 
 use super::BenchError;
 use crate::files;
@@ -27,6 +34,8 @@ pub enum Vmm {
     Qemu(PathBuf),
     /// Cloud Hypervisor.
     CloudHypervisor(PathBuf),
+    /// Firecracker.
+    Firecracker(PathBuf),
 }
 
 /// A guest with one vCPU.
@@ -34,12 +43,30 @@ pub enum Vmm {
 pub struct Guest {
     /// RAM in MiB.
     pub memory: u64,
-    /// A raw disk image.
-    pub disk: Option<PathBuf>,
+    /// Its disk.
+    pub disk: Option<Disk>,
     /// An existing tap.
     pub tap: Option<String>,
     /// What its init measures (guests/probe).
     pub task: Option<String>,
+    /// Where the VMM serves its API meanwhile.
+    pub api: Option<PathBuf>,
+}
+
+/// What a guest boots from.
+struct Boot {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    arguments: String,
+}
+
+/// A raw disk image or block device.
+#[derive(Debug)]
+pub struct Disk {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it can be read and written past the page cache, which Paddock then does by itself.
+    pub direct: bool,
 }
 
 impl Vmm {
@@ -50,9 +77,9 @@ impl Vmm {
             Self::Paddock(files::paddock()),
             Self::Qemu("qemu-system-x86_64".into()),
         ];
-        if let Some(path) = std::env::var_os("PADDOCK_BENCH_CLOUD_HYPERVISOR") {
-            found.push(Self::CloudHypervisor(path.into()));
-        }
+        let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+        found.extend(named("PADDOCK_BENCH_CLOUD_HYPERVISOR").map(Self::CloudHypervisor));
+        found.extend(named("PADDOCK_BENCH_FIRECRACKER").map(Self::Firecracker));
         found
     }
 
@@ -63,6 +90,7 @@ impl Vmm {
             Self::Paddock(_) => "paddock",
             Self::Qemu(_) => "qemu",
             Self::CloudHypervisor(_) => "cloud-hypervisor",
+            Self::Firecracker(_) => "firecracker",
         }
     }
 
@@ -70,101 +98,70 @@ impl Vmm {
     #[must_use]
     pub fn binary(&self) -> &Path {
         match self {
-            Self::Paddock(path) | Self::Qemu(path) | Self::CloudHypervisor(path) => path,
+            Self::Paddock(path)
+            | Self::Qemu(path)
+            | Self::CloudHypervisor(path)
+            | Self::Firecracker(path) => path,
         }
     }
 
-    /// Whether it can be asked for a raw disk and an existing tap.
-    #[must_use]
-    pub fn has_disk_and_nic(&self) -> bool {
-        true
-    }
-
-    fn command(&self, guest: &Guest) -> Command {
+    /// How it is asked for a guest, and what must live as long as it does.
+    fn command(&self, guest: &Guest) -> std::io::Result<(Command, Option<NamedTempFile>)> {
         // Lines on the serial port are slow in every VMM alike, and not what is measured.
-        let mut kernel_arguments = "console=ttyS0 quiet panic=-1 probe.announce".to_owned();
+        let mut arguments = "console=ttyS0 quiet panic=-1 probe.announce".to_owned();
         if let Some(task) = &guest.task {
-            kernel_arguments += &format!(" probe.measure={task}");
+            arguments += &format!(" probe.measure={task}");
         }
-        let kernel_arguments = kernel_arguments.as_str();
-        let (kernel, initramfs) = (files::guest("vmlinux"), files::guest("initramfs.cpio"));
+        let boot = Boot {
+            kernel: files::guest("vmlinux"),
+            initramfs: files::guest("initramfs.cpio"),
+            arguments,
+        };
         let mut command = Command::new(self.binary());
-        let memory = guest.memory;
+        let mut kept = None;
         match self {
-            Self::Paddock(_) => {
-                command.args(["run", "--cpus", "1", "--memory", &format!("{memory}M")]);
-                command.args(["--cmdline", kernel_arguments]);
-                command.arg("--kernel").arg(kernel);
-                command.arg("--initramfs").arg(initramfs);
-                if let Some(disk) = &guest.disk {
-                    command.arg("--disk").arg(disk);
-                }
-                if let Some(tap) = &guest.tap {
-                    command.args(["--net", &format!("tap={tap}")]);
-                }
-            }
-            Self::Qemu(_) => {
-                command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-                command.args(["-machine", "q35,accel=kvm", "-cpu", "host", "-smp", "1"]);
-                command.args(["-m", &format!("{memory}M"), "-serial", "stdio"]);
-                command.args(["-append", kernel_arguments]);
-                command.arg("-kernel").arg(kernel);
-                command.arg("-initrd").arg(initramfs);
-                if let Some(disk) = &guest.disk {
-                    let disk = disk.display();
-                    let drive = format!("if=none,id=disk,format=raw,aio=io_uring,file={disk}");
-                    command.args(["-object", "iothread,id=io", "-drive", &drive]);
-                    command.args(["-device", "virtio-blk-pci,drive=disk,iothread=io"]);
-                }
-                if let Some(tap) = &guest.tap {
-                    let netdev = format!("tap,id=net,ifname={tap},script=no,downscript=no");
-                    command.args(["-netdev", &netdev]);
-                    command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
-                }
-                command.args(["-device", "virtio-rng-pci"]);
-            }
-            Self::CloudHypervisor(_) => {
-                command.args(["--cpus", "boot=1", "--memory", &format!("size={memory}M")]);
-                command.args(["--serial", "tty", "--console", "off"]);
-                command.args(["--cmdline", kernel_arguments]);
-                command.arg("--kernel").arg(kernel);
-                command.arg("--initramfs").arg(initramfs);
-                if let Some(disk) = &guest.disk {
-                    let disk = disk.display();
-                    command.args(["--disk", &format!("path={disk},direct=on")]);
-                }
-                if let Some(tap) = &guest.tap {
-                    command.args(["--net", &format!("tap={tap}")]);
-                }
+            Self::Paddock(_) => paddock::guest(&mut command, guest, &boot),
+            Self::Qemu(_) => qemu::guest(&mut command, guest, &boot),
+            Self::CloudHypervisor(_) => cloud_hypervisor::guest(&mut command, guest, &boot),
+            Self::Firecracker(_) => {
+                kept = Some(firecracker::guest(&mut command, guest, &boot)?);
             }
         }
-        command
+        Ok((command, kept))
     }
 
-    /// Whether it serves an API before it has a VM, or before the VM runs.
-    #[must_use]
-    pub fn has_api(&self) -> bool {
-        true
+    /// What its API is asked first, to be answered.
+    pub(super) fn question(&self) -> &'static str {
+        match self {
+            Self::Paddock(_) => paddock::QUESTION,
+            Self::Qemu(_) => qemu::QUESTION,
+            Self::CloudHypervisor(_) => cloud_hypervisor::QUESTION,
+            Self::Firecracker(_) => firecracker::QUESTION,
+        }
     }
 
     /// Starts it with an API on `socket` and no guest.
     pub(super) fn serve(&self, socket: &Path) -> Result<Running, BenchError> {
-        let socket = socket.display();
         let mut command = Command::new(self.binary());
         match self {
-            Self::Paddock(_) => command.args(["serve", "--api-socket", &socket.to_string()]),
-            Self::Qemu(_) => command
-                .args(["-nodefaults", "-no-user-config", "-display", "none", "-S"])
-                .args(["-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256M"])
-                .args(["-qmp", &format!("unix:{socket},server=on,wait=off")]),
-            Self::CloudHypervisor(_) => command.args(["--api-socket", &socket.to_string()]),
-        };
+            Self::Paddock(_) => paddock::serve(&mut command, socket),
+            Self::Qemu(_) => qemu::serve(&mut command, socket),
+            Self::CloudHypervisor(_) => cloud_hypervisor::serve(&mut command, socket),
+            Self::Firecracker(_) => firecracker::serve(&mut command, socket),
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.stderr(Stdio::null()).spawn();
-        child.map(Running).map_err(|source| BenchError::Host {
+        let running = |child| Running { child, _kept: None };
+        child
+            .map(running)
+            .map_err(|source| self.not_started(source))
+    }
+
+    fn not_started(&self, source: std::io::Error) -> BenchError {
+        BenchError::Host {
             what: format!("starting {}", self.binary().display()),
             source,
-        })
+        }
     }
 
     /// Starts a guest and waits for its init; says how long that took.
@@ -191,14 +188,13 @@ impl Vmm {
         guest: &Guest,
         text: &str,
     ) -> Result<(Running, Duration, String), BenchError> {
-        let mut command = self.command(guest);
+        let made = self.command(guest);
+        let (mut command, kept) = made.map_err(|source| self.not_started(source))?;
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();
-        let mut child = command.spawn().map_err(|source| BenchError::Host {
-            what: format!("starting {}", self.binary().display()),
-            source,
-        })?;
+        let child = command.spawn();
+        let mut child = child.map_err(|source| self.not_started(source))?;
         let (sender, lines) = channel();
         let pipes: [Option<Box<dyn std::io::Read + Send>>; 2] = [
             child.stdout.take().map(|pipe| Box::new(pipe) as _),
@@ -216,7 +212,7 @@ impl Vmm {
             });
         }
         drop(sender);
-        let running = Running(child);
+        let running = Running { child, _kept: kept };
         let line = self.wait_for(text, &lines, began + BOOT_DEADLINE)?;
         Ok((running, began.elapsed(), line))
     }
@@ -253,18 +249,21 @@ impl Vmm {
 
 /// A VMM with its guest; dropping it ends both.
 #[derive(Debug)]
-pub(super) struct Running(Child);
+pub(super) struct Running {
+    child: Child,
+    _kept: Option<NamedTempFile>,
+}
 
 impl Running {
     /// The VMM's process id.
     pub(super) fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
