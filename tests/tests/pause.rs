@@ -85,13 +85,14 @@ fn a_guest_stands_still_and_goes_on() {
 fn writes_go_on_where_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");
-    File::create(&path).unwrap().set_len(64 * MIB).unwrap();
+    let size = amount(24, 128) * MIB;
+    File::create(&path).unwrap().set_len(size).unwrap();
     let disk = format!("path={}", path.display());
     let vm = Vm::builder().cpus("2").api().args(["--disk", &disk]).boot();
     let api = vm.api();
     let mut events = api.events(0);
     events.wait_for_state("running");
-    let area = Area::new("/dev/vda", 64 * MIB, 5);
+    let area = Area::new("/dev/vda", size, 5);
     let writing = vm.probe().start(BlocksWrite::new(area.clone())).unwrap();
     let mut pauses = 0;
     while !writing.is_ready() || pauses < 3 {
