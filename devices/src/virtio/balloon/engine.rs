@@ -78,13 +78,26 @@ struct Giver {
     /// The request that is served: its bytes, and the pages in it.
     scratch: Vec<u8>,
     pages: Vec<u32>,
-    refusals: Throttle,
-    failures: Throttle,
+    brakes: Arc<Brakes>,
+}
+
+/// The brakes on the log. The device's own: a guest that resets it would loosen any other.
+#[derive(Debug, Default)]
+pub(super) struct Brakes {
+    /// For pages that are not RAM.
+    pub(super) refusals: Throttle,
+    /// For a host that does not take memory back.
+    pub(super) failures: Throttle,
 }
 
 impl Engine {
     /// Nothing running and a driver that knows nothing.
-    pub(super) fn new(id: String, handle: BalloonHandle, memory: Arc<dyn Reclaim>) -> Self {
+    pub(super) fn new(
+        id: String,
+        handle: BalloonHandle,
+        memory: Arc<dyn Reclaim>,
+        brakes: Arc<Brakes>,
+    ) -> Self {
         let granule = memory.granule().max(PAGE_SIZE);
         Self {
             queues: [const { None }; QUEUES],
@@ -98,8 +111,7 @@ impl Engine {
                 parts: Parts::new(granule),
                 scratch: Vec::new(),
                 pages: Vec::new(),
-                refusals: Throttle::new(),
-                failures: Throttle::new(),
+                brakes,
             },
         }
     }
@@ -318,7 +330,7 @@ impl Giver {
                 .counters()
                 .refused
                 .fetch_add(refused, Ordering::Relaxed);
-            if let Some(held_back) = self.refusals.pass() {
+            if let Some(held_back) = self.brakes.refusals.pass() {
                 let device = &self.id;
                 tracing::warn!(
                     device,
@@ -374,7 +386,7 @@ impl Giver {
             (Ok(()), Role::Reporting) => add(&counters.reported, length),
             (Ok(()), _) => add(&counters.inflated, length),
             (Err(error), _) => {
-                if let Some(held_back) = self.failures.pass() {
+                if let Some(held_back) = self.brakes.failures.pass() {
                     let (device, start) = (&self.id, range.start);
                     tracing::warn!(
                         device,

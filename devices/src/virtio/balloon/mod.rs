@@ -30,7 +30,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub use handle::{BalloonError, BalloonHandle, BalloonStatus, CounterValues};
 pub use statistics::Statistics;
 
-use self::engine::{Command, Engine};
+use self::engine::{Brakes, Command, Engine};
 use super::ring::Ring;
 use super::worker::Worker;
 use super::{DeviceError, QueueResources, VirtioDevice};
@@ -111,6 +111,7 @@ pub struct VirtioBalloon {
     handle: BalloonHandle,
     memory: Arc<dyn Reclaim>,
     options: BalloonOptions,
+    brakes: Arc<Brakes>,
     running: Option<Running>,
     /// What the worker had, while there is none.
     idle: Option<Engine>,
@@ -139,6 +140,7 @@ impl VirtioBalloon {
             handle,
             memory,
             options,
+            brakes: Arc::default(),
             running: None,
             idle: None,
             started: BTreeSet::new(),
@@ -162,6 +164,7 @@ impl VirtioBalloon {
                 self.id.clone(),
                 self.handle.clone(),
                 Arc::clone(&self.memory),
+                Arc::clone(&self.brakes),
             )
         });
         let rung = Arc::clone(&doorbell);

@@ -201,6 +201,22 @@ fn a_host_that_refuses_harms_nobody() {
 }
 
 #[test]
+fn a_reset_does_not_loosen_the_brakes_on_the_log() {
+    let mut machine = Machine::new(PAGE_SIZE);
+    for _ in 0..2 {
+        let mut inflate = machine.start(0);
+        assert_eq!(machine.send(&mut inflate, &[u32::MAX]), []);
+        machine.memory.fails.store(true, Ordering::Relaxed);
+        assert_eq!(machine.send(&mut inflate, &[0]), []);
+        machine.memory.fails.store(false, Ordering::Relaxed);
+        machine.device.reset();
+        let brakes = &machine.device.brakes;
+        let passed = [brakes.refusals.pass(), brakes.failures.pass()];
+        assert_eq!(passed, [None; 2], "the worker logged, and so may nobody");
+    }
+}
+
+#[test]
 fn an_endless_request_is_cut() {
     let mut machine = Machine::new(PAGE_SIZE);
     let mut inflate = machine.start(0);

@@ -76,12 +76,13 @@ pub(super) struct Engine {
     /// The host had no descriptor for a new client: not before then.
     accept_after: Option<Instant>,
     scratch: Vec<u8>,
-    log: Throttle,
+    /// The device's own: a guest that resets it would loosen any other.
+    log: Arc<Throttle>,
 }
 
 impl Engine {
     /// With no queue running and a driver that knows nothing.
-    pub(super) fn new(id: String, ports: Arc<ConsolePorts>) -> Self {
+    pub(super) fn new(id: String, ports: Arc<ConsolePorts>, log: Arc<Throttle>) -> Self {
         let count = ports.count();
         Self {
             id,
@@ -91,7 +92,7 @@ impl Engine {
             told_size: ports.size(),
             accept_after: None,
             scratch: vec![0; PIECE],
-            log: Throttle::new(),
+            log,
             ports,
         }
     }

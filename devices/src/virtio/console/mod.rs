@@ -31,6 +31,7 @@ use self::engine::{Command, Engine};
 use super::ring::Ring;
 use super::worker::Worker;
 use super::{DeviceError, QueueResources, VirtioDevice};
+use crate::throttle::Throttle;
 
 /// VIRTIO_ID_CONSOLE.
 const DEVICE_TYPE: u16 = 3;
@@ -67,6 +68,7 @@ pub struct VirtioConsole {
     id: String,
     ports: Arc<ConsolePorts>,
     queue_sizes: Vec<u16>,
+    log: Arc<Throttle>,
     running: Option<Running>,
     /// What the worker had, while there is none.
     idle: Option<Engine>,
@@ -89,6 +91,7 @@ impl VirtioConsole {
             id: id.into(),
             queue_sizes: vec![QUEUE_SIZE; queue_count(ports.count())],
             ports,
+            log: Arc::default(),
             running: None,
             idle: None,
             started: BTreeSet::new(),
@@ -107,10 +110,13 @@ impl VirtioConsole {
     fn spawn(&mut self) -> io::Result<Running> {
         let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let (commands, received) = channel();
-        let engine = self
-            .idle
-            .take()
-            .unwrap_or_else(|| Engine::new(self.id.clone(), Arc::clone(&self.ports)));
+        let engine = self.idle.take().unwrap_or_else(|| {
+            Engine::new(
+                self.id.clone(),
+                Arc::clone(&self.ports),
+                Arc::clone(&self.log),
+            )
+        });
         let rung = Arc::clone(&doorbell);
         let worker = Worker::spawn(&self.id, move |events| {
             engine.run(&events, &received, &rung)

@@ -1,6 +1,7 @@
 //! The worker of a memory device: serves the driver's requests, and tells it when it is asked for something else.
 //!
-//! Runs while the queue does. A request holds it for as long as the host takes to give or take one request's memory.
+//! Runs while the queue does. Between two requests it looks whether it is to stop: a request holds it for as long as the host takes to
+//! give or take one request's memory.
 
 use std::io;
 use std::ops::Range;
@@ -20,8 +21,6 @@ use crate::virtio::worker::{EventLoop, Wake};
 
 const KICK: u32 = 0;
 const DOORBELL: u32 = 1;
-/// Requests served between two looks at the stop event.
-const BATCH: usize = 16;
 
 /// Bytes of struct virtio_mem_req and struct virtio_mem_resp (§5.15.6).
 const REQUEST_LENGTH: usize = 24;
@@ -123,7 +122,7 @@ impl Engine {
             }
             if more {
                 let memory = ring.memory();
-                more = self.serve_batch(ring, &memory);
+                more = self.serve_next(ring, &memory);
                 ring.flush(&memory);
                 more = more || ring.arm(&memory);
             }
@@ -141,16 +140,14 @@ impl Engine {
         }
     }
 
-    /// Serves some requests; whether there may be more.
-    fn serve_batch(&self, ring: &mut Ring, memory: &GuestMap) -> bool {
-        for _ in 0..BATCH {
-            let Some(chain) = ring.pop(memory) else {
-                return false;
-            };
-            let served = self.serve_chain(memory, &chain);
-            let written = ring.check(served).unwrap_or(0);
-            ring.push_used(memory, chain.head, written as u64);
-        }
+    /// Serves a request; whether there may be more.
+    fn serve_next(&self, ring: &mut Ring, memory: &GuestMap) -> bool {
+        let Some(chain) = ring.pop(memory) else {
+            return false;
+        };
+        let served = self.serve_chain(memory, &chain);
+        let written = ring.check(served).unwrap_or(0);
+        ring.push_used(memory, chain.head, written as u64);
         true
     }
 

@@ -1,7 +1,7 @@
 //! The device, driven through its queue; the memory's owner is a [`Recorder`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -40,6 +40,8 @@ use Event::{Provided, Reclaimed};
 struct Recorder {
     events: Mutex<Vec<Event>>,
     fails: AtomicBool,
+    /// How long the host takes, in milliseconds.
+    takes: AtomicU64,
 }
 
 impl Recorder {
@@ -47,6 +49,8 @@ impl Recorder {
         assert!(START <= range.start && range.start < range.end && range.end <= START + SIZE);
         assert!(range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK));
         self.events.lock().push(event);
+        let takes = self.takes.load(Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(takes));
         if self.fails.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -206,6 +210,23 @@ fn blocks_are_plugged_and_unplugged() {
     wait_for("an interrupt", || (driver.interrupts() > 0).then_some(()));
     assert_eq!(machine.guest.broken(), None);
     assert_eq!(machine.handle.status().counters, CounterValues::default());
+}
+
+#[test]
+fn a_stop_waits_for_one_request_and_not_for_a_ring_of_them() {
+    let mut machine = Machine::new(10);
+    let mut driver = machine.start();
+    machine.memory.takes.store(200, Ordering::Relaxed);
+    for _ in 0..16 {
+        driver.add_bytes(&[&request(UNPLUG_ALL, 0, 0)], &[10]);
+    }
+    driver.kick();
+    wait_for("the first request", || {
+        (!machine.memory.events.lock().is_empty()).then_some(())
+    });
+    machine.device.stop_queue(0).unwrap();
+    let done = machine.memory.take().len();
+    assert!(done < 8, "{done} requests were served before the stop");
 }
 
 #[test]
