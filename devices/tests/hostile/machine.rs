@@ -1,6 +1,7 @@
 //! A PC without CPUs: buses, chipset, one device under attack and one beside it, RAM, and a log that is counted.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,16 +21,18 @@ use paddock_devices::pci::host_bridge::HostBridge;
 use paddock_devices::pci::lpc::LpcBridge;
 use paddock_devices::pci::root::{ConfigPorts, Ecam, PciRoot};
 use paddock_devices::pci::{DeviceFunction, PciFunction};
+use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, Reclaim, VirtioBalloon};
 use paddock_devices::virtio::blk::{Blk, BlkOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, VirtioConsole};
+use paddock_devices::virtio::mem::{MemHandle, Supply, VirtioMem};
 use paddock_devices::virtio::net::{Net, NetOptions};
 use paddock_devices::virtio::pci::{BAR_LENGTH, Doorbells, VirtioPci};
 use paddock_devices::virtio::rng::VirtioRng;
 use paddock_devices::virtio::{GuestMap, GuestRam, VirtioDevice};
 use paddock_network::MacAddress;
 use paddock_network::double::SocketBackend;
-use paddock_probe::hostile::Kind;
 use paddock_probe::hostile::machine::{Function, Machine, Physical, Ports, Ram};
+use paddock_probe::hostile::{Kind, MEM_BLOCKS};
 use paddock_storage::testing::MemoryDisk;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -40,6 +43,9 @@ const RAM: usize = 64 << 20;
 /// The driver's part of it.
 const ARENA: u64 = 4 << 20;
 const ARENA_LENGTH: u64 = 2 << 20;
+/// Bytes of a block of the memory device, and where its region is.
+const BLOCK: u64 = 64 << 10;
+const REGION: Range<u64> = 1 << 30..(1 << 30) + 4 * MEM_BLOCKS * BLOCK;
 const ECAM: u64 = 0xe000_0000;
 const PM_BASE: u16 = 0x600;
 /// Where the BARs are.
@@ -127,6 +133,56 @@ impl PowerEvents for Power {
     }
     fn reset(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The owner of guest RAM, of which a device may take a part back. What it is asked for beyond that is counted and not done.
+#[derive(Debug)]
+struct Owner {
+    memory: GuestRam,
+    part: Range<u64>,
+    granule: u64,
+    trespasses: Arc<AtomicUsize>,
+}
+
+impl Owner {
+    fn allows(&self, range: &Range<u64>) -> bool {
+        let inside =
+            self.part.start <= range.start && range.start < range.end && range.end <= self.part.end;
+        let whole =
+            range.start.is_multiple_of(self.granule) && range.end.is_multiple_of(self.granule);
+        if !(inside && whole) {
+            println!(
+                "{range:x?} is not to be taken: only whole pieces in {:x?}",
+                self.part
+            );
+            self.trespasses.fetch_add(1, Ordering::Relaxed);
+        }
+        inside && whole
+    }
+}
+
+impl Reclaim for Owner {
+    fn granule(&self) -> u64 {
+        self.granule
+    }
+
+    fn reclaim(&self, range: Range<u64>) -> io::Result<()> {
+        if self.allows(&range) {
+            // As madvise does, under the hands of everybody else.
+            let map = self.memory.memory();
+            for address in range.step_by(4096) {
+                Bytes::write_slice(&*map, &[0; 4096], GuestAddress(address)).unwrap();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Supply for Owner {
+    fn provide(&self, range: Range<u64>) -> io::Result<()> {
+        self.allows(&range);
+        Ok(())
     }
 }
 
@@ -232,6 +288,7 @@ pub struct Pc {
     io_ports: Arc<Bus>,
     mmio: Arc<Bus>,
     power: Arc<Power>,
+    trespasses: Arc<AtomicUsize>,
     _root: Arc<PciRoot>,
     _drain: Option<Drain>,
     _sockets: tempfile::TempDir,
@@ -240,13 +297,24 @@ pub struct Pc {
 impl Pc {
     /// A PC with a device of this kind and an idle one beside it.
     pub fn new(kind: Kind) -> Self {
-        let map = GuestMap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
-        let memory = GuestRam::new(map);
+        let mut ranges = vec![(GuestAddress(0), RAM)];
+        if kind == Kind::Mem {
+            let length = usize::try_from(REGION.end - REGION.start).unwrap();
+            ranges.push((GuestAddress(REGION.start), length));
+        }
+        let memory = GuestRam::new(GuestMap::from_ranges(&ranges).unwrap());
         let (io_ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let power = Arc::<Power>::default();
         let root = chipset(&io_ports, &mmio, &power);
         let sockets = tempfile::tempdir().unwrap();
-        let (device, drain) = device(kind, &sockets);
+        let trespasses = Arc::<AtomicUsize>::default();
+        let owner = |part, granule| Owner {
+            memory: memory.clone(),
+            part,
+            granule,
+            trespasses: Arc::clone(&trespasses),
+        };
+        let (device, drain) = device(kind, &sockets, owner);
         let target = Seen::new(device, &memory, &mmio, TARGET);
         let neighbour = Seen::new(
             Box::new(VirtioRng::new("neighbour")),
@@ -264,6 +332,7 @@ impl Pc {
             io_ports,
             mmio,
             power,
+            trespasses,
             _root: root,
             _drain: drain,
             _sockets: sockets,
@@ -274,9 +343,18 @@ impl Pc {
     pub fn power_requests(&self) -> usize {
         self.power.0.load(Ordering::Relaxed)
     }
+
+    /// How often a device wanted to take what it may not.
+    pub fn trespasses(&self) -> usize {
+        self.trespasses.load(Ordering::Relaxed)
+    }
 }
 
-fn device(kind: Kind, sockets: &tempfile::TempDir) -> (Box<dyn VirtioDevice>, Option<Drain>) {
+fn device(
+    kind: Kind,
+    sockets: &tempfile::TempDir,
+    owner: impl Fn(Range<u64>, u64) -> Owner,
+) -> (Box<dyn VirtioDevice>, Option<Drain>) {
     match kind {
         Kind::Blk => {
             let options = BlkOptions {
@@ -313,6 +391,22 @@ fn device(kind: Kind, sockets: &tempfile::TempDir) -> (Box<dyn VirtioDevice>, Op
             (Box::new(VirtioConsole::new("console", ports)), None)
         }
         Kind::Rng => (Box::new(VirtioRng::new("rng")), None),
+        Kind::Balloon => {
+            let handle = BalloonHandle::new(RAM as u64, || ());
+            let options = BalloonOptions {
+                deflate_on_oom: true,
+                free_page_reporting: true,
+            };
+            let memory = Arc::new(owner(0..RAM as u64, 4096));
+            let balloon = VirtioBalloon::new("balloon", handle, memory, options);
+            (Box::new(balloon), None)
+        }
+        Kind::Mem => {
+            let handle = MemHandle::new(REGION, BLOCK, || ()).unwrap();
+            handle.set_requested(2 * MEM_BLOCKS * BLOCK).unwrap();
+            let memory = Arc::new(owner(REGION, BLOCK));
+            (Box::new(VirtioMem::new("memory", handle, memory)), None)
+        }
     }
 }
 
@@ -399,14 +493,22 @@ impl Ports for Pc {
     }
 }
 
+/// What is mapped is memory, as for a vCPU.
 impl Physical for Pc {
     fn read(&self, address: u64, width: usize) -> Option<u64> {
         let mut data = [0; 8];
-        self.mmio.read(address, &mut data[..width]);
+        let map = self.memory.memory();
+        if Bytes::read_slice(&*map, &mut data[..width], GuestAddress(address)).is_err() {
+            self.mmio.read(address, &mut data[..width]);
+        }
         Some(u64::from_le_bytes(data))
     }
     fn write(&self, address: u64, width: usize, value: u64) -> bool {
-        self.mmio.write(address, &value.to_le_bytes()[..width]);
+        let data = &value.to_le_bytes()[..width];
+        let map = self.memory.memory();
+        if Bytes::write_slice(&*map, data, GuestAddress(address)).is_err() {
+            self.mmio.write(address, data);
+        }
         true
     }
 }

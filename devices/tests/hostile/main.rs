@@ -32,6 +32,7 @@ fn attack(name: &str) {
             }
         });
         assert_eq!(pc.power_requests(), 0, "a case resets or powers off");
+        assert_eq!(pc.trespasses(), 0, "a device takes what it may not");
         // Other groups log at the same time, so each may.
         let intervals = usize::try_from(start.elapsed().as_secs() / 5).unwrap() + 1;
         let logged = lines.load(Ordering::Relaxed) - before;
@@ -58,4 +59,4 @@ macro_rules! groups {
     };
 }
 
-groups! { rings setup protocol registers msix bars storms sweeps floods blk net console rng }
+groups! { rings setup protocol registers msix bars storms sweeps floods blk net console rng balloon mem }

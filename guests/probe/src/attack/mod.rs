@@ -73,7 +73,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
 fn attack(arguments: &[String]) -> Result<(), String> {
     let (kind, names) = arguments
         .split_first()
-        .ok_or("say what to attack: blk, net, console or rng")?;
+        .ok_or_else(|| format!("say what to attack: {}", Kind::names()))?;
     let kind: Kind = kind.parse()?;
     let groups = groups(names)?;
     let guest = take(kind)?;
@@ -113,7 +113,8 @@ fn tell(record: &paddock_probe::hostile::Record) -> io::Result<()> {
     out.flush()
 }
 
-/// Takes a device of this kind, and one of another for a neighbour; never the console for that, over which the agent talks.
+/// Takes a device of this kind, and one of another for a neighbour; never the console for that, over which the agent talks, nor a memory
+/// device, whose memory may be in use.
 fn take(kind: Kind) -> Result<Guest, String> {
     let arena = Arena::new()?;
     ports::allow()?;
@@ -124,7 +125,7 @@ fn take(kind: Kind) -> Result<Guest, String> {
     };
     let target = place(&|found| found == kind)
         .ok_or_else(|| format!("this guest has no virtio device of kind {}", kind.name()))?;
-    let neighbour = place(&|found| found != kind && found != Kind::Console);
+    let neighbour = place(&|found| found != kind && !matches!(found, Kind::Console | Kind::Mem));
     Ok(Guest {
         target: Taken::new(&target)?,
         neighbour: neighbour.as_deref().map(Taken::new).transpose()?,

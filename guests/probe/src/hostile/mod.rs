@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// How long a device may take to notice that it needs a reset.
 const NOTICE: Duration = Duration::from_secs(10);
 
-/// The devices there are attacks on. A balloon has its place here, with a module of requests of its own beside [`cases`]'s others.
+/// The devices there are attacks on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -37,11 +37,25 @@ pub enum Kind {
     Console,
     /// virtio-rng.
     Rng,
+    /// virtio-balloon.
+    Balloon,
+    /// virtio-mem, asked to have [`MEM_BLOCKS`] blocks or more plugged in, and with none that anybody uses.
+    Mem,
 }
+
+/// Blocks that a memory device under attack must be asked to have plugged in, and its region have beyond that.
+pub const MEM_BLOCKS: u64 = 8;
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Blk, Self::Net, Self::Console, Self::Rng];
+    pub const ALL: [Self; 6] = [
+        Self::Blk,
+        Self::Net,
+        Self::Console,
+        Self::Rng,
+        Self::Balloon,
+        Self::Mem,
+    ];
 
     /// The kind of the PCI function with this vendor and device id.
     #[must_use]
@@ -51,8 +65,16 @@ impl Kind {
             (0x1af4, 0x1042) => Some(Self::Blk),
             (0x1af4, 0x1043) => Some(Self::Console),
             (0x1af4, 0x1044) => Some(Self::Rng),
+            (0x1af4, 0x1045) => Some(Self::Balloon),
+            (0x1af4, 0x1058) => Some(Self::Mem),
             _ => None,
         }
+    }
+
+    /// All names, for people.
+    #[must_use]
+    pub fn names() -> String {
+        Self::ALL.map(Self::name).join(", ")
     }
 
     /// Its name.
@@ -63,6 +85,8 @@ impl Kind {
             Self::Net => "net",
             Self::Console => "console",
             Self::Rng => "rng",
+            Self::Balloon => "balloon",
+            Self::Mem => "mem",
         }
     }
 }
@@ -74,7 +98,7 @@ impl FromStr for Kind {
         Self::ALL
             .into_iter()
             .find(|kind| kind.name() == name)
-            .ok_or_else(|| format!("unknown device '{name}': blk, net, console or rng"))
+            .ok_or_else(|| format!("unknown device '{name}': {}", Self::names()))
     }
 }
 
@@ -323,7 +347,8 @@ mod tests {
             assert!(own > 3, "{} has {own}", kind.name());
             assert_eq!(kind.name().parse(), Ok(kind));
         }
-        assert!("balloon".parse::<Kind>().is_err());
+        let error = "floppy".parse::<Kind>().unwrap_err();
+        assert!(error.contains("'floppy'") && error.ends_with("rng, balloon, mem"));
     }
 
     #[test]

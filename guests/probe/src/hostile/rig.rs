@@ -1,7 +1,7 @@
 //! What a case works with: the device's driver, memory, and the ordinary request by which a device shows that it works.
 //!
-//! Each device has a main queue on which chains are broken: that of requests (blk, rng), of frames to send (net), of control
-//! messages (console, with the queue of the answers beside it).
+//! Each device has a main queue on which chains are broken: that of requests (blk, rng, mem), of frames to send (net), of control
+//! messages (console, with the queue of the answers beside it), of pages that are given away (balloon).
 
 use super::Kind;
 use super::driver::{self, Driver, Piece, Ring, Used, poll};
@@ -35,6 +35,21 @@ const NET_FEATURES: u64 = 1 << 17 | 1 << 23;
 const CONSOLE_FEATURES: u64 = 1 << 1;
 /// VIRTIO_BLK_F_RO, _FLUSH, _DISCARD, _WRITE_ZEROES.
 const BLK_FEATURES: u64 = 1 << 5 | 1 << 9 | 1 << 13 | 1 << 14;
+
+/// VIRTIO_BALLOON_F_STATS_VQ, _PAGE_POISON, _PAGE_REPORTING.
+const BALLOON_FEATURES: u64 = 1 << 1 | 1 << 4 | 1 << 5;
+/// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE.
+const MEM_FEATURES: u64 = 1 << 1;
+
+/// Bytes of a balloon's page.
+pub(super) const PAGE: u64 = 4096;
+
+/// A memory device's question for the state of one block: the address comes behind the first eight bytes.
+const STATE: [u8; 8] = [3, 0, 0, 0, 0, 0, 0, 0];
+/// Where struct virtio_mem_config has the region's address.
+pub(super) const MEM_ADDRESS: u64 = 16;
+/// Bytes of a memory device's answer.
+pub(super) const MEM_ANSWER: u32 = 10;
 
 /// The console's queue of messages from the device.
 const CONSOLE_CONTROL_RECEIVE: u16 = 2;
@@ -121,6 +136,11 @@ impl<'a> Rig<'a> {
         let address = self.allocate(bytes.len() as u64, 16)?;
         self.ram().write(address, bytes);
         Ok(address)
+    }
+
+    /// All that was allocated may be had again.
+    pub fn free(&mut self) {
+        self.next_free = self.buffers + BUFFERS;
     }
 
     /// Resets the device.
@@ -235,7 +255,33 @@ impl<'a> Rig<'a> {
                 vec![(at, 8, false)]
             }
             Kind::Rng => vec![(at, 64, true)],
+            Kind::Balloon => {
+                let page = self.page();
+                ram.write(page, &[0x5a; 64]);
+                ram.write(at, &page_number(page).to_le_bytes());
+                vec![(at, 4, false)]
+            }
+            Kind::Mem => {
+                let start = self.device_config(MEM_ADDRESS);
+                ram.write(at, &STATE);
+                ram.write(at + 8, &start.to_le_bytes());
+                ram.write(at + 16, &1_u16.to_le_bytes());
+                ram.write(at + 0x20, &[0xff; 16]);
+                vec![(at, 24, false), (at + 0x20, MEM_ANSWER, true)]
+            }
         }
+    }
+
+    /// A page of the buffers of an ordinary request.
+    fn page(&self) -> u64 {
+        (self.buffers + 0x1000).next_multiple_of(PAGE)
+    }
+
+    /// Eight bytes of the device's configuration.
+    #[must_use]
+    pub fn device_config(&self, offset: u64) -> u64 {
+        let at = self.driver.layout.device.0 + offset;
+        self.driver.function.read_bar(at, 8)
     }
 
     /// Makes an ordinary request available and notifies the device; the chain's head.
@@ -280,6 +326,12 @@ impl<'a> Rig<'a> {
                 wrong("no entropy")
             }
             Kind::Console => self.port_added(),
+            Kind::Balloon if used.length != 0 || self.bytes(self.page(), 64) != [0; 64] => {
+                wrong("the page is not taken")
+            }
+            Kind::Mem if used.length != MEM_ANSWER || self.half(self.buffers + 0x20) != 0 => {
+                wrong("the state is not told")
+            }
             _ => Ok(()),
         }
     }
@@ -354,6 +406,11 @@ pub(super) fn move_bar(function: &dyn super::machine::Function, address: u64) {
     function.write_config(BAR0, 4, low(address));
 }
 
+/// The number that a balloon knows a page by.
+pub(super) fn page_number(address: u64) -> u32 {
+    u32::try_from(address / PAGE).unwrap_or(u32::MAX)
+}
+
 /// The lower half.
 pub(super) fn low(value: u64) -> u32 {
     u32::try_from(value & 0xffff_ffff).unwrap_or_default()
@@ -366,7 +423,7 @@ pub(super) fn high(value: u64) -> u32 {
 
 fn main_queue(kind: Kind) -> u16 {
     match kind {
-        Kind::Blk | Kind::Rng => 0,
+        Kind::Blk | Kind::Rng | Kind::Balloon | Kind::Mem => 0,
         Kind::Net => 1,
         Kind::Console => 3,
     }
@@ -379,5 +436,7 @@ fn wanted(kind: Kind) -> u64 {
             Kind::Net => NET_FEATURES,
             Kind::Console => CONSOLE_FEATURES,
             Kind::Rng => 0,
+            Kind::Balloon => BALLOON_FEATURES,
+            Kind::Mem => MEM_FEATURES,
         }
 }

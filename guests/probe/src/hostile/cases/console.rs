@@ -1,8 +1,8 @@
 //! Nonsense to a console: control messages, ports that are not there, buffers of no use (VIRTIO 1.2 §5.3.6).
 
-use super::super::driver::{NEEDS_RESET, Ring, WRITE};
-use super::super::{Attack, Case, Expect, Kind, Rig, Stop};
-use super::{check, same};
+use super::super::driver::{NEEDS_RESET, WRITE};
+use super::super::{Attack, Case, Expect, Kind, Rig};
+use super::{check, same, with_queue};
 use std::time::Duration;
 
 use Expect::{NeedsReset, Open, Serves};
@@ -157,16 +157,6 @@ fn answers_outside(rig: &mut Rig<'_>) -> Attack {
     rig.main.submit(ram, &pieces);
     rig.driver.kick(rig.main.queue);
     Ok(())
-}
-
-/// A console with a ring of ours on another queue, too.
-fn with_queue(rig: &mut Rig<'_>, queue: u16) -> Result<Ring, Stop> {
-    rig.prepare()?;
-    let address = rig.allocate(Ring::footprint(64), 4096)?;
-    let ring = Ring::new(rig.ram(), queue, 64, address);
-    rig.driver.enable(&ring);
-    rig.start();
-    Ok(ring)
 }
 
 fn unopened(rig: &mut Rig<'_>) -> Attack {

@@ -1,9 +1,11 @@
 //! The cases, a module for each group; requests in one for each device.
 
+mod balloon;
 mod bars;
 mod blk;
 mod console;
 mod floods;
+mod mem;
 mod msix;
 mod net;
 mod protocol;
@@ -14,7 +16,7 @@ mod setup;
 mod storms;
 mod sweeps;
 
-use super::driver::{Descriptor, Piece};
+use super::driver::{Descriptor, Piece, Ring};
 use super::machine::Machine;
 use super::{Attack, Group, Kind, Rig, Stop};
 use std::time::Instant;
@@ -36,6 +38,8 @@ pub(super) const GROUPS: &[Group] = &[
     group("net", net::CASES),
     group("console", console::CASES),
     group("rng", rng::CASES),
+    group("balloon", balloon::CASES),
+    group("mem", mem::CASES),
 ];
 
 const fn group(name: &'static str, cases: &'static [super::Case]) -> Group {
@@ -117,6 +121,16 @@ impl Noise {
 
 /// The widths of an access to memory.
 const WIDTHS: [usize; 4] = [1, 2, 4, 8];
+
+/// A device that runs with a ring of ours on another queue, too.
+fn with_queue(rig: &mut Rig<'_>, queue: u16) -> Result<Ring, Stop> {
+    rig.prepare()?;
+    let address = rig.allocate(Ring::footprint(64), 4096)?;
+    let ring = Ring::new(rig.ram(), queue, 64, address);
+    rig.driver.enable(&ring);
+    rig.start();
+    Ok(ring)
+}
 
 /// Whether a chain with these pieces is used, whatever comes of it.
 fn used(rig: &mut Rig<'_>, pieces: &[Piece]) -> Result<u32, Stop> {

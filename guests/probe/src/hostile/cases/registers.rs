@@ -1,7 +1,7 @@
 //! Registers accessed with widths, alignments and in places that no driver uses.
 
 use super::super::driver::{COMMON_LENGTH, register};
-use super::super::{Attack, Case, Expect, Rig};
+use super::super::{Attack, Case, Expect, Kind, Rig};
 use super::{ALL, Noise, WIDTHS, check, same};
 
 use Expect::Serves;
@@ -106,11 +106,14 @@ const WRITABLE: &[(u64, usize)] = &[
     (register::QUEUE_DEVICE, 8),
 ];
 
+/// The configuration's generation.
+const GENERATION: u64 = register::STATUS + 1;
+
 /// Registers a driver may only read.
 const READ_ONLY: &[(u64, usize)] = &[
     (register::DEVICE_FEATURE, 4),
     (register::NUM_QUEUES, 2),
-    (register::STATUS + 1, 1),
+    (GENERATION, 1),
     (register::QUEUE_NOTIFY_OFF, 2),
 ];
 
@@ -120,7 +123,10 @@ fn snapshot(rig: &Rig<'_>) -> Vec<u64> {
     rig.driver.write(register::DRIVER_FEATURE_SELECT, 4, 0);
     rig.driver.write(register::DEVICE_FEATURE_SELECT, 4, 0);
     let all = WRITABLE.iter().chain(READ_ONLY);
-    all.map(|(register, width)| rig.driver.read(*register, *width))
+    // A memory device says once more what it requests, soon after its queue started.
+    let stays = |register: u64| rig.kind != Kind::Mem || register != GENERATION;
+    all.filter(|(register, _)| stays(*register))
+        .map(|(register, width)| rig.driver.read(*register, *width))
         .collect()
 }
 
@@ -238,7 +244,12 @@ fn isr(rig: &mut Rig<'_>) -> Attack {
 fn device_config(rig: &mut Rig<'_>) -> Attack {
     let (start, _) = rig.driver.layout.device;
     let function = rig.driver.function;
-    let read = || (0..64).map(|at| function.read_bar(start + at, 1)).collect();
+    // Two fields of a balloon's belong to its driver.
+    let own = |at: &u64| rig.kind == Kind::Balloon && matches!(at, 4..8 | 12..16);
+    let read = || {
+        let kept = (0..64).filter(|at| !own(at));
+        kept.map(|at| function.read_bar(start + at, 1)).collect()
+    };
     let before: Vec<u64> = read();
     for width in WIDTHS {
         for at in 0..64 {

@@ -104,7 +104,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::new(
         "no-bytes-at-all",
-        &[Kind::Net, Kind::Console, Kind::Rng],
+        &[Kind::Net, Kind::Console, Kind::Rng, Kind::Balloon],
         Serves,
         empty,
     ),
