@@ -7,6 +7,7 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment, PassedFd, ValueError};
@@ -61,11 +62,36 @@ impl fmt::Display for DeviceKey {
     }
 }
 
+impl DeviceKey {
+    /// What kind of device it is, as a label.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Disk(_) => "disk",
+            Self::Nic(_) => "nic",
+            Self::Console => "console",
+            Self::Rng => "rng",
+            Self::Balloon => "balloon",
+            Self::Memory => "memory",
+        }
+    }
+
+    /// Its id in the spec; that of a device of which there is only one is its kind.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Disk(id) | Self::Nic(id) => id,
+            Self::Console | Self::Rng | Self::Balloon | Self::Memory => self.kind(),
+        }
+    }
+}
+
 /// A device that is ready to be plugged in.
 #[derive(Debug)]
 pub struct OpenDevice {
     /// Where it is, once it has been plugged in: it comes back there after a reset.
     pub(super) slot: Option<DeviceFunction>,
+    broken: Arc<AtomicU64>,
     part: Part,
 }
 
@@ -96,7 +122,11 @@ struct Nic {
 
 impl OpenDevice {
     fn new(part: Part) -> Self {
-        Self { slot: None, part }
+        Self {
+            slot: None,
+            broken: Arc::default(),
+            part,
+        }
     }
 
     /// Opens a disk. `pointer` is its place in the spec.
@@ -152,6 +182,12 @@ impl OpenDevice {
             Part::Balloon(..) => DeviceKey::Balloon,
             Part::Memory(..) => DeviceKey::Memory,
         }
+    }
+
+    /// Where it is counted how often the guest's driver broke it, so that it needed a reset.
+    #[must_use]
+    pub fn broken(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.broken)
     }
 
     /// Where it counts. The balloon and the memory device have handles for that.

@@ -133,9 +133,7 @@ fn boot_file<'a>(pointer: &str, path: &'a Path) -> Result<BootSource<'a>, Error>
 }
 
 fn attach(meters: &Meters, device: &OpenDevice) {
-    if let Some(meter) = device.meter() {
-        meters.attach(device.key(), meter);
-    }
+    meters.attach(device.key(), device.broken(), device.meter());
 }
 
 fn page_size(spec: &VmSpec) -> PageSize {

@@ -86,7 +86,8 @@ impl PciSlots {
         let at = device.slot.or_else(|| self.free_slot()).ok_or_else(full)?;
         let wrong = |error| Error::part(device.key().to_string(), error);
         let virtio = device.make().map_err(wrong)?;
-        let function = VirtioPci::new(
+        let function = VirtioPci::counting_in(
+            device.broken(),
             virtio,
             self.memory.clone(),
             Arc::clone(&self.mmio),

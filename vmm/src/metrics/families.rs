@@ -238,6 +238,7 @@ fn describe_devices(to: &mut Exposition, meters: &Meters) {
             (_, DeviceMeter::Disk(_) | DeviceMeter::Nic(_)) => {}
         }
     }
+    describe_broken(to, meters);
     describe_disks(to, &disks);
     describe_nics(to, &nics);
     describe_consoles(to, meters, &ports);
@@ -246,6 +247,17 @@ fn describe_devices(to: &mut Exposition, meters: &Meters) {
             .sample(&[], rng.requests());
         to.counter("paddock_rng_bytes_total", "Entropy given to the guest.")
             .sample(&[], rng.bytes());
+    }
+}
+
+fn describe_broken(to: &mut Exposition, meters: &Meters) {
+    let mut family = to.counter(
+        "paddock_device_needs_reset_total",
+        "Times that the guest's driver broke a device's rules, so that the device needed a reset.",
+    );
+    for (key, count) in meters.broken() {
+        let labels = [("kind", &key.kind() as _), ("device", &key.id() as _)];
+        family.sample(&labels, count);
     }
 }
 
@@ -404,6 +416,8 @@ fn describe_balloon(to: &mut Exposition, status: &BalloonStatus) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use paddock_api::metrics::{FamilyKind, Snapshot};
     use paddock_api::spec::VmSpec;
     use paddock_devices::virtio::rng;
@@ -419,15 +433,25 @@ mod tests {
         let spec = VmSpec::from_json(spec).unwrap();
         let meters = Arc::new(Meters::new(&spec));
         let disk = || DeviceMeter::Disk(Arc::new(blk::Counters::new(2)));
-        meters.attach(DeviceKey::Disk("root".to_owned()), disk());
-        meters.attach(DeviceKey::Disk("data".to_owned()), disk());
+        meters.attach(
+            DeviceKey::Disk("root".to_owned()),
+            Arc::default(),
+            Some(disk()),
+        );
+        meters.attach(
+            DeviceKey::Disk("data".to_owned()),
+            Arc::default(),
+            Some(disk()),
+        );
         let nic = DeviceMeter::Nic(Arc::new(net::Counters::new(2)));
-        meters.attach(DeviceKey::Nic("nic0".to_owned()), nic);
+        meters.attach(DeviceKey::Nic("nic0".to_owned()), Arc::default(), Some(nic));
         let port = |name: &str| (name.to_owned(), Arc::default());
         let ports = ["", "serial", "org.qemu.guest_agent.0"].map(port);
-        meters.attach(DeviceKey::Console, DeviceMeter::Console(ports.into()));
+        let console = DeviceMeter::Console(ports.into());
+        meters.attach(DeviceKey::Console, Arc::default(), Some(console));
         let entropy = DeviceMeter::Rng(Arc::<rng::Counters>::default());
-        meters.attach(DeviceKey::Rng, entropy);
+        meters.attach(DeviceKey::Rng, Arc::default(), Some(entropy));
+        meters.attach(DeviceKey::Balloon, Arc::new(AtomicU64::new(7)), None);
         meters.times.machine_built.set();
         let mut to = Exposition::default();
         let sample = Sample {
@@ -492,6 +516,16 @@ mod tests {
                 0.0,
             ),
             ("paddock_rng_bytes_total", vec![], 0.0),
+            (
+                "paddock_device_needs_reset_total",
+                vec![("kind", "disk"), ("device", "data")],
+                0.0,
+            ),
+            (
+                "paddock_device_needs_reset_total",
+                vec![("kind", "balloon"), ("device", "balloon")],
+                7.0,
+            ),
             ("paddock_balloon_target_bytes", vec![], 8_388_608.0),
             ("paddock_vm_memory_bytes", vec![], 536_870_912.0),
             ("paddock_vm_memory_max_bytes", vec![], 1_073_741_824.0),

@@ -33,6 +33,15 @@ pub enum DeviceMeter {
     Rng(Arc<rng::Counters>),
 }
 
+/// What is known of a device.
+#[derive(Debug)]
+struct Attached {
+    key: DeviceKey,
+    /// How often the guest's driver broke it.
+    broken: Arc<AtomicU64>,
+    meter: Option<DeviceMeter>,
+}
+
 /// The counters of a VM.
 #[derive(Debug)]
 pub struct Meters {
@@ -43,7 +52,7 @@ pub struct Meters {
     serial_output: AtomicU64,
     serial_input: AtomicU64,
     /// In the order in which they were plugged in.
-    devices: Mutex<Vec<(DeviceKey, DeviceMeter)>>,
+    devices: Mutex<Vec<Attached>>,
     /// The guest's RAM, as long as it is there.
     ram: Mutex<Weak<GuestMap>>,
 }
@@ -81,20 +90,33 @@ impl Meters {
         &self.exits
     }
 
-    /// A device is the VM's from now on.
-    pub fn attach(&self, key: DeviceKey, meter: DeviceMeter) {
-        self.devices.lock().push((key, meter));
+    /// A device is the VM's from now on. In `broken` it is counted how often it needed a reset, in `meter` what it does.
+    pub fn attach(&self, key: DeviceKey, broken: Arc<AtomicU64>, meter: Option<DeviceMeter>) {
+        self.devices.lock().push(Attached { key, broken, meter });
     }
 
     /// A device is not the VM's any more.
     pub fn detach(&self, key: &DeviceKey) {
-        self.devices.lock().retain(|(other, _)| other != key);
+        self.devices.lock().retain(|device| device.key != *key);
     }
 
     /// Where the VM's devices count.
     #[must_use]
     pub fn devices(&self) -> Vec<(DeviceKey, DeviceMeter)> {
-        self.devices.lock().clone()
+        let devices = self.devices.lock();
+        let counting = |device: &Attached| Some((device.key.clone(), device.meter.clone()?));
+        devices.iter().filter_map(counting).collect()
+    }
+
+    /// How often the guest's drivers broke each of the VM's devices, so that it needed a reset.
+    #[must_use]
+    pub fn broken(&self) -> Vec<(DeviceKey, u64)> {
+        let devices = self.devices.lock();
+        let count = |device: &Attached| device.broken.load(Ordering::Relaxed);
+        devices
+            .iter()
+            .map(|device| (device.key.clone(), count(device)))
+            .collect()
     }
 
     /// The guest has this memory.
@@ -248,12 +270,15 @@ mod tests {
         let meters = meters();
         let disk = |id: &str| DeviceKey::Disk(id.to_owned());
         let counters = || DeviceMeter::Disk(Arc::new(blk::Counters::new(1)));
-        meters.attach(disk("a"), counters());
-        meters.attach(disk("b"), counters());
+        let broken = Arc::new(AtomicU64::new(3));
+        meters.attach(disk("a"), Arc::default(), Some(counters()));
+        meters.attach(disk("b"), Arc::clone(&broken), Some(counters()));
+        meters.attach(DeviceKey::Balloon, Arc::default(), None);
         meters.detach(&disk("a"));
         meters.detach(&disk("c"));
         let keys: Vec<_> = meters.devices().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, [disk("b")]);
+        assert_eq!(meters.broken(), [(disk("b"), 3), (DeviceKey::Balloon, 0)]);
         assert_eq!(meters.exits().len(), 2);
     }
 

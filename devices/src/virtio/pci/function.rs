@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -63,6 +64,21 @@ impl VirtioPci {
         interrupts: &dyn MsiAllocator,
         doorbells: Arc<dyn Doorbells>,
     ) -> io::Result<Arc<Self>> {
+        Self::counting_in(Arc::default(), device, memory, mmio, interrupts, doorbells)
+    }
+
+    /// [`new`](Self::new), which counts in `broken` how often its driver breaks the device, so that it needs a reset.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn counting_in(
+        broken: Arc<AtomicU64>,
+        device: Box<dyn VirtioDevice>,
+        memory: GuestRam,
+        mmio: Arc<Bus>,
+        interrupts: &dyn MsiAllocator,
+        doorbells: Arc<dyn Doorbells>,
+    ) -> io::Result<Arc<Self>> {
         let queues = device.queue_max_sizes().len();
         if queues > MAX_QUEUES {
             return Err(io::Error::other(format!("{queues} queues are too many")));
@@ -78,7 +94,7 @@ impl VirtioPci {
             &msix.capability(BAR, TABLE_OFFSET, PENDING_OFFSET),
         );
         config.allow(usize::from(msix_capability) + 2, &Msix::control_mask());
-        let registers = Arc::new(Registers::new(name.clone(), device, memory, msix)?);
+        let registers = Arc::new(Registers::new(name.clone(), device, memory, msix, broken)?);
         let bars = BarMap::new(mmio);
         bars.add(
             BAR,
@@ -184,9 +200,11 @@ impl Registers {
         device: Box<dyn VirtioDevice>,
         memory: GuestRam,
         msix: Arc<Msix>,
+        broken: Arc<AtomicU64>,
     ) -> io::Result<Self> {
         let queues = device.queue_max_sizes().len();
-        let interrupts = Arc::new(Interrupts::new(name.clone(), Arc::clone(&msix), queues));
+        let interrupts = Interrupts::new(name.clone(), Arc::clone(&msix), queues, broken);
+        let interrupts = Arc::new(interrupts);
         let kicks = (0..queues)
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;

@@ -3,7 +3,7 @@
 //! All of it is atomics and eventfds, shared between worker threads and the register side.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use crate::pci::msix::Msix;
 use crate::throttle::Throttle;
@@ -30,12 +30,14 @@ pub struct Interrupts {
     isr: AtomicU8,
     generation: AtomicU8,
     status: AtomicU8,
+    /// How often the device came to need a reset.
+    broken: Arc<AtomicU64>,
     log: Throttle,
 }
 
 impl Interrupts {
-    /// Nothing pending, no vectors set, status 0.
-    pub fn new(name: String, msix: Arc<Msix>, queues: usize) -> Self {
+    /// Nothing pending, no vectors set, status 0. Counts in `broken` how often the device comes to need a reset.
+    pub fn new(name: String, msix: Arc<Msix>, queues: usize, broken: Arc<AtomicU64>) -> Self {
         Self {
             name,
             msix,
@@ -44,6 +46,7 @@ impl Interrupts {
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
             status: AtomicU8::new(0),
+            broken,
             log: Throttle::new(),
         }
     }
@@ -132,6 +135,7 @@ impl QueueInterrupt for Interrupts {
     fn needs_reset(&self, reason: &str) {
         let before = self.status.fetch_or(STATUS_NEEDS_RESET, Ordering::AcqRel);
         if before & STATUS_NEEDS_RESET == 0 {
+            self.broken.fetch_add(1, Ordering::Relaxed);
             // A guest can reset a device and break it again in a few exits.
             if let Some(held_back) = self.log.pass() {
                 tracing::warn!(
