@@ -43,6 +43,12 @@ impl Metrics {
         found.unwrap_or_else(|| panic!("no {series}, but {:#?}", self.0.keys()))
     }
 
+    /// How many series there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The sum of all series of this name that have all of `labels`.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -87,7 +93,7 @@ mod tests {
         let text = "# HELP a_total A.\n# TYPE a_total counter\na_total{disk=\"d\",queue=\"0\"} 2\n\
                     a_total{disk=\"d\",queue=\"1\"} 3.5\na_total{disk=\"e\",queue=\"1\"} 7\nup 1\n";
         let before = Metrics::parse(text);
-        assert_eq!(before.get("up"), 1.0);
+        assert_eq!((before.get("up"), before.count()), (1.0, 4));
         assert_eq!(before.find("a_total"), None);
         assert_eq!(before.sum("a_total", &[("disk", "d")]), 5.5);
         assert_eq!(before.sum("a_total", &[("queue", "1"), ("disk", "e")]), 7.0);

@@ -2,7 +2,8 @@
 //!
 //! Each case says in the guest what its device did and whether a reset recovered it. From outside, after each group: the process lives, its
 //! memory is bounded, its log has grown by no more than its throttles let through, the guest's agent answers, and the
-//! kernel's own driver works the device again.
+//! kernel's own driver works the device again. All the while the API answers, and its metrics are asked for: they stay the same
+//! series, and count what was broken.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -14,14 +15,19 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::thread::sleep;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use paddock_probe::hostile::{GROUPS, Kind, Outcome, Record};
+use paddock_probe::hostile::{GROUPS, Kind, MEM_BLOCKS, Outcome, Record};
 use paddock_probe::protocol::{BlocksRead, Exec, ExecReply, Hello, Random, Range};
 use paddock_tests::Vm;
+use paddock_tests::api::Api;
 use paddock_tests::host::{run, shell};
 use paddock_tests::memory::besides_ram;
+use paddock_tests::metrics::Metrics;
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 256 * MIB;
@@ -31,6 +37,16 @@ const MAC: &str = "52:54:00:12:34:99";
 const GROUP_DEADLINE: Duration = Duration::from_secs(300);
 /// How long all groups may take on the console, where nobody can be asked in between.
 const CONSOLE_DEADLINE: Duration = Duration::from_secs(900);
+/// How long an answer of the API may take, on a host of two cores of which the attacker has both.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks at the API.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(300);
+/// Bytes of a memory device's block.
+const BLOCK: u64 = 2 * MIB;
+/// The most memory the guest can have.
+const MAX: u64 = 2 * RAM;
+/// What the memory device asks for while it is attacked.
+const REQUESTED: u64 = RAM + 2 * MEM_BLOCKS * BLOCK;
 /// How long the kernel's driver may take to have its device again.
 const BACK_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -44,6 +60,60 @@ const MEMORY_KIB: u64 = 2 * (2 * 4 + 1) * 1024;
 fn lines_allowed(elapsed: Duration) -> usize {
     let intervals = usize::try_from(elapsed.as_secs() / 5).unwrap() + 1;
     2 * 3 * intervals
+}
+
+/// Somebody who asks for the API's metrics and the VM's state all the while.
+struct Watcher {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<String>>,
+}
+
+impl Watcher {
+    fn new(api: Api) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut wrong, mut answers, mut slowest) = (Vec::new(), 0, Duration::ZERO);
+            let mut before = api.metrics();
+            while !told.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                let metrics = api.metrics();
+                let state = api.state();
+                slowest = slowest.max(start.elapsed());
+                answers += 1;
+                if state != "running" {
+                    wrong.push(format!("the API says that the VM is {state}"));
+                }
+                // A label that the guest chooses would be a new series.
+                if metrics.count() != before.count() {
+                    wrong.push(format!(
+                        "{} series, then {}",
+                        before.count(),
+                        metrics.count()
+                    ));
+                }
+                let back = before.turned_back(&metrics);
+                wrong.extend(
+                    back.into_iter()
+                        .map(|series| format!("{series} turned back")),
+                );
+                before = metrics;
+                sleep(ANSWER_INTERVAL);
+            }
+            println!("{answers} answers of the API, the slowest in {slowest:?}");
+            if slowest > ANSWER_DEADLINE {
+                wrong.push(format!("an answer of the API took {slowest:?}"));
+            }
+            wrong
+        });
+        Self { stop, thread }
+    }
+
+    /// What was wrong so far, and never again.
+    fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
 
 struct Tap;
@@ -171,11 +241,116 @@ fn works_again(vm: &Vm, kind: Kind) {
             let random = vm.call(Random { bytes: 64 });
             assert_ne!(random.data.0, vec![0; 64]);
         }
+        Kind::Balloon => balloon_works(vm),
+        Kind::Mem => memory_works(vm),
         Kind::Console => wait(vm, "the ports are not back", BACK_DEADLINE, || {
             vm.info().ports.contains(&"hostile.silent".to_owned())
         }),
     }
     vm.call(Hello {});
+}
+
+/// The API's answer, which is no problem.
+fn get(vm: &Vm, path: &str) -> Value {
+    let answer = vm.api().get(path);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.body
+}
+
+fn put(vm: &Vm, path: &str, body: &Value) {
+    let answer = vm.api().request("PUT", path, Some(body));
+    assert_eq!(answer.status, 202, "{answer:?}");
+}
+
+/// It is inflated and deflated.
+fn balloon_works(vm: &Vm) {
+    wait(vm, "the balloon is not back", BACK_DEADLINE, || {
+        get(vm, "/vm/balloon")["driver"] == true
+    });
+    for target in [4 * MIB, 0] {
+        put(vm, "/vm/balloon", &json!({ "target": target }));
+        wait(
+            vm,
+            "the balloon does not reach its target",
+            BACK_DEADLINE,
+            || get(vm, "/vm/balloon")["actual"] == target,
+        );
+    }
+}
+
+/// Memory is plugged in. It is not taken back: Linux takes its time.
+fn memory_works(vm: &Vm) {
+    wait(vm, "the memory device is not back", BACK_DEADLINE, || {
+        get(vm, "/vm/memory")["driver"] == true
+    });
+    let requested = RAM + 64 * MIB;
+    put(vm, "/vm/memory", &json!({ "requested": requested }));
+    wait(vm, "the memory does not grow", BACK_DEADLINE, || {
+        get(vm, "/vm/memory")["plugged"] == requested
+    });
+}
+
+/// All groups on the memory device. The kernel does not have it in between: what is plugged in must be nobody's but the attacker's.
+fn attack_memory(vm: &Vm, watch: &mut Watch) {
+    const EACH: &str =
+        "for at in /sys/bus/pci/devices/*; do [ $(cat $at/device) = 0x1058 ] || continue;";
+    vm.shell(&format!(
+        "{EACH} echo nobody >$at/driver_override; basename $at >$at/driver/unbind; done"
+    ));
+    wait(
+        vm,
+        "the kernel keeps the memory device",
+        BACK_DEADLINE,
+        || get(vm, "/vm/memory")["driver"] == false,
+    );
+    put(vm, "/vm/memory", &json!({ "requested": REQUESTED }));
+    for group in GROUPS {
+        attack(vm, watch, Kind::Mem, group.name);
+        vm.call(Hello {});
+    }
+    put(vm, "/vm/memory", &json!({ "requested": RAM }));
+    vm.shell(&format!(
+        "{EACH} echo >$at/driver_override; basename $at >/sys/bus/pci/drivers_probe; done"
+    ));
+    works_again(vm, Kind::Mem);
+}
+
+/// What the attacks must have left in the metrics.
+fn judge_metrics(watch: &mut Watch, before: &Metrics, after: &Metrics) {
+    let rise =
+        |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
+    for kind in ["disk", "nic", "console", "rng", "balloon", "memory"] {
+        let resets = rise("paddock_device_needs_reset_total", &[("kind", kind)]);
+        println!("{kind}: {resets} times in need of a reset");
+        if resets < 50.0 {
+            watch.fail(format!("{kind}: only {resets} times in need of a reset"));
+        }
+    }
+    for name in [
+        "paddock_disk_errors_total",
+        "paddock_nic_transmit_errors_total",
+        "paddock_nic_control_errors_total",
+        "paddock_rng_requests_total",
+        "paddock_balloon_inflated_bytes_total",
+        "paddock_balloon_reported_bytes_total",
+        "paddock_balloon_refused_pages_total",
+        "paddock_vm_memory_refused_requests_total",
+    ] {
+        let rise = rise(name, &[]);
+        println!("{name}: {rise} more");
+        if rise <= 0.0 {
+            watch.fail(format!("{name} did not rise"));
+        }
+    }
+    for name in [
+        "paddock_balloon_errors_total",
+        "paddock_vm_memory_errors_total",
+    ] {
+        let rise = rise(name, &[]);
+        if rise != 0.0 {
+            watch.fail(format!("{name}: {rise} more, and the host has enough"));
+        }
+    }
 }
 
 /// One group on one device, asked for through the agent.
@@ -197,7 +372,6 @@ fn attack(vm: &Vm, watch: &mut Watch, kind: Kind, group: &str) {
             reply.stderr.to_text()
         ));
     }
-    works_again(vm, kind);
 }
 
 /// All groups on the console. It takes the agent's own port away, so the attack runs by itself and leaves its results in a file; init
@@ -240,8 +414,12 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
     let mut vm = Vm::builder()
         .cpus(&2)
         // For the sweeps: /dev/mem may then be mapped where drivers of the kernel's are, too.
-        .command_line("iomem=relaxed")
+        .command_line("iomem=relaxed memhp_default_state=online_movable")
+        .api()
+        .memory(&format!("{RAM},max={MAX}"))
         .args([
+            "--balloon",
+            "size=0,free-page-reporting=on",
             "--disk",
             &format!("path={},queues=2", disk.display()),
             "--net",
@@ -255,13 +433,21 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
     // A client that never reads.
     let client = UnixStream::connect(socket).unwrap();
     let mut watch = Watch::new(&vm);
+    let (api, before) = (vm.api(), vm.api().metrics());
+    let watcher = Watcher::new(api.clone());
     for group in GROUPS {
-        for kind in [Kind::Blk, Kind::Net, Kind::Rng] {
+        for kind in [Kind::Blk, Kind::Net, Kind::Rng, Kind::Balloon] {
             attack(&vm, &mut watch, kind, group.name);
+            works_again(&vm, kind);
         }
     }
+    attack_memory(&vm, &mut watch);
     attack_console(&mut vm, &mut watch);
     drop(client);
+    for wrong in watcher.stop() {
+        watch.fail(wrong);
+    }
+    judge_metrics(&mut watch, &before, &api.metrics());
     let log = vm.log();
     assert!(!log.contains("panicked"), "{log}");
     vm.power_off();
