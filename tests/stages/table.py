@@ -44,10 +44,12 @@ def setup(steps: Steps) -> None:
 
 
 def style(steps: Steps) -> None:
-    """Formatting, lints, shell files, one version of each rust-vmm crate."""
+    """Formatting, lints, documentation, shell files, one version of each rust-vmm crate."""
     steps.check("formatted", ["cargo", "fmt", "--all", "--check"], deadline=MINUTE)
     clippy = ["cargo", "clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]
     steps.check("clippy", clippy, deadline=20 * MINUTE)
+    document = ["cargo", "doc", "--locked", "--workspace", "--no-deps"]
+    steps.check("documentation", document, deadline=10 * MINUTE, environment={"RUSTDOCFLAGS": "-D warnings"})
     steps.check("shell files", [*SHELLCHECK, *_shell_files()], deadline=2 * MINUTE)
     doubled = cargo.doubled_rust_vmm_crates()
     for name, versions in doubled.items():
@@ -187,7 +189,7 @@ def demo(steps: Steps) -> None:
 
 STAGES = [
     Stage("setup", "install and prepare what the tests need", setup),
-    Stage("style", "formatting, lints, shell files, versions", style, needs=("setup",)),
+    Stage("style", "formatting, lints, documentation, shell files, versions", style, needs=("setup",)),
     Stage("unit", "tests that need no KVM", unit, needs=("setup",)),
     Stage("build", "release binaries and end-to-end tests", build, needs=("setup",)),
     Stage("guests", "guest kernels, initramfs and disk images", guests, needs=("setup",)),

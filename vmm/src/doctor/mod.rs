@@ -1,6 +1,6 @@
 //! What this host offers to VMs and what it lacks, with what would mend it: `paddock doctor`.
 //!
-//! First everything is asked that takes more than reading a file: [`Facts`]. Then functions without side effects judge that and
+//! First everything is asked that takes more than reading a file: `Facts`. Then functions without side effects judge that and
 //! the host's files, a module a group, so that tests make up hosts. The questions are put by the code that would use the answers,
 //! where there is any: an image and a tap are opened by the same functions, a VM is built by the same steps.
 //!

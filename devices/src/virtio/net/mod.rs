@@ -2,7 +2,7 @@
 //!
 //! Each running queue has a thread of its own: receive queues read frames straight into guest RAM, transmit queues write
 //! them straight from it, the control queue changes settings. They share the backend, which outlives the device, and
-//! [`Shared`], which is atomics only. The device itself runs on the vCPU thread that touches its registers.
+//! `Shared`, which is atomics only. The device itself runs on the vCPU thread that touches its registers.
 //!
 //! The guest chooses the frames, their headers (which the kernel checks), buffer layouts, control commands and features.
 

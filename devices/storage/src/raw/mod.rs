@@ -1,7 +1,7 @@
 //! Raw images: a regular file or a block device, byte for byte the guest's disk.
 //!
-//! Each queue has an engine of its own: a ring of io_uring ([`uring`]), or a few threads where that is forbidden
-//! ([`threads`]). Both carry out the same [`task::Task`]s, so they differ in nothing but how a system call is made.
+//! Each queue has an engine of its own: a ring of io_uring (`uring`), or a few threads where that is forbidden
+//! (`threads`). Both carry out the same `task::Task`s, so they differ in nothing but how a system call is made.
 //! The file is opened with O_DIRECT where that works, and locked against a second writer for as long as anything,
 //! in-flight requests included, still has it open.
 
