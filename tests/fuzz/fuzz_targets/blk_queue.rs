@@ -6,18 +6,18 @@
 #![no_main]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use paddock_devices::virtio::blk::BlkQueue;
-use paddock_devices::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources};
+use paddock_devices::virtio::{GuestMap, GuestRam, QueueResources};
+use paddock_fuzz::{INDIRECT, Input, NEXT, Resets, WRITE, valid_queue};
 use paddock_storage::testing::{Fault, MemoryDisk};
 use paddock_storage::{Disk, IoError};
+use virtio_queue::QueueT;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::{AvailRing, DescriptorTable, UsedRing};
-use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,42 +28,6 @@ const USED: u64 = 0x2000;
 const TABLE: u64 = 0x3000;
 const DATA: u64 = 0x4000;
 const DISK: usize = 64 << 10;
-
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-#[derive(Debug, Default)]
-struct Resets(AtomicU32);
-
-impl QueueInterrupt for Resets {
-    fn signal_queue(&self, _queue: u16) {}
-    fn signal_config(&self) {}
-    fn needs_reset(&self, _reason: &str) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The input, taken from the front; zeros when it is used up.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        let (now, later) = self.0.split_at(N.min(self.0.len()));
-        bytes[..now.len()].copy_from_slice(now);
-        self.0 = later;
-        bytes
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.bytes::<1>()[0]
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes(self.bytes())
-    }
-}
 
 struct Machine<'a> {
     map: &'a GuestMap,
@@ -80,11 +44,7 @@ impl<'a> Machine<'a> {
     fn new(map: &'a GuestMap, resets: &Arc<Resets>, features: u64) -> Self {
         let avail = AvailRing::new(map, GuestAddress(AVAIL), ENTRIES);
         UsedRing::new(map, GuestAddress(USED), ENTRIES);
-        let mut queue = Queue::new(ENTRIES).unwrap();
-        queue.set_avail_ring_address(Some(0x1000), Some(0));
-        queue.set_used_ring_address(Some(0x2000), Some(0));
-        queue.set_desc_table_address(Some(0), Some(0));
-        queue.set_ready(true);
+        let queue = valid_queue(ENTRIES, 0, AVAIL, USED);
         let disk = MemoryDisk::new(DISK);
         let resources = QueueResources {
             queue,
@@ -168,21 +128,11 @@ impl<'a> Machine<'a> {
             0..=3 => self.request(input),
             4 => {
                 let index = input.word();
-                let address = u64::from_le_bytes(input.bytes());
-                let length = u32::from_le_bytes(input.bytes());
-                let descriptor = Descriptor::new(address, length, input.word(), input.word());
-                self.descriptor(index & 0x8000 != 0, index, descriptor);
+                self.descriptor(index & 0x8000 != 0, index, input.descriptor());
             }
             5 => {
-                // Plausible numbers get further than random ones.
                 let index = input.word();
-                let address = u64::from(input.word()) * 4;
-                let descriptor = Descriptor::new(
-                    address,
-                    input.word().into(),
-                    input.word() & 7,
-                    input.word() % 18,
-                );
+                let descriptor = input.plausible_descriptor(4);
                 self.descriptor(index & 0x8000 != 0, index, descriptor);
             }
             6 => {
@@ -227,14 +177,14 @@ impl<'a> Machine<'a> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let mut input = Input(data);
+    let mut input = Input::new(data);
     let map = GuestMap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
     let resets = Arc::new(Resets::default());
     // With and without event indices, discard and write-zeroes.
     let features = u64::from(input.byte()) << 24 | u64::from(input.byte()) << 8;
     let mut machine = Machine::new(&map, &resets, features);
     for _ in 0..200 {
-        if input.0.is_empty() {
+        if input.is_empty() {
             break;
         }
         machine.step(&mut input);
@@ -243,7 +193,7 @@ fuzz_target!(|data: &[u8]| {
     machine.core.drain(Duration::ZERO).unwrap();
     assert_eq!(machine.core.in_flight(), 0);
     let broken = machine.core.is_broken();
-    assert_eq!(resets.0.load(Ordering::Relaxed), u32::from(broken));
+    assert_eq!(resets.count(), usize::from(broken));
     let ring = machine.core.ring();
     if !broken {
         assert_eq!(

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
@@ -19,7 +19,8 @@ use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, Virt
 use paddock_devices::virtio::mem::{MemHandle, Supply, VirtioMem};
 use paddock_devices::virtio::net::{Net, NetOptions};
 use paddock_devices::virtio::rng::VirtioRng;
-use paddock_devices::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources, VirtioDevice};
+use paddock_devices::virtio::{GuestMap, GuestRam, QueueResources, VirtioDevice};
+use paddock_fuzz::{INDIRECT, Input, NEXT, Resets, WRITE, valid_queue};
 use paddock_network::MacAddress;
 use paddock_network::double::SocketBackend;
 use virtio_queue::desc::split::Descriptor;
@@ -36,21 +37,6 @@ const USED: u64 = 0x800;
 /// Buffers, behind the rings of 32 queues.
 const BUFFERS: u64 = 0x2_0000;
 const BUFFER: u64 = 0x1000;
-
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-#[derive(Debug, Default)]
-struct Resets(AtomicUsize);
-
-impl QueueInterrupt for Resets {
-    fn signal_queue(&self, _queue: u16) {}
-    fn signal_config(&self) {}
-    fn needs_reset(&self, _reason: &str) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 #[derive(Debug)]
 struct Nowhere;
@@ -108,27 +94,6 @@ enum Host {
     Memory(MemHandle),
     Net(UnixStream),
     Console(Arc<ConsolePorts>),
-}
-
-/// The input, taken from the front; zeros when it is used up.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        let (now, later) = self.0.split_at(N.min(self.0.len()));
-        bytes[..now.len()].copy_from_slice(now);
-        self.0 = later;
-        bytes
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.bytes::<1>()[0]
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes(self.bytes())
-    }
 }
 
 /// What the driver knows of a queue.
@@ -215,12 +180,7 @@ impl Machine {
             .map(|index| index * RING)
             .take(device.queue_max_sizes().len());
         let queues = queues.map(|ring| {
-            let low = |offset: u64| Some(u32::try_from(ring + offset).unwrap());
-            let mut queue = Queue::new(ENTRIES).unwrap();
-            queue.set_desc_table_address(low(0), Some(0));
-            queue.set_avail_ring_address(low(AVAIL), Some(0));
-            queue.set_used_ring_address(low(USED), Some(0));
-            queue.set_ready(true);
+            let queue = valid_queue(ENTRIES, ring, ring + AVAIL, ring + USED);
             let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
             DriverQueue {
                 ring,
@@ -377,22 +337,11 @@ impl Machine {
             0..=3 => self.chain(index, input),
             4 => {
                 let at = ring + 16 * u64::from(input.byte() % 16);
-                let address = u64::from_le_bytes(input.bytes());
-                let length = u32::from_le_bytes(input.bytes());
-                self.descriptor(
-                    at,
-                    Descriptor::new(address, length, input.word(), input.word()),
-                );
+                self.descriptor(at, input.descriptor());
             }
             5 => {
-                // Plausible numbers get further than random ones.
                 let at = ring + 16 * u64::from(input.byte() % 16);
-                let address = u64::from(input.word()) * 16;
-                let length = input.word().into();
-                self.descriptor(
-                    at,
-                    Descriptor::new(address, length, input.word() & 7, input.word() % 18),
-                );
+                self.descriptor(at, input.plausible_descriptor(16));
             }
             6 => {
                 let at = u64::from(input.word()) * 4;
@@ -417,11 +366,11 @@ impl Machine {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let mut input = Input(data);
+    let mut input = Input::new(data);
     let [kind, a, b] = input.bytes();
     let mut machine = Machine::new(kind, u32::from_le_bytes([a, b, a, b]));
     for _ in 0..100 {
-        if input.0.is_empty() {
+        if input.is_empty() {
             break;
         }
         machine.step(&mut input);
@@ -435,7 +384,7 @@ fuzz_target!(|data: &[u8]| {
     }
     machine.device.reset();
     assert!(
-        machine.resets.0.load(Ordering::Relaxed) <= machine.starts,
+        machine.resets.count() <= machine.starts,
         "a queue asked for a reset twice"
     );
 });

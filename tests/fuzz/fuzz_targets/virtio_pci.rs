@@ -1,8 +1,9 @@
-//! The registers of the platform's PCI: host bridge, LPC bridge and a virtio function, through ports, ECAM and BAR, by a driver that is
-//! honest where the input says so and pokes anything anywhere else. The device behind the function only checks what it is told.
+//! The registers of the platform's PCI: host bridge, LPC bridge, hot-plug, ACPI's power management and two virtio functions, through ports,
+//! ECAM and BAR, by a driver that is honest where the input says so and pokes anything anywhere else. The devices behind the functions only
+//! check what they are told.
 //!
 //! The device must see queues started and stopped in turn, with negotiated features and rings in RAM; and whatever was done before, an honest
-//! driver that resets the function must get it to work.
+//! driver that resets the function must get it to work. A slot is let go of only while the host wants it back.
 #![no_main]
 
 use std::io;
@@ -10,13 +11,17 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use paddock_devices::bus::{Bus, BusDevice};
-use paddock_devices::interrupt::{MsiAllocator, MsiLine, MsiMessage};
+use paddock_devices::interrupt::{IrqLine, MsiAllocator, MsiLine, MsiMessage};
+use paddock_devices::legacy::PowerEvents;
+use paddock_devices::legacy::acpi_pm::AcpiPm;
 use paddock_devices::pci::host_bridge::HostBridge;
+use paddock_devices::pci::hotplug::{ADDED, EJECT, HOT_PLUG_PORTS, HotPlug, SlotEvents, WANTED};
 use paddock_devices::pci::lpc::LpcBridge;
 use paddock_devices::pci::root::{CONFIG_PORT_COUNT, CONFIG_PORTS, ConfigPorts, Ecam, PciRoot};
 use paddock_devices::pci::{DeviceFunction, PciFunction};
 use paddock_devices::virtio::pci::{Doorbells, VirtioPci};
 use paddock_devices::virtio::{DeviceError, GuestMap, GuestRam, QueueResources, VirtioDevice};
+use paddock_fuzz::Input;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace as _};
 use vmm_sys_util::eventfd::EventFd;
@@ -26,8 +31,13 @@ const RAM: usize = 1 << 20;
 const ECAM: u64 = 0xe000_0000;
 /// Where the honest driver puts the BAR.
 const BAR: u64 = 0x10_0000_0000;
-/// The function's place: device 2.
+/// The function's place: device 2, which the host never wants back.
 const FUNCTION: u64 = 2 << 15;
+/// Another's, which comes and goes.
+const GUEST_SLOT: u8 = 5;
+/// Where the hot-plug registers are, and the PM block at power-on.
+const HOT_PLUG: u64 = 0xae00;
+const PM_BASE: u16 = 0x600;
 const VERSION_1: u64 = 1 << 32;
 const OFFERED: u64 = 0b101;
 
@@ -117,7 +127,20 @@ impl Doorbells for Host {
     fn disconnect(&self, _address: u64, _event: &EventFd) {}
 }
 
-/// Stands for the PM block and the reset register.
+impl IrqLine for Host {
+    fn set_level(&self, _level: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+impl PowerEvents for Host {
+    fn power_off(&self) {}
+    fn reset(&self) {}
+}
+impl SlotEvents for Host {
+    fn slot_released(&self) {}
+}
+
+/// Stands for the reset register.
 #[derive(Debug)]
 struct Quiet;
 impl BusDevice for Quiet {
@@ -134,7 +157,11 @@ struct Machine {
     ports: Arc<Bus>,
     mmio: Arc<Bus>,
     function: Arc<VirtioPci>,
-    _root: Arc<PciRoot>,
+    guest: Arc<VirtioPci>,
+    hot_plug: Arc<HotPlug>,
+    /// The host wants the slot back.
+    wanted: bool,
+    root: Arc<PciRoot>,
 }
 
 impl Machine {
@@ -143,20 +170,35 @@ impl Machine {
         let root = Arc::new(PciRoot::default());
         let ecam: Arc<dyn BusDevice> = Arc::new(Ecam::new(&root));
         let bridge = HostBridge::new(Arc::clone(&mmio), ecam, Some(ECAM));
-        let lpc = LpcBridge::new(Arc::clone(&ports), Arc::new(Quiet), Some(0x600));
+        let pm = Arc::new(AcpiPm::new(Arc::new(Host), Arc::new(Host)));
+        let hot_plug = Arc::new(HotPlug::new(&root, Arc::clone(&pm), Arc::new(Host)));
+        ports
+            .insert(HOT_PLUG, HOT_PLUG_PORTS, Arc::clone(&hot_plug) as _)
+            .unwrap();
+        let lpc = LpcBridge::new(Arc::clone(&ports), pm, Some(PM_BASE));
         let config = ConfigPorts::new(&root, Arc::new(Quiet));
         ports
             .insert(CONFIG_PORTS, CONFIG_PORT_COUNT, Arc::new(config))
             .unwrap();
         let map = GuestMap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
         let ram = GuestRam::new(map);
-        let device = Box::<Checker>::default();
-        let function =
-            VirtioPci::new(device, ram, Arc::clone(&mmio), &Host, Arc::new(Host)).unwrap();
+        let virtio = || {
+            let device = Box::<Checker>::default();
+            VirtioPci::new(
+                device,
+                ram.clone(),
+                Arc::clone(&mmio),
+                &Host,
+                Arc::new(Host),
+            )
+            .unwrap()
+        };
+        let (function, guest) = (virtio(), virtio());
         function.place(BAR);
-        let functions: [(u8, Arc<dyn PciFunction>); 3] = [
+        let functions: [(u8, Arc<dyn PciFunction>); 4] = [
             (0, Arc::new(bridge)),
             (2, Arc::clone(&function) as _),
+            (GUEST_SLOT, Arc::clone(&guest) as _),
             (31, Arc::new(lpc)),
         ];
         for (device, function) in functions {
@@ -167,8 +209,62 @@ impl Machine {
             ports,
             mmio,
             function,
-            _root: root,
+            guest,
+            hot_plug,
+            wanted: false,
+            root,
         }
+    }
+
+    fn slot() -> DeviceFunction {
+        DeviceFunction::new(GUEST_SLOT, 0).unwrap()
+    }
+
+    /// What the host does about the slot that comes and goes.
+    fn host(&mut self, what: u8) {
+        match what % 5 {
+            0 => {
+                self.refill();
+                self.hot_plug.want_back(Self::slot());
+                self.wanted = true;
+            }
+            1 => {
+                // Too late when it was let go of.
+                if self.hot_plug.keep(Self::slot()) {
+                    self.wanted = false;
+                }
+            }
+            2 => self.hot_plug.remind(),
+            _ => self.refill(),
+        }
+    }
+
+    /// Takes the slot as released, if it is, and fills it again.
+    fn refill(&mut self) {
+        for slot in self.hot_plug.take_released() {
+            assert_eq!(slot, Self::slot(), "a slot that nobody wanted back is gone");
+            assert!(self.wanted, "nobody wants the slot back");
+            self.wanted = false;
+            let function = Arc::clone(&self.guest);
+            assert!(
+                self.root.add(slot, function).is_ok(),
+                "the slot is not free"
+            );
+            self.hot_plug.added(slot);
+        }
+    }
+
+    /// As the DSDT's methods do: what is new is read and written back, and what is wanted is let go of.
+    fn obey(&self) {
+        let mut wanted = [0; 4];
+        for register in [ADDED, WANTED] {
+            let at = HOT_PLUG + u64::from(register);
+            let mut news = [0; 4];
+            self.ports.read(at, &mut news);
+            self.ports.write(at, &news);
+            wanted = news;
+        }
+        self.ports.write(HOT_PLUG + u64::from(EJECT), &wanted);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -217,27 +313,6 @@ impl Machine {
     }
 }
 
-/// The input, taken from the front; zeros when it is used up.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        let (now, later) = self.0.split_at(N.min(self.0.len()));
-        bytes[..now.len()].copy_from_slice(now);
-        self.0 = later;
-        bytes
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.bytes::<1>()[0]
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes(self.bytes())
-    }
-}
-
 /// Reads or writes 1, 2, 4, 8 or an odd number of bytes.
 fn poke(bus: &Bus, address: u64, input: &mut Input) {
     let how = input.byte();
@@ -250,8 +325,8 @@ fn poke(bus: &Bus, address: u64, input: &mut Input) {
     }
 }
 
-fn step(machine: &Machine, input: &mut Input) {
-    match input.byte() % 10 {
+fn step(machine: &mut Machine, input: &mut Input) {
+    match input.byte() % 13 {
         0 => machine.place_bar(),
         1 => machine.negotiate(VERSION_1 | u64::from(input.byte())),
         2 => {
@@ -281,6 +356,14 @@ fn step(machine: &Machine, input: &mut Input) {
             let function = [0, FUNCTION, 31 << 15, FUNCTION][usize::from(input.byte() % 4)];
             machine.write_config(function, register, u32::from_le_bytes(input.bytes()));
         }
+        9 => machine.host(input.byte()),
+        10 => machine.obey(),
+        11 => {
+            // The registers, behind them, and the PM block's.
+            let base = [HOT_PLUG, HOT_PLUG, PM_BASE.into()][usize::from(input.byte() % 3)];
+            let at = base + u64::from(input.byte() % 0x40);
+            poke(&machine.ports, at, input);
+        }
         _ => poke(
             &machine.ports,
             CONFIG_PORTS + u64::from(input.byte() % 8),
@@ -290,13 +373,13 @@ fn step(machine: &Machine, input: &mut Input) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let machine = Machine::new();
-    let mut input = Input(data);
+    let mut machine = Machine::new();
+    let mut input = Input::new(data);
     for _ in 0..300 {
-        if input.0.is_empty() {
+        if input.is_empty() {
             break;
         }
-        step(&machine, &mut input);
+        step(&mut machine, &mut input);
     }
     // The chipset's windows out of the way, then an honest driver.
     machine.write_config(0, 0x60, ECAM as u32 | 1);
@@ -312,6 +395,12 @@ fuzz_target!(|data: &[u8]| {
     );
     machine.write(STATUS, &[0]);
     assert_eq!(machine.status(), 0);
+    // And an honest guest, which is asked for a slot.
+    machine.host(0);
+    let slot = 1_u32 << GUEST_SLOT;
+    machine.hot_plug.write(EJECT.into(), &slot.to_le_bytes());
+    assert_eq!(machine.hot_plug.take_released(), [Machine::slot()]);
+    machine.guest.shut_down();
     machine.function.shut_down();
     assert!(machine.function.is_quiet());
 });
