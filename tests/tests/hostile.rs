@@ -27,6 +27,7 @@ use paddock_tests::api::Api;
 use paddock_tests::host::{run, shell};
 use paddock_tests::memory::besides_ram;
 use paddock_tests::metrics::Metrics;
+use paddock_tests::vm::VmBuilder;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -316,26 +317,23 @@ fn attack_memory(vm: &Vm, watch: &mut Watch) {
 }
 
 /// What the attacks must have left in the metrics.
-fn judge_metrics(watch: &mut Watch, before: &Metrics, after: &Metrics) {
+fn judge_metrics(
+    watch: &mut Watch,
+    before: &Metrics,
+    after: &Metrics,
+    devices: &[&str],
+    risen: &[&str],
+) {
     let rise =
         |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
-    for kind in ["disk", "nic", "console", "rng", "balloon", "memory"] {
+    for kind in devices {
         let resets = rise("paddock_device_needs_reset_total", &[("kind", kind)]);
         println!("{kind}: {resets} times in need of a reset");
         if resets < 50.0 {
             watch.fail(format!("{kind}: only {resets} times in need of a reset"));
         }
     }
-    for name in [
-        "paddock_disk_errors_total",
-        "paddock_nic_transmit_errors_total",
-        "paddock_nic_control_errors_total",
-        "paddock_rng_requests_total",
-        "paddock_balloon_inflated_bytes_total",
-        "paddock_balloon_reported_bytes_total",
-        "paddock_balloon_refused_pages_total",
-        "paddock_vm_memory_refused_requests_total",
-    ] {
+    for name in risen {
         let rise = rise(name, &[]);
         println!("{name}: {rise} more");
         if rise <= 0.0 {
@@ -395,6 +393,74 @@ fn attack_console(vm: &mut Vm, watch: &mut Watch) {
     works_again(vm, Kind::Console);
 }
 
+/// A VM under attack, looked at from all sides.
+struct Trial {
+    vm: Vm,
+    watch: Watch,
+    watcher: Watcher,
+    before: Metrics,
+}
+
+impl Trial {
+    fn new(builder: VmBuilder) -> Self {
+        // For the sweeps: /dev/mem may then be mapped where drivers of the kernel's are, too.
+        let vm = builder.cpus(&2).command_line("iomem=relaxed").api().boot();
+        let (watch, before) = (Watch::new(&vm), vm.api().metrics());
+        let watcher = Watcher::new(vm.api());
+        Self {
+            vm,
+            watch,
+            watcher,
+            before,
+        }
+    }
+
+    /// All groups, on one device after another.
+    fn attack(&mut self, kinds: &[Kind]) {
+        for group in GROUPS {
+            for kind in kinds {
+                attack(&self.vm, &mut self.watch, *kind, group.name);
+                works_again(&self.vm, *kind);
+            }
+        }
+    }
+
+    /// The end: each of these devices was broken over and over, and these counters have risen.
+    fn judge(mut self, devices: &[&str], risen: &[&str]) {
+        for wrong in self.watcher.stop() {
+            self.watch.fail(wrong);
+        }
+        let after = self.vm.api().metrics();
+        judge_metrics(&mut self.watch, &self.before, &after, devices, risen);
+        let log = self.vm.log();
+        assert!(!log.contains("panicked"), "{log}");
+        self.vm.power_off();
+        let failures = self.watch.failures;
+        let count = failures.len();
+        assert!(count == 0, "{count} failures:\n{}", failures.join("\n"));
+    }
+}
+
+#[test]
+fn a_hostile_driver_gives_and_takes_no_memory_but_its_own() {
+    let builder = Vm::builder()
+        .command_line("memhp_default_state=online_movable")
+        .memory(&format!("{RAM},max={MAX}"))
+        .args(["--balloon", "size=0,free-page-reporting=on"]);
+    let mut trial = Trial::new(builder);
+    trial.attack(&[Kind::Balloon]);
+    attack_memory(&trial.vm, &mut trial.watch);
+    trial.judge(
+        &["balloon", "memory"],
+        &[
+            "paddock_balloon_inflated_bytes_total",
+            "paddock_balloon_reported_bytes_total",
+            "paddock_balloon_refused_pages_total",
+            "paddock_vm_memory_refused_requests_total",
+        ],
+    );
+}
+
 #[test]
 fn a_hostile_driver_hurts_nobody_but_its_guest() {
     let directory = tempfile::tempdir().unwrap();
@@ -411,50 +477,28 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
     let (silent, socket) = port("silent");
     let (alone, _) = port("alone");
     let _tap = Tap::new();
-    let mut vm = Vm::builder()
-        .cpus(&2)
-        // For the sweeps: /dev/mem may then be mapped where drivers of the kernel's are, too.
-        .command_line("iomem=relaxed memhp_default_state=online_movable")
-        .api()
-        .memory(&format!("{RAM},max={MAX}"))
-        .args([
-            "--balloon",
-            "size=0,free-page-reporting=on",
-            "--disk",
-            &format!("path={},queues=2", disk.display()),
-            "--net",
-            &format!("tap={TAP},mac={MAC}"),
-            "--port",
-            &silent,
-            "--port",
-            &alone,
-        ])
-        .boot();
+    let mut trial = Trial::new(Vm::builder().args([
+        "--disk",
+        &format!("path={},queues=2", disk.display()),
+        "--net",
+        &format!("tap={TAP},mac={MAC}"),
+        "--port",
+        &silent,
+        "--port",
+        &alone,
+    ]));
     // A client that never reads.
     let client = UnixStream::connect(socket).unwrap();
-    let mut watch = Watch::new(&vm);
-    let (api, before) = (vm.api(), vm.api().metrics());
-    let watcher = Watcher::new(api.clone());
-    for group in GROUPS {
-        for kind in [Kind::Blk, Kind::Net, Kind::Rng, Kind::Balloon] {
-            attack(&vm, &mut watch, kind, group.name);
-            works_again(&vm, kind);
-        }
-    }
-    attack_memory(&vm, &mut watch);
-    attack_console(&mut vm, &mut watch);
+    trial.attack(&[Kind::Blk, Kind::Net, Kind::Rng]);
+    attack_console(&mut trial.vm, &mut trial.watch);
     drop(client);
-    for wrong in watcher.stop() {
-        watch.fail(wrong);
-    }
-    judge_metrics(&mut watch, &before, &api.metrics());
-    let log = vm.log();
-    assert!(!log.contains("panicked"), "{log}");
-    vm.power_off();
-    assert!(
-        watch.failures.is_empty(),
-        "{} failures:\n{}",
-        watch.failures.len(),
-        watch.failures.join("\n")
+    trial.judge(
+        &["disk", "nic", "rng", "console"],
+        &[
+            "paddock_disk_errors_total",
+            "paddock_nic_transmit_errors_total",
+            "paddock_nic_control_errors_total",
+            "paddock_rng_requests_total",
+        ],
     );
 }
