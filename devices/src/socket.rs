@@ -4,11 +4,12 @@
 //! consoles. Clients come, send and leave as they like.
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 pub use paddock_socket::SocketError;
-use paddock_socket::{OwnSocket, stranger};
+use paddock_socket::{ListeningSocket, stranger};
 use rustix::net::RecvFlags;
 
 use crate::throttle::Throttle;
@@ -16,10 +17,10 @@ use crate::throttle::Throttle;
 /// Clients that may wait for their turn.
 const WAITING_CLIENTS: i32 = 8;
 
-/// A listening socket in the file system.
+/// A listening socket.
 #[derive(Debug)]
 pub struct PrivateSocket {
-    socket: OwnSocket,
+    socket: ListeningSocket,
     log: Throttle,
 }
 
@@ -30,7 +31,18 @@ impl PrivateSocket {
     /// When somebody listens there, something else is there, or the host refuses.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         Ok(Self {
-            socket: OwnSocket::bind(path, WAITING_CLIENTS)?,
+            socket: ListeningSocket::bind(path, WAITING_CLIENTS)?,
+            log: Throttle::new(),
+        })
+    }
+
+    /// Takes a socket that somebody else made, and that listens already. `name` is how it was asked for.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn adopt(socket: OwnedFd, name: &str) -> Result<Self, SocketError> {
+        Ok(Self {
+            socket: ListeningSocket::adopt(socket, name)?,
             log: Throttle::new(),
         })
     }
@@ -50,7 +62,7 @@ impl PrivateSocket {
             Ok((stream, _)) => {
                 if let Some(user) = stranger(&stream)? {
                     if let Some(held_back) = self.log.pass() {
-                        let path = self.socket.path().display();
+                        let path = self.socket.name().display();
                         tracing::warn!(%path, user, held_back, "a client of another user's was refused");
                     }
                     return Ok(None);

@@ -267,7 +267,8 @@ pub struct NicConfig {
 )]
 pub struct ConsoleConfig {
     /// The serial port, the guest's `ttyS0`: `"terminal"`, `"off"`, `{"file": "PATH"}` or `{"socket": "PATH"}`, a unix socket of at
-    /// most 107 bytes. The terminal by default, unless `hvc0` has it.
+    /// most 107 bytes. Either path may be `fd:N` or `fd:NAME`: a descriptor passed to the process, open for writing or a socket that
+    /// listens. The terminal by default, unless `hvc0` has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<ConsoleTarget>,
     /// A log of what the serial port prints, beside any target; none by default.
@@ -319,7 +320,8 @@ pub struct PortConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = true, pattern = "^[A-Za-z0-9._-]{1,63}$")]
     pub name: Option<String>,
-    /// The unix socket on which the host's side connects; made by Paddock. Required, at most 107 bytes.
+    /// The unix socket on which the host's side connects; made by Paddock, or `fd:N`, `fd:NAME`: one that listens, passed to the
+    /// process. Required, at most 107 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = true, min_length = 1, max_length = 107)]
     pub socket: Option<PathBuf>,

@@ -1,8 +1,9 @@
 //! The unix sockets that a VM's process makes, alike for the API, the consoles and the guest's ports: the file, and who may use it.
 //!
 //! A socket is made with mode 0600 from the start, and removed when its owner goes. A leftover that nobody listens on is replaced;
-//! whatever else is at the path is left alone. Clients are processes of our user's and root's, whatever becomes of the file's mode. What
-//! clients say, and when, is their listener's business; nothing here waits.
+//! whatever else is at the path is left alone. One that somebody else made and passed in keeps the file, owner and mode it has. Clients are
+//! processes of our user's and root's, whatever the file's mode. What clients say, and when, is their listener's business; nothing
+//! here waits.
 
 use std::fs;
 use std::io;
@@ -28,6 +29,16 @@ pub enum SocketError {
     /// Something else is there.
     #[error("{}: exists and is not a socket; remove it, or give another path", .0.display())]
     NotASocket(PathBuf),
+    /// What was passed in is something else.
+    #[error(
+        "{name}: the passed descriptor is {found}; what is needed is a unix stream socket that listens, such as ListenStream=/PATH in a socket unit makes"
+    )]
+    NotListening {
+        /// How it was asked for.
+        name: String,
+        /// What it is.
+        found: &'static str,
+    },
     /// The path cannot be a socket's.
     #[error("{}: the path of a unix socket has 1 to {MAX_PATH} bytes", .0.display())]
     Path(PathBuf),
@@ -43,11 +54,13 @@ pub enum SocketError {
     },
 }
 
-/// A socket of our own that listens. It does not block.
+/// A socket that listens. It does not block.
 #[derive(Debug)]
-pub struct OwnSocket {
+pub struct ListeningSocket {
     listener: UnixListener,
-    file: SocketFile,
+    name: PathBuf,
+    /// None of ours for a socket that was passed in.
+    file: Option<SocketFile>,
 }
 
 /// A socket's file; removed on drop.
@@ -58,7 +71,7 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
-impl OwnSocket {
+impl ListeningSocket {
     /// Makes the socket at `path` and listens; as many as `backlog` clients may wait to be accepted.
     ///
     /// # Errors
@@ -87,7 +100,35 @@ impl OwnSocket {
             path: path.to_owned(),
             identity: (metadata.dev(), metadata.ino()),
         };
-        Ok(Self { listener, file })
+        Ok(Self {
+            listener,
+            name: path.to_owned(),
+            file: Some(file),
+        })
+    }
+
+    /// Takes a socket that somebody else made, and that listens already. `name` is how it was asked for.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn adopt(socket: OwnedFd, name: &str) -> Result<Self, SocketError> {
+        if let Some(found) = not_listening(&socket) {
+            let name = name.to_owned();
+            return Err(SocketError::NotListening { name, found });
+        }
+        let listener = UnixListener::from(socket);
+        listener
+            .set_nonblocking(true)
+            .map_err(|source| SocketError::Host {
+                path: name.into(),
+                action: "making the passed socket non-blocking",
+                source,
+            })?;
+        Ok(Self {
+            listener,
+            name: name.into(),
+            file: None,
+        })
     }
 
     /// For waiting and accepting.
@@ -96,15 +137,15 @@ impl OwnSocket {
         &self.listener
     }
 
-    /// Where it is.
+    /// Where it is, or how it was asked for.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.file.path
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
-    /// The listener, and the file, which is to be kept as long.
+    /// The listener, and the file that was made for it, which is to be kept as long.
     #[must_use]
-    pub fn into_parts(self) -> (UnixListener, SocketFile) {
+    pub fn into_parts(self) -> (UnixListener, Option<SocketFile>) {
         (self.listener, self.file)
     }
 }
@@ -169,6 +210,20 @@ fn peer_user(stream: &impl AsFd) -> io::Result<u32> {
     }
 }
 
+/// What a descriptor is that is no unix stream socket that listens.
+fn not_listening(socket: &OwnedFd) -> Option<&'static str> {
+    use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+    match (socket_domain(socket), socket_type(socket)) {
+        (Err(_), _) | (_, Err(_)) => Some("no socket"),
+        (Ok(AddressFamily::UNIX), Ok(SocketType::STREAM)) => match socket_acceptconn(socket) {
+            Ok(true) => None,
+            _ => Some("a unix stream socket that does not listen"),
+        },
+        (Ok(AddressFamily::UNIX), Ok(_)) => Some("a unix socket of another type"),
+        _ => Some("a socket of another family"),
+    }
+}
+
 fn new_socket() -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -222,8 +277,8 @@ mod tests {
 
     use super::*;
 
-    fn bind(path: &Path) -> Result<OwnSocket, SocketError> {
-        OwnSocket::bind(path, 8)
+    fn bind(path: &Path) -> Result<ListeningSocket, SocketError> {
+        ListeningSocket::bind(path, 8)
     }
 
     #[test]
@@ -232,7 +287,7 @@ mod tests {
         let path = dir.path().join("socket");
         let socket = bind(&path).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!((mode & 0o777, socket.path()), (0o600, path.as_path()));
+        assert_eq!((mode & 0o777, socket.name()), (0o600, path.as_path()));
         let (listener, file) = socket.into_parts();
         drop(listener);
         assert!(path.exists());
@@ -259,7 +314,7 @@ mod tests {
     fn one_whose_clients_wait_is_a_live_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let _socket = OwnSocket::bind(&path, 0).unwrap();
+        let _socket = ListeningSocket::bind(&path, 0).unwrap();
         let _waits = UnixStream::connect(&path).unwrap();
         for _ in 0..3 {
             assert!(matches!(bind(&path), Err(SocketError::InUse(_))));
@@ -297,6 +352,42 @@ mod tests {
             error.to_string(),
             "/nonexistent/socket: listening on the socket"
         );
+    }
+
+    #[test]
+    fn a_passed_socket_keeps_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+        let socket = ListeningSocket::adopt(listener.into(), "fd:api").unwrap();
+        assert_eq!(socket.name(), Path::new("fd:api"));
+        let waiting = socket.listener().accept().unwrap_err();
+        assert_eq!(waiting.kind(), io::ErrorKind::WouldBlock);
+        let _client = UnixStream::connect(&path).unwrap();
+        socket.listener().accept().unwrap();
+        drop(socket);
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+    }
+
+    #[test]
+    fn what_was_passed_and_is_no_listening_socket() {
+        use std::os::unix::net::UnixDatagram;
+        let file: OwnedFd = fs::File::open("/dev/null").unwrap().into();
+        let tcp: OwnedFd = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+        let stream: OwnedFd = UnixStream::pair().unwrap().0.into();
+        let datagram: OwnedFd = UnixDatagram::unbound().unwrap().into();
+        for (fd, expected) in [
+            (file, "is no socket;"),
+            (tcp, "another family;"),
+            (stream, "does not listen;"),
+            (datagram, "another type;"),
+        ] {
+            let error = ListeningSocket::adopt(fd, "fd:7").unwrap_err().to_string();
+            assert!(error.starts_with("fd:7: "), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use paddock_devices::pci::host_bridge::HostBridge;
 use paddock_devices::pci::lpc::LpcBridge;
 use paddock_devices::pci::root::{ConfigPorts, Ecam, PciRoot};
 use paddock_devices::pci::{DeviceFunction, PciFunction};
+use paddock_devices::socket::PrivateSocket;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, Reclaim, VirtioBalloon};
 use paddock_devices::virtio::blk::{Blk, BlkOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, VirtioConsole};
@@ -380,7 +381,9 @@ fn device(
             let port = |name: &str| PortSpec {
                 name: name.to_owned(),
                 console: false,
-                backend: PortBackend::Socket(sockets.path().join(name)),
+                backend: PortBackend::Socket(
+                    PrivateSocket::bind(&sockets.path().join(name)).unwrap(),
+                ),
             };
             let console = PortSpec {
                 name: String::new(),

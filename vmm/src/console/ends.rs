@@ -8,9 +8,12 @@ use paddock_api::spec::{Console, ConsoleLog, ConsoleTarget};
 use paddock_devices::console::ConsoleSink;
 use parking_lot::Mutex;
 
-use super::hub::{Hub, HubError};
-use super::{ConsoleEnd, FileError, InputSwitch, RotatingLog, open_file};
+use super::hub::Hub;
+use super::place::{FileError, SocketError, open_file, open_socket};
+use super::{ConsoleEnd, InputSwitch, RotatingLog};
 use crate::driver::Held;
+use crate::systemd::descriptors::Descriptors;
+use crate::systemd::inherited::inherited;
 use crate::terminal::Output;
 
 /// How long the end waits for what the guest printed last to be read and written.
@@ -42,7 +45,7 @@ pub enum EndError {
     },
     /// The socket.
     #[error("console socket")]
-    Socket(#[from] HubError),
+    Socket(#[from] SocketError),
     /// A thread.
     #[error("starting a console's thread")]
     Host(#[from] io::Error),
@@ -128,6 +131,11 @@ impl Drop for ConsoleEnds {
 /// Sinks and the way in of a console that is being opened.
 type Parts = (Vec<Arc<dyn ConsoleSink>>, Arc<InputSwitch>);
 
+/// The descriptors that were passed to the process.
+fn passed() -> &'static Descriptors {
+    &inherited().descriptors
+}
+
 struct Opening<'a> {
     held: Option<&'a Held>,
     terminal: Option<Arc<InputSwitch>>,
@@ -154,11 +162,14 @@ impl Opening<'_> {
                 vec![self.output(name, io::stdout())?]
             }
             ConsoleTarget::File(path) => {
-                let file = self.file(open_file(path)?);
+                let user = format!("/console/{name}/file");
+                let file = self.file(open_file(path, &user, passed())?);
                 vec![self.output(name, file)?]
             }
             ConsoleTarget::Socket(path) => {
-                let hub = Hub::start(name, path, Arc::clone(&input))?;
+                let user = format!("/console/{name}/socket");
+                let socket = open_socket(path, &user, passed())?;
+                let hub = Hub::start(name, socket, Arc::clone(&input))?;
                 let sink = hub.sink();
                 self.hubs.push(hub);
                 vec![sink]

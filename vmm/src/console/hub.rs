@@ -20,13 +20,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use paddock_devices::console::ConsoleSink;
-use paddock_devices::socket::{Client, PrivateSocket, SocketError};
+use paddock_devices::socket::{Client, PrivateSocket};
 use paddock_devices::throttle::Throttle;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -56,17 +55,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// New viewers that are let in or turned away at once.
 const ACCEPTS: usize = 16;
-
-/// Why a console has no hub.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    /// Its socket cannot be made.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The host has no descriptor or thread left.
-    #[error("setting up a console")]
-    Host(#[from] io::Error),
-}
 
 /// A console on a unix socket. When this goes, the viewers are hung up on and the socket is removed.
 #[derive(Debug)]
@@ -99,23 +87,21 @@ struct Closing {
 }
 
 impl Hub {
-    /// Makes the socket at `path` and serves it; what is typed goes to `input`. `name` is for logs and the thread.
+    /// Serves `socket`; what is typed goes to `input`. `name` is for logs and the thread.
     ///
     /// # Errors
-    /// When the socket cannot be made, for one because somebody listens there, or the host gives no thread.
-    pub fn start(name: &str, path: &Path, input: Arc<InputSwitch>) -> Result<Self, HubError> {
-        Self::with_patience(name, path, input, PATIENCE)
+    /// When the host gives no descriptor or thread.
+    pub fn start(name: &str, socket: PrivateSocket, input: Arc<InputSwitch>) -> io::Result<Self> {
+        Self::with_patience(name, socket, input, PATIENCE)
     }
 
     fn with_patience(
         name: &str,
-        path: &Path,
+        socket: PrivateSocket,
         input: Arc<InputSwitch>,
         patience: Duration,
-    ) -> Result<Self, HubError> {
-        let socket = PrivateSocket::bind(path)?;
-        let wake =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
+    ) -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             state: Mutex::default(),

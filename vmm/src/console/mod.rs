@@ -3,6 +3,7 @@
 //! - [`ConsoleEnds`]: all that a VM has, as its spec says.
 //! - [`hub`]: a console on a unix socket, for several viewers, with a [`history`] for those who come late.
 //! - [`log`]: a log of what a console prints, rotated.
+//! - [`place`]: the files and sockets themselves, made or passed in.
 //! - A console on the terminal is [`terminal`](crate::terminal)'s.
 //!
 //! Sinks and switch outlive a reset of the guest: the machine plugs its present device into the switch. Sinks are written on vCPU
@@ -13,16 +14,13 @@ mod ends;
 pub mod history;
 pub mod hub;
 pub mod log;
+pub mod place;
 mod viewer;
 
-use std::fs::File;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use paddock_devices::console::{ConsoleInput, ConsoleSink};
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
 
 pub use ends::{ConsoleEnds, ConsoleError};
 pub use hub::Hub;
@@ -88,39 +86,4 @@ impl ConsoleSink for Tee {
             sink.write(bytes);
         }
     }
-}
-
-/// A file that cannot take a console's output.
-#[derive(Debug, thiserror::Error)]
-#[error("console output to {path}")]
-pub struct FileError {
-    /// Its path.
-    path: String,
-    /// Why not.
-    source: io::Error,
-}
-
-/// Opens a file to append a console's output to; makes it if need be. Does not wait for a reader if it is a pipe; without one, that is
-/// an error.
-///
-/// # Errors
-/// When it cannot be opened.
-pub fn open_file(path: &Path) -> Result<File, FileError> {
-    let open = || {
-        let flags = OFlags::WRONLY
-            | OFlags::APPEND
-            | OFlags::CREATE
-            | OFlags::CLOEXEC
-            | OFlags::NOCTTY
-            | OFlags::NONBLOCK;
-        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
-        // Only the opening must not wait; a thread of its own does the writing.
-        let flags = rustix::fs::fcntl_getfl(&file)?;
-        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
-        Ok(File::from(file))
-    };
-    open().map_err(|source| FileError {
-        path: path.display().to_string(),
-        source,
-    })
 }

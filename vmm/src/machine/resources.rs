@@ -14,9 +14,11 @@ use super::devices::{DeviceKey, OpenDevice, take_passed};
 use crate::Error;
 use crate::boot::{BootFiles, BootSource};
 use crate::console::ConsoleEnds;
+use crate::console::place::open_socket;
 use crate::kvm::Kvm;
 use crate::memory::{PageSize, RamConfig, RamReclaim, create_ram};
 use crate::metrics::Meters;
+use crate::systemd::inherited::inherited;
 
 /// What outlives a reset.
 #[derive(Debug)]
@@ -155,12 +157,17 @@ fn open_ports(
         console: true,
         backend: PortBackend::Host(meters.hvc0_sink(Arc::clone(&end.sink))),
     });
-    let channels = spec.console.ports.iter().map(|port| PortSpec {
-        name: port.name.to_string(),
-        console: false,
-        backend: PortBackend::Socket(port.socket.clone()),
-    });
-    let specs: Vec<_> = console.into_iter().chain(channels).collect();
+    let mut specs: Vec<_> = console.into_iter().collect();
+    for (index, port) in spec.console.ports.iter().enumerate() {
+        let pointer = format!("/console/ports/{index}/socket");
+        let socket = open_socket(&port.socket, &pointer, &inherited().descriptors);
+        let socket = socket.map_err(|error| Error::part(&pointer, error))?;
+        specs.push(PortSpec {
+            name: port.name.to_string(),
+            console: false,
+            backend: PortBackend::Socket(socket),
+        });
+    }
     if specs.is_empty() {
         return Ok(None);
     }

@@ -21,6 +21,11 @@ fn all_passed() -> Value {
         "boot": {"kernel": "fd:3", "initramfs": "fd:initrd"},
         "disks": [{"path": "fd:5"}, {"path": "./fd:5", "read_only": true}],
         "nics": [{"tap": "fd:6+7"}, {"tap": "fd:net", "queue_pairs": 1}],
+        "console": {
+            "serial": {"file": "fd:log"},
+            "hvc0": {"socket": "fd:hvc0"},
+            "ports": [{"name": "agent", "socket": "fd:12"}],
+        },
     })
 }
 
@@ -46,8 +51,10 @@ fn each_is_used_once() {
         {"path": "fd:09", "read_only": true},
     ]);
     spec["nics"] = json!([{"tap": "fd:8+8"}, {"tap": "fd:initrd"}]);
+    spec["console"]["serial"] = json!({"socket": "fd:12"});
     let duplicate = |at: &str| (at.to_owned(), ProblemCode::Duplicate);
     let expected = [
+        "/console/ports/0/socket",
         "/disks/0/path",
         "/disks/2/path",
         "/nics/0/tap",
@@ -73,10 +80,20 @@ fn what_cannot_be() {
             {"tap": "fd:10+11+12+13+14+15+16+17+18"},
             {"tap": "fd:20", "vlan": 7},
         ],
+        "console": {
+            "serial": {"file": "fd:1"},
+            "serial_log": {"path": "fd:log"},
+            "hvc0": {"socket": "fd:"},
+            "ports": [{"name": "agent", "socket": "fd:/"}],
+        },
     });
     let expected = [
         ("/boot/initramfs", ProblemCode::Malformed),
         ("/boot/kernel", ProblemCode::OutOfRange),
+        ("/console/hvc0/socket", ProblemCode::Malformed),
+        ("/console/ports/0/socket", ProblemCode::Malformed),
+        ("/console/serial/file", ProblemCode::OutOfRange),
+        ("/console/serial_log/path", ProblemCode::Malformed),
         ("/disks/0/path", ProblemCode::OutOfRange),
         ("/disks/1/path", ProblemCode::Malformed),
         ("/disks/2/path", ProblemCode::Malformed),

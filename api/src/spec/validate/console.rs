@@ -1,17 +1,18 @@
 //! Consoles and byte channels.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::config::{ConsoleConfig, ConsoleLogConfig, PortConfig};
 use super::super::machine::{Console, ConsoleLog, Port};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems};
-use super::super::types::{ByteSize, ConsoleTarget, PortName, ValueError, in_range};
+use super::super::types::{ByteSize, ConsoleTarget, PassedFd, PortName, ValueError, in_range};
+use super::passed::passed_or_path;
 use super::{at_most, optional, path};
 
 /// A virtio console of Paddock's has 15 ports, of which one is for `hvc0`.
-const MAX_PORTS: usize = 14;
+pub(super) const MAX_PORTS: usize = 14;
 /// `sun_path` without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
 /// `NAME_MAX` without what rotation adds to a log's name.
@@ -76,10 +77,10 @@ fn target(
 ) -> Option<Option<ConsoleTarget>> {
     match config {
         Some(ConsoleTarget::File(file)) => problems
-            .check(&at.key("file"), path(file))
+            .check(&at.key("file"), passed_or_path(file))
             .map(|file| Some(ConsoleTarget::File(file))),
         Some(ConsoleTarget::Socket(socket)) => problems
-            .check(&at.key("socket"), path(socket).and_then(socket_path))
+            .check(&at.key("socket"), socket_path(socket))
             .map(|socket| Some(ConsoleTarget::Socket(socket))),
         other => Some(other.cloned()),
     }
@@ -124,6 +125,12 @@ fn log_size(size: ByteSize) -> Result<ByteSize, ValueError> {
 
 /// Room for the numbers that rotation appends.
 fn log_path(path: PathBuf) -> Result<PathBuf, ValueError> {
+    if PassedFd::in_path(&path).is_some() {
+        return Err(ValueError::malformed(
+            "a log is rotated by renaming, which takes a path and not a descriptor; pass a descriptor as the console's own file, or \
+             name the log ./fd:…",
+        ));
+    }
     let bytes = path.as_os_str().as_encoded_bytes();
     let name = path
         .file_name()
@@ -165,7 +172,7 @@ fn port(config: &PortConfig, at: &JsonPointer, problems: &mut Problems) -> Optio
         problems,
         &at.key("socket"),
         config.socket.as_deref(),
-        |socket| path(socket).and_then(socket_path),
+        socket_path,
     );
     Some(Port {
         name: name??,
@@ -173,7 +180,9 @@ fn port(config: &PortConfig, at: &JsonPointer, problems: &mut Problems) -> Optio
     })
 }
 
-fn socket_path(path: PathBuf) -> Result<PathBuf, ValueError> {
+/// A path for a socket to be made at, or one that was passed.
+fn socket_path(text: &Path) -> Result<PathBuf, ValueError> {
+    let path = passed_or_path(text)?;
     let length = path.as_os_str().len();
     if length > MAX_SOCKET_PATH {
         return Err(ValueError::out_of_range(format!(
@@ -226,6 +235,8 @@ fn unique_paths(
         }
     }
     let mut owners: HashMap<PathBuf, JsonPointer> = HashMap::new();
+    // Of descriptors, `passed::each_once` speaks.
+    used.retain(|(path, _)| PassedFd::in_path(path).is_none());
     for (path, here) in used {
         if let Some(first) = owners.insert(path, here.clone()) {
             let detail = format!("{first} has the same path");

@@ -1,6 +1,6 @@
 //! Disks and network interfaces, and the ids they share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::super::config::{DiskConfig, NicConfig, VmConfig};
 use super::super::machine::{Disk, Nic, NicAttachment};
@@ -9,7 +9,8 @@ use super::super::problem::{ProblemCode, Problems, quoted};
 use super::super::types::{
     DeviceId, MacAddr, Mtu, PassedFd, PassedTap, QueueSize, Uuid, ValueError, VlanId, in_range,
 };
-use super::{at_most, optional, passed_or_path};
+use super::passed::passed_or_path;
+use super::{at_most, optional, passed};
 
 const MAX_DISKS: usize = 128;
 const MAX_NICS: usize = 32;
@@ -59,7 +60,7 @@ pub(super) fn devices(
         .enumerate()
         .map(|(index, (nic_config, id))| nic(nic_config, id, uuid, &at_nics.index(index), problems))
         .collect();
-    passed_once(config, problems);
+    passed::each_once(config, problems);
     shared_files(&config.disks, &at_disks, problems);
     shared_taps_and_macs(&config.nics, &at_nics, problems);
     let disks = disks.into_iter().collect::<Option<_>>()?;
@@ -276,43 +277,6 @@ fn tap(text: &str) -> Result<NicAttachment, ValueError> {
     }
 }
 
-/// A descriptor that was passed is used once.
-fn passed_once(config: &VmConfig, problems: &mut Problems) {
-    let at = JsonPointer::root();
-    let boot = config.boot.iter().flat_map(|boot| {
-        let at = at.key("boot");
-        [
-            (at.key("kernel"), boot.kernel.as_deref()),
-            (at.key("initramfs"), boot.initramfs.as_deref()),
-        ]
-    });
-    let disks = config.disks.iter().enumerate().map(|(index, disk)| {
-        let at = at.key("disks").index(index).key("path");
-        (at, disk.path.as_deref())
-    });
-    let paths = boot.chain(disks).filter_map(|(at, path)| {
-        let passed = PassedFd::in_path(path?)?.ok()?;
-        Some((at, passed))
-    });
-    let taps = config.nics.iter().enumerate().flat_map(|(index, nic)| {
-        let passed = nic.tap.as_deref().and_then(PassedTap::in_text);
-        let queues = passed.and_then(Result::ok);
-        let queues = queues.map_or_else(Vec::new, |tap| tap.queues().to_vec());
-        let at = at.key("nics").index(index).key("tap");
-        queues.into_iter().map(move |queue| (at.clone(), queue))
-    });
-    let mut users: HashMap<PassedFd, JsonPointer> = HashMap::new();
-    for (at, passed) in paths.chain(taps) {
-        if let Some(first) = users.get(&passed) {
-            let detail =
-                format!("{passed} is used by {first} as well; pass a descriptor for each use");
-            problems.add(at, ProblemCode::Duplicate, detail);
-        } else {
-            users.insert(passed, at);
-        }
-    }
-}
-
 /// A MAC address that stays the same for the same VM and NIC: the 64-bit FNV-1a hash of both, made local.
 fn derived_mac(uuid: Uuid, id: &DeviceId) -> MacAddr {
     let bytes = uuid.as_bytes().iter().chain(id.as_str().as_bytes());
@@ -323,7 +287,7 @@ fn derived_mac(uuid: Uuid, id: &DeviceId) -> MacAddr {
     MacAddr::locally_administered(hash ^ (hash >> 48))
 }
 
-/// Two read-only views of one file are fine; a writer wants it alone. Of descriptors, [`passed_once`] speaks.
+/// Two read-only views of one file are fine; a writer wants it alone. Of descriptors, [`passed::each_once`] speaks.
 fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mut Problems) {
     let writes = |disk: &DiskConfig| disk.read_only != Some(true);
     for (index, disk) in disks.iter().enumerate() {

@@ -6,14 +6,17 @@
 mod balloon;
 mod console;
 mod devices;
+mod passed;
 
 use std::path::{Path, PathBuf};
+
+use passed::passed_or_path;
 
 use super::config::{BootConfig, CpuConfig, MemoryConfig, TopologyConfig, VmConfig};
 use super::machine::{Boot, Cpus, KernelBoot, Memory, Topology, VmSpec};
 use super::pointer::JsonPointer;
 use super::problem::{ProblemCode, Problems, quoted};
-use super::types::{ByteSize, HugePageSize, PassedFd, Uuid, ValueError, in_range};
+use super::types::{ByteSize, HugePageSize, Uuid, ValueError, in_range};
 
 /// The kernel's `COMMAND_LINE_SIZE` on x86 is 2048 with the final zero.
 const MAX_COMMAND_LINE: usize = 2047;
@@ -247,14 +250,6 @@ fn uuid(text: &str) -> Result<Uuid, ValueError> {
                 quoted(text)
             ))
         })
-}
-
-/// A path to be opened, or a descriptor that was passed in its place.
-fn passed_or_path(text: &Path) -> Result<PathBuf, ValueError> {
-    match PassedFd::in_path(text) {
-        Some(passed) => passed.map(|passed| passed.to_string().into()),
-        None => path(text),
-    }
 }
 
 /// A path that the kernel can take. Whether there is such a file is not looked at.

@@ -3,7 +3,6 @@
 use std::io;
 
 use super::ports::{MAX_NAME, MAX_PORTS};
-use crate::socket::SocketError;
 
 /// Why console ports could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +34,6 @@ pub enum ConsoleError {
         /// Their name.
         name: String,
     },
-    /// A port's socket cannot be made.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
     /// The host has no descriptor left.
     #[error("creating an event descriptor")]
     Event(#[source] io::Error),

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -24,19 +23,19 @@ pub const MAX_NAME: usize = 64;
 const INPUT: usize = 4096;
 
 /// What stands behind a port.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum PortBackend {
-    /// A unix socket at this path. Clients are served one after the other; the guest sees the port open and close with them. Data
+    /// A unix socket. Clients are served one after the other; the guest sees the port open and close with them. Data
     /// crosses as fast as both ends take it: a slow client holds the guest's writes to this port up, a guest that does not read
     /// leaves data in the socket. While there is no client, what the guest writes is dropped. A client that leaves before the guest
     /// has opened the port takes its data with it.
-    Socket(PathBuf),
+    Socket(PrivateSocket),
     /// The host's console code: output to this sink, input through [`ConsolePorts::input`].
     Host(Arc<dyn ConsoleSink>),
 }
 
 /// A port to make.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PortSpec {
     /// The name the guest finds it under, such as "org.qemu.guest_agent.0"; may be empty.
     pub name: String,
@@ -107,10 +106,10 @@ pub(super) enum Link {
 }
 
 impl ConsolePorts {
-    /// Makes the ports, in this order, the first being port 0; sockets exist, with mode 0600, until this is dropped.
+    /// Makes the ports, in this order, the first being port 0; sockets are kept until this is dropped.
     ///
     /// # Errors
-    /// When there are none or more than [`MAX_PORTS`], a name is bad or given twice, or a socket cannot be made.
+    /// When there are none or more than [`MAX_PORTS`], a name is bad or given twice, or the host has no descriptor left.
     pub fn new(specs: Vec<PortSpec>) -> Result<Arc<Self>, ConsoleError> {
         if specs.is_empty() || specs.len() > MAX_PORTS {
             return Err(ConsoleError::Count { count: specs.len() });
@@ -215,8 +214,8 @@ fn check_names(specs: &[PortSpec]) -> Result<(), ConsoleError> {
 impl Port {
     fn new(spec: PortSpec, wake: &Arc<EventFd>) -> Result<Self, ConsoleError> {
         let link = match spec.backend {
-            PortBackend::Socket(path) => Link::Socket {
-                socket: PrivateSocket::bind(&path)?,
+            PortBackend::Socket(socket) => Link::Socket {
+                socket,
                 client: Mutex::new(None),
             },
             PortBackend::Host(sink) => Link::Host {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::legacy::serial::tests::Collector;
+use crate::socket::PrivateSocket;
 use crate::virtio::test_driver::{DEADLINE, Driver, Guest, wait_for};
 
 mod properties;
@@ -31,7 +32,9 @@ impl Host {
         let socket = |name: &str, file: &str| PortSpec {
             name: name.to_owned(),
             console: false,
-            backend: PortBackend::Socket(directory.path().join(file)),
+            backend: PortBackend::Socket(
+                PrivateSocket::bind(&directory.path().join(file)).unwrap(),
+            ),
         };
         let ports = ConsolePorts::new(vec![
             PortSpec {
@@ -545,7 +548,7 @@ fn a_console_behind_a_socket_never_stalls_the_guest() {
     let ports = ConsolePorts::new(vec![PortSpec {
         name: String::new(),
         console: true,
-        backend: PortBackend::Socket(path.clone()),
+        backend: PortBackend::Socket(PrivateSocket::bind(&path).unwrap()),
     }])
     .unwrap();
     let mut device = VirtioConsole::new("console0", ports);
