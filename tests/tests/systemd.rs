@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use paddock_probe::protocol::{NetPing, NetUp};
 use paddock_tests::host::{run, shell};
+use paddock_tests::viewer::Viewer;
 use paddock_tests::vm::{BOOT_DEADLINE, text};
 use paddock_tests::{Api, Vm, files};
 use serde_json::json;
@@ -119,7 +120,7 @@ sub file {
     pass($name, $handle);
     return $handle;
 }
-my ($kernel, $initramfs, $disk, $tap, $api) = splice(@ARGV, 0, 5);
+my ($kernel, $initramfs, $disk, $tap, $api, $hvc0) = splice(@ARGV, 0, 6);
 file("kvm", "/dev/kvm", O_RDWR);
 file("kernel", $kernel, O_RDONLY);
 file("initramfs", $initramfs, O_RDONLY);
@@ -129,9 +130,12 @@ for my $queue ("net0", "net1") {
     # TUNSETIFF with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR and IFF_MULTI_QUEUE.
     ioctl($handle, 0x400454ca, pack("a16 S x22", $tap, 0x5102)) or die "TUNSETIFF: $!";
 }
-socket(my $socket, PF_UNIX, SOCK_STREAM, 0) or die "socket: $!";
-bind($socket, sockaddr_un($api)) && listen($socket, 16) or die "$api: $!";
-pass("api", $socket);
+for (["api", $api], ["hvc0", $hvc0]) {
+    my ($name, $path) = @$_;
+    socket(my $socket, PF_UNIX, SOCK_STREAM, 0) or die "socket: $!";
+    bind($socket, sockaddr_un($path)) && listen($socket, 16) or die "$path: $!";
+    pass($name, $socket);
+}
 # Where it makes the sockets of its ports is its own.
 m{socket=(.*)/} and chown(65534, 65534, $1) for @ARGV;
 @ENV{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} = ($$, scalar(@open), join(":", @names));
@@ -170,9 +174,10 @@ fn program(directory: &Path) -> PathBuf {
 fn nobody_runs_a_vm_from_what_is_passed() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(directory.path());
-    let (disk, socket) = (
+    let (disk, socket, hvc0) = (
         directory.path().join("disk.img"),
         directory.path().join("api.sock"),
+        directory.path().join("hvc0.sock"),
     );
     let image = File::create_new(&disk).unwrap();
     image.set_len(64 * MIB).unwrap();
@@ -184,12 +189,14 @@ fn nobody_runs_a_vm_from_what_is_passed() {
     let rest = [
         TAP.to_owned(),
         text(&socket).to_owned(),
+        text(&hvc0).to_owned(),
         text(&program).to_owned(),
     ];
     let mut vm = Vm::builder()
         .cpus(&2)
         .boot_files("fd:kernel", "fd:initramfs")
         .args(["--disk", "fd:root", "--net", "tap=fd:net0+net1"])
+        .args(["--hvc0", "socket=fd:hvc0"])
         .launcher(launcher.into_iter().chain(passed).chain(rest))
         .boot();
     let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
@@ -200,8 +207,11 @@ fn nobody_runs_a_vm_from_what_is_passed() {
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
 
     // Each does its work, before and after a reset: the same descriptors serve again.
+    let viewer = Viewer::connect(&hvc0);
     for round in 1..=2_u8 {
         uses_everything(&vm, &image, round);
+        vm.shell("echo seen on hvc0 > /dev/hvc0");
+        viewer.wait_for(&vm, "seen on hvc0", round.into(), BOOT_DEADLINE);
         let api = Api::at(&socket);
         let answer = api.get("/vm");
         assert_eq!(answer.body["spec"]["disks"][0]["path"], "fd:root");
