@@ -140,6 +140,8 @@ fn advise(region: &GuestRegionMmap, offset: u64, length: u64, advice: i32) -> io
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use paddock_devices::virtio::GuestMap;
+    use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
@@ -248,6 +250,38 @@ mod tests {
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 1);
         reclaim.reclaim(last.0..1 << 40).unwrap();
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 0);
+    }
+
+    /// Pages of each of two pieces of RAM, and where they begin.
+    const PIECE: u64 = 16;
+    const PIECES: [u64; 2] = [0, 40 * PAGE_SIZE];
+
+    proptest! {
+        #[test]
+        fn nothing_goes_but_what_is_in_the_range(
+            start in prop_oneof![0..64_u64, any::<u64>()],
+            length in prop_oneof![0..64_u64, any::<u64>()],
+        ) {
+            let bytes = usize::try_from(PIECE * PAGE_SIZE).unwrap();
+            let ranges = PIECES.map(|start| (GuestAddress(start), bytes));
+            let memory = GuestMap::from_ranges(&ranges).unwrap();
+            let pages = || PIECES.into_iter().flat_map(|start| (start..).step_by(4096).take(16));
+            for page in pages() {
+                memory.write_obj(page + 1, GuestAddress(page)).unwrap();
+                memory.write_obj(page + 2, GuestAddress(page + 4088)).unwrap();
+            }
+            let last = u64::MAX / PAGE_SIZE;
+            let start = start.min(last) * PAGE_SIZE;
+            let end = start.saturating_add(length.min(last) * PAGE_SIZE) / PAGE_SIZE * PAGE_SIZE;
+            let ram = GuestRam::new(memory.clone());
+            RamReclaim::new(ram, PageSize::Base).reclaim(start..end).unwrap();
+            for page in pages() {
+                let gone = start <= page && page < end;
+                let found = [0, 4088].map(|at| memory.read_obj::<u64>(GuestAddress(page + at)).unwrap());
+                let wanted = if gone { [0, 0] } else { [page + 1, page + 2] };
+                prop_assert_eq!(found, wanted, "{:#x} of {:#x}..{:#x}", page, start, end);
+            }
+        }
     }
 
     #[test]
