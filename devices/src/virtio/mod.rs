@@ -10,6 +10,7 @@ pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+mod service;
 #[cfg(test)]
 pub(crate) mod test_driver;
 pub mod worker;

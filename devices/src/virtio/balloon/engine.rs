@@ -1,17 +1,14 @@
 //! The worker of a balloon: one thread for all its queues.
 //!
-//! Queues are handed over and taken back by [`Command`]s, served between two rounds; in a round each queue gets a turn that is
-//! bounded by [`MAX_PAGES`]. Between rounds no chain is held but the driver's one buffer for statistics, which goes back with its
+//! Queues are handed over and taken back between two rounds; in a round each queue gets a turn that is bounded by [`MAX_PAGES`]. Between rounds no chain is held but the driver's one buffer for statistics, which goes back with its
 //! queue.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::handle::BalloonHandle;
 use super::pages::{self, Parts};
@@ -21,32 +18,16 @@ use crate::throttle::Throttle;
 use crate::virtio::GuestMap;
 use crate::virtio::chain::Chain;
 use crate::virtio::ring::Ring;
-use crate::virtio::worker::{EventLoop, Wake, borrow};
+use crate::virtio::service::{self, Orders};
+use crate::virtio::worker::{EventLoop, Wake};
 
 /// The first tokens are the queues.
-const COMMANDS: u32 = 63;
+const ORDERS: u32 = 63;
 /// Pages of a request that are looked at: 64 MiB. Drivers send a few hundred at once. What is left out of an honest request stays with
 /// the guest's balloon, only its memory does not come back.
 const MAX_PAGES: usize = 16 << 10;
 /// Bytes of their numbers.
 const MAX_BYTES: usize = MAX_PAGES * size_of::<u32>();
-
-/// What the device asks of its worker.
-pub(super) enum Command {
-    /// Serve this queue.
-    Start {
-        index: u16,
-        role: Role,
-        features: u64,
-        ring: Box<Ring>,
-        reply: SyncSender<io::Result<()>>,
-    },
-    /// Give it back.
-    Stop {
-        index: u16,
-        reply: SyncSender<Option<Ring>>,
-    },
-}
 
 /// A queue that is served.
 #[derive(Debug)]
@@ -90,6 +71,48 @@ pub(super) struct Brakes {
     pub(super) failures: Throttle,
 }
 
+impl service::Engine for Engine {
+    fn give(&mut self, index: u16, features: u64, ring: Ring) {
+        // The device lets no other queue start.
+        let Some(role) = Role::of(index, features) else {
+            return;
+        };
+        self.giver.features = features;
+        let handle = &self.giver.handle;
+        match role {
+            Role::Statistics => handle.set_tells(true),
+            // The driver may have read the target before it was changed, when there was nobody to tell it.
+            Role::Inflate if handle.target_pages() != handle.actual_pages() => {
+                self.told = handle.target_pages();
+                ring.signal_config();
+            }
+            _ => {}
+        }
+        if let Some(slot) = self.queues.get_mut(usize::from(index)) {
+            let held = None;
+            *slot = Some(Served { role, ring, held });
+        }
+    }
+
+    fn take(&mut self, index: u16) -> Option<Ring> {
+        let mut served = self.queues.get_mut(usize::from(index))?.take()?;
+        if served.held.is_some() {
+            served.ring.unpop();
+        }
+        if served.role == Role::Statistics {
+            self.giver.handle.set_tells(false);
+        }
+        Some(served.ring)
+    }
+
+    fn run(mut self, events: &EventLoop, orders: &Orders) -> Self {
+        if let Err(error) = self.serve(events, orders) {
+            tracing::error!(device = self.giver.id, %error, "balloon: waiting for events");
+        }
+        self
+    }
+}
+
 impl Engine {
     /// Nothing running and a driver that knows nothing.
     pub(super) fn new(
@@ -116,38 +139,8 @@ impl Engine {
         }
     }
 
-    /// Takes a queue, also one that the worker left behind when it ended.
-    pub(super) fn take_ring(&mut self, index: u16) -> Option<Ring> {
-        let mut served = self.queues.get_mut(usize::from(index))?.take()?;
-        if served.held.is_some() {
-            served.ring.unpop();
-        }
-        if served.role == Role::Statistics {
-            self.giver.handle.set_tells(false);
-        }
-        Some(served.ring)
-    }
-
-    /// The worker's body.
-    pub(super) fn run(
-        mut self,
-        events: &EventLoop,
-        commands: &Receiver<Command>,
-        doorbell: &EventFd,
-    ) -> Self {
-        if let Err(error) = self.serve(events, commands, doorbell) {
-            tracing::error!(device = self.giver.id, %error, "balloon: waiting for events");
-        }
-        self
-    }
-
-    fn serve(
-        &mut self,
-        events: &EventLoop,
-        commands: &Receiver<Command>,
-        doorbell: &EventFd,
-    ) -> io::Result<()> {
-        events.add_event(doorbell, COMMANDS)?;
+    fn serve(&mut self, events: &EventLoop, orders: &Orders) -> io::Result<()> {
+        events.add_event(orders.doorbell(), ORDERS)?;
         loop {
             let again = self.round();
             let wake = events.wait(again.then_some(Duration::ZERO))?;
@@ -159,57 +152,9 @@ impl Engine {
                     served.ring.acknowledge();
                 }
             }
-            if wake.has(COMMANDS) {
-                let _ = doorbell.read();
-                while let Ok(command) = commands.try_recv() {
-                    self.execute(events, command);
-                }
+            if wake.has(ORDERS) {
+                orders.obey(events, self);
             }
-        }
-    }
-
-    fn execute(&mut self, events: &EventLoop, command: Command) {
-        match command {
-            Command::Start {
-                index,
-                role,
-                features,
-                ring,
-                reply,
-            } => {
-                let result = events.add_event(ring.kick(), u32::from(index));
-                if result.is_ok() {
-                    self.start(index, role, features, *ring);
-                }
-                // The device waits for it; if it does not, it is gone and so will we be.
-                let _ = reply.send(result);
-            }
-            Command::Stop { index, reply } => {
-                let ring = self.take_ring(index);
-                if let Some(ring) = &ring {
-                    // Fails only if it was never added.
-                    let _ = events.remove(borrow(ring.kick()));
-                }
-                let _ = reply.send(ring);
-            }
-        }
-    }
-
-    fn start(&mut self, index: u16, role: Role, features: u64, ring: Ring) {
-        self.giver.features = features;
-        let handle = &self.giver.handle;
-        match role {
-            Role::Statistics => handle.set_tells(true),
-            // The driver may have read the target before it was changed, when there was nobody to tell it.
-            Role::Inflate if handle.target_pages() != handle.actual_pages() => {
-                self.told = handle.target_pages();
-                ring.signal_config();
-            }
-            _ => {}
-        }
-        if let Some(slot) = self.queues.get_mut(usize::from(index)) {
-            let held = None;
-            *slot = Some(Served { role, ring, held });
         }
     }
 

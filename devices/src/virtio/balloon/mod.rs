@@ -18,21 +18,17 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::{fmt, io};
 
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use handle::{BalloonError, BalloonHandle, BalloonStatus, CounterValues};
 pub use statistics::Statistics;
 
-use self::engine::{Brakes, Command, Engine};
-use super::ring::Ring;
-use super::worker::Worker;
+use self::engine::{Brakes, Engine};
+use super::service::Service;
 use super::{DeviceError, QueueResources, VirtioDevice};
 
 /// Bytes of a page as the balloon counts them, whatever the pages of guest and host are.
@@ -112,18 +108,7 @@ pub struct VirtioBalloon {
     memory: Arc<dyn Reclaim>,
     options: BalloonOptions,
     brakes: Arc<Brakes>,
-    running: Option<Running>,
-    /// What the worker had, while there is none.
-    idle: Option<Engine>,
-    started: BTreeSet<u16>,
-}
-
-/// The worker and the way to it.
-#[derive(Debug)]
-struct Running {
-    worker: Worker<Engine>,
-    commands: Sender<Command>,
-    doorbell: Arc<EventFd>,
+    service: Service<Engine>,
 }
 
 impl VirtioBalloon {
@@ -141,60 +126,15 @@ impl VirtioBalloon {
             memory,
             options,
             brakes: Arc::default(),
-            running: None,
-            idle: None,
-            started: BTreeSet::new(),
+            service: Service::default(),
         }
     }
 
-    /// Starts the worker if it does not run.
-    fn running(&mut self) -> io::Result<&Running> {
-        let running = match self.running.take() {
-            Some(running) => running,
-            None => self.spawn()?,
-        };
-        Ok(self.running.insert(running))
-    }
-
-    fn spawn(&mut self) -> io::Result<Running> {
-        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (commands, received) = channel();
-        let engine = self.idle.take().unwrap_or_else(|| {
-            Engine::new(
-                self.id.clone(),
-                self.handle.clone(),
-                Arc::clone(&self.memory),
-                Arc::clone(&self.brakes),
-            )
-        });
-        let rung = Arc::clone(&doorbell);
-        let worker = Worker::spawn(&self.id, move |events| {
-            engine.run(&events, &received, &rung)
-        })?;
-        self.handle.set_doorbell(Some(Arc::clone(&doorbell)));
-        Ok(Running {
-            worker,
-            commands,
-            doorbell,
-        })
-    }
-
-    /// Ends the worker and keeps what it had.
-    fn retire(&mut self) {
-        if let Some(running) = self.running.take() {
+    /// Nobody rings for a worker that is gone.
+    fn hang_up(&self) {
+        if !self.service.is_running() {
             self.handle.set_doorbell(None);
-            self.idle = running.worker.stop();
         }
-    }
-}
-
-impl Running {
-    /// Has the worker do something and waits for its answer; `None` when it has ended.
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
-        let (reply, answer) = sync_channel(1);
-        self.commands.send(command(reply)).ok()?;
-        self.doorbell.write(1).ok()?;
-        answer.recv().ok()
     }
 }
 
@@ -244,61 +184,34 @@ impl VirtioDevice for VirtioBalloon {
     }
 
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
-        let features = resources.features;
-        let result = match Role::of(index, features) {
-            None => Err(io::ErrorKind::InvalidInput.into()),
-            Some(_) if self.started.contains(&index) => Err(io::ErrorKind::AlreadyExists.into()),
-            Some(role) => {
-                let ring = Box::new(Ring::new(index, resources));
-                self.running().and_then(|running| {
-                    let command = |reply| Command::Start {
-                        index,
-                        role,
-                        features,
-                        ring,
-                        reply,
-                    };
-                    let ended = || io::Error::other("the device's worker has ended");
-                    running.ask(command).unwrap_or_else(|| Err(ended()))
-                })
-            }
-        };
-        if result.is_ok() {
-            self.started.insert(index);
-        } else if self.started.is_empty() {
-            self.retire();
+        if Role::of(index, resources.features).is_none() {
+            return Err(DeviceError {
+                device: self.id.clone(),
+                action: format!("starting queue {index}"),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
         }
-        result.map_err(|source| DeviceError {
-            device: self.id.clone(),
-            action: format!("starting queue {index}"),
-            source,
-        })
+        let (handle, memory) = (self.handle.clone(), Arc::clone(&self.memory));
+        let brakes = Arc::clone(&self.brakes);
+        let make = || Engine::new(self.id.clone(), handle, memory, brakes);
+        // Before the engine looks at the target: nothing is set between the two unheard.
+        let spawned = |doorbell: &_| self.handle.set_doorbell(Some(Arc::clone(doorbell)));
+        let started = self
+            .service
+            .start(&self.id, index, resources, make, spawned);
+        self.hang_up();
+        started
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<Queue> {
-        if !self.started.remove(&index) {
-            return None;
-        }
-        let asked = self
-            .running
-            .as_ref()
-            .and_then(|running| running.ask(|reply| Command::Stop { index, reply }));
-        if asked.is_none() || self.started.is_empty() {
-            self.retire();
-        }
-        // A worker that ended by itself left its queues behind.
-        let ring = asked.unwrap_or_else(|| {
-            self.idle
-                .as_mut()
-                .and_then(|engine| engine.take_ring(index))
-        })?;
-        Some(ring.into_queue())
+        let queue = self.service.stop(index);
+        self.hang_up();
+        queue
     }
 
     fn reset(&mut self) {
-        self.retire();
-        self.started.clear();
-        self.idle = None;
+        self.service.reset();
+        self.hang_up();
         self.handle.forget_driver();
     }
 }
@@ -306,8 +219,9 @@ impl VirtioDevice for VirtioBalloon {
 impl Drop for VirtioBalloon {
     fn drop(&mut self) {
         // One that was reset says nothing more: the handle may be another device's by now.
-        if self.running.is_some() || self.idle.is_some() {
-            self.reset();
+        if self.service.reset() {
+            self.hang_up();
+            self.handle.forget_driver();
         }
     }
 }

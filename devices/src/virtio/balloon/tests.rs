@@ -4,6 +4,7 @@
     reason = "lists of ranges are what is compared"
 )]
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 

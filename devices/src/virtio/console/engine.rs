@@ -1,15 +1,12 @@
 //! The worker of a console device: one thread for all its queues.
 //!
-//! Queues are handed over and taken back by [`Command`]s, served between two rounds; a round gives each port its turn. Between
+//! Queues are handed over and taken back between two rounds; a round gives each port its turn. Between
 //! rounds no chain is held, so a queue can go at any time. Waiting is level-triggered: for a socket only while there is something
 //! to do with it, or for its hang-up alone.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{Notice, PortControl, Request};
 use super::data::{self, PIECE, Received, Sending, Told};
@@ -17,31 +14,16 @@ use super::ports::{ConsolePorts, Link, Port};
 use super::{CONTROL_RX, CONTROL_TX, F_MULTIPORT, rx_queue, tx_queue};
 use crate::throttle::Throttle;
 use crate::virtio::ring::Ring;
-use crate::virtio::worker::{EventLoop, Wake, borrow};
+use crate::virtio::service::{self, Orders};
+use crate::virtio::worker::{EventLoop, Wake};
 
 /// First token of the ports' sockets; below are the queues.
 const SOCKETS: u32 = 32;
 const HOST: u32 = 62;
-const COMMANDS: u32 = 63;
+const ORDERS: u32 = 63;
 
 /// How long new clients wait when the host has no descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
-
-/// What the device asks of its worker.
-pub(super) enum Command {
-    /// Serve this queue.
-    Start {
-        index: u16,
-        features: u64,
-        ring: Box<Ring>,
-        reply: SyncSender<io::Result<()>>,
-    },
-    /// Give it back.
-    Stop {
-        index: u16,
-        reply: SyncSender<Option<Ring>>,
-    },
-}
 
 /// What a port's socket is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,6 +62,29 @@ pub(super) struct Engine {
     log: Arc<Throttle>,
 }
 
+impl service::Engine for Engine {
+    fn give(&mut self, index: u16, features: u64, ring: Ring) {
+        self.multiport = features & F_MULTIPORT != 0;
+        if let Some(slot) = self.rings.get_mut(usize::from(index)) {
+            *slot = Some(ring);
+        }
+    }
+
+    fn take(&mut self, index: u16) -> Option<Ring> {
+        self.rings.get_mut(usize::from(index))?.take()
+    }
+
+    fn run(mut self, events: &EventLoop, orders: &Orders) -> Self {
+        if let Err(error) = self.serve(events, orders) {
+            tracing::error!(device = %self.id, %error, "console: waiting for events");
+        }
+        for state in &mut self.states {
+            state.watch = Watch::Nothing;
+        }
+        self
+    }
+}
+
 impl Engine {
     /// With no queue running and a driver that knows nothing.
     pub(super) fn new(id: String, ports: Arc<ConsolePorts>, log: Arc<Throttle>) -> Self {
@@ -97,34 +102,8 @@ impl Engine {
         }
     }
 
-    /// Takes a queue that the worker left behind when it ended.
-    pub(super) fn take_ring(&mut self, index: u16) -> Option<Ring> {
-        self.rings.get_mut(usize::from(index))?.take()
-    }
-
-    /// The worker's body.
-    pub(super) fn run(
-        mut self,
-        events: &EventLoop,
-        commands: &Receiver<Command>,
-        doorbell: &EventFd,
-    ) -> Self {
-        if let Err(error) = self.serve(events, commands, doorbell) {
-            tracing::error!(device = %self.id, %error, "console: waiting for events");
-        }
-        for state in &mut self.states {
-            state.watch = Watch::Nothing;
-        }
-        self
-    }
-
-    fn serve(
-        &mut self,
-        events: &EventLoop,
-        commands: &Receiver<Command>,
-        doorbell: &EventFd,
-    ) -> io::Result<()> {
-        events.add_event(doorbell, COMMANDS)?;
+    fn serve(&mut self, events: &EventLoop, orders: &Orders) -> io::Result<()> {
+        events.add_event(orders.doorbell(), ORDERS)?;
         events.add_event(self.ports.wake_event(), HOST)?;
         loop {
             let again = self.round(events)?;
@@ -145,11 +124,8 @@ impl Engine {
                     self.socket_ready(port);
                 }
             }
-            if wake.has(COMMANDS) {
-                let _ = doorbell.read();
-                while let Ok(command) = commands.try_recv() {
-                    self.execute(events, command);
-                }
+            if wake.has(ORDERS) {
+                orders.obey(events, self);
             }
         }
     }
@@ -161,35 +137,6 @@ impl Engine {
         }
         self.accept_after
             .map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    fn execute(&mut self, events: &EventLoop, command: Command) {
-        match command {
-            Command::Start {
-                index,
-                features,
-                ring,
-                reply,
-            } => {
-                let result = events.add_event(ring.kick(), u32::from(index));
-                if result.is_ok() {
-                    self.multiport = features & F_MULTIPORT != 0;
-                    if let Some(slot) = self.rings.get_mut(usize::from(index)) {
-                        *slot = Some(*ring);
-                    }
-                }
-                // The device waits for it; if it does not, it is gone and so will we be.
-                let _ = reply.send(result);
-            }
-            Command::Stop { index, reply } => {
-                let ring = self.take_ring(index);
-                if let Some(ring) = &ring {
-                    // Fails only if it was never added.
-                    let _ = events.remove(borrow(ring.kick()));
-                }
-                let _ = reply.send(ring);
-            }
-        }
     }
 
     /// Gives everything its turn; whether to come back at once.

@@ -14,22 +14,18 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use error::ConsoleError;
 pub use ports::{
     ConsolePorts, MAX_NAME, MAX_PORTS, PortBackend, PortCounters, PortEvents, PortSpec,
 };
 
-use self::engine::{Command, Engine};
-use super::ring::Ring;
-use super::worker::Worker;
+use self::engine::Engine;
+use super::service::Service;
 use super::{DeviceError, QueueResources, VirtioDevice};
 use crate::throttle::Throttle;
 
@@ -69,18 +65,7 @@ pub struct VirtioConsole {
     ports: Arc<ConsolePorts>,
     queue_sizes: Vec<u16>,
     log: Arc<Throttle>,
-    running: Option<Running>,
-    /// What the worker had, while there is none.
-    idle: Option<Engine>,
-    started: BTreeSet<u16>,
-}
-
-/// The worker and the way to it.
-#[derive(Debug)]
-struct Running {
-    worker: Worker<Engine>,
-    commands: Sender<Command>,
-    doorbell: Arc<EventFd>,
+    service: Service<Engine>,
 }
 
 impl VirtioConsole {
@@ -92,57 +77,8 @@ impl VirtioConsole {
             queue_sizes: vec![QUEUE_SIZE; queue_count(ports.count())],
             ports,
             log: Arc::default(),
-            running: None,
-            idle: None,
-            started: BTreeSet::new(),
+            service: Service::default(),
         }
-    }
-
-    /// Starts the worker if it does not run.
-    fn running(&mut self) -> io::Result<&Running> {
-        let running = match self.running.take() {
-            Some(running) => running,
-            None => self.spawn()?,
-        };
-        Ok(self.running.insert(running))
-    }
-
-    fn spawn(&mut self) -> io::Result<Running> {
-        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (commands, received) = channel();
-        let engine = self.idle.take().unwrap_or_else(|| {
-            Engine::new(
-                self.id.clone(),
-                Arc::clone(&self.ports),
-                Arc::clone(&self.log),
-            )
-        });
-        let rung = Arc::clone(&doorbell);
-        let worker = Worker::spawn(&self.id, move |events| {
-            engine.run(&events, &received, &rung)
-        })?;
-        Ok(Running {
-            worker,
-            commands,
-            doorbell,
-        })
-    }
-
-    /// Ends the worker and keeps what it had.
-    fn retire(&mut self) {
-        if let Some(running) = self.running.take() {
-            self.idle = running.worker.stop();
-        }
-    }
-}
-
-impl Running {
-    /// Has the worker do something and waits for its answer; `None` when it has ended.
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
-        let (reply, answer) = sync_channel(1);
-        self.commands.send(command(reply)).ok()?;
-        self.doorbell.write(1).ok()?;
-        answer.recv().ok()
     }
 }
 
@@ -182,64 +118,25 @@ impl VirtioDevice for VirtioConsole {
     }
 
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
-        let features = resources.features;
-        let known = usize::from(index) < self.queue_sizes.len();
-        let result = if !known || self.started.contains(&index) {
-            Err(io::ErrorKind::AlreadyExists.into())
-        } else {
-            let ring = Box::new(Ring::new(index, resources));
-            self.running().and_then(|running| {
-                let command = |reply| Command::Start {
-                    index,
-                    features,
-                    ring,
-                    reply,
-                };
-                let ended = || io::Error::other("the device's worker has ended");
-                running.ask(command).unwrap_or_else(|| Err(ended()))
-            })
-        };
-        if result.is_ok() {
-            self.started.insert(index);
-        } else if self.started.is_empty() {
-            self.retire();
+        if usize::from(index) >= self.queue_sizes.len() {
+            return Err(DeviceError {
+                device: self.id.clone(),
+                action: format!("starting queue {index}"),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
         }
-        result.map_err(|source| DeviceError {
-            device: self.id.clone(),
-            action: format!("starting queue {index}"),
-            source,
-        })
+        let make = || {
+            let (ports, log) = (Arc::clone(&self.ports), Arc::clone(&self.log));
+            Engine::new(self.id.clone(), ports, log)
+        };
+        self.service.start(&self.id, index, resources, make, |_| ())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<Queue> {
-        if !self.started.remove(&index) {
-            return None;
-        }
-        let asked = self
-            .running
-            .as_ref()
-            .and_then(|running| running.ask(|reply| Command::Stop { index, reply }));
-        if asked.is_none() || self.started.is_empty() {
-            self.retire();
-        }
-        // A worker that ended by itself left its queues behind.
-        let ring = asked.unwrap_or_else(|| {
-            self.idle
-                .as_mut()
-                .and_then(|engine| engine.take_ring(index))
-        })?;
-        Some(ring.into_queue())
+        self.service.stop(index)
     }
 
     fn reset(&mut self) {
-        self.retire();
-        self.started.clear();
-        self.idle = None;
-    }
-}
-
-impl Drop for VirtioConsole {
-    fn drop(&mut self) {
-        self.retire();
+        self.service.reset();
     }
 }

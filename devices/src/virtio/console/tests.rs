@@ -408,7 +408,7 @@ fn a_slow_client_holds_up_its_own_port_only() {
     // Stopped half way through a chain, and started again: nothing is lost or repeated.
     assert_eq!(read_exactly(&mut slow, 1000), pattern[..1000]);
     let queues = linux.stop(&mut device);
-    assert!(device.running.is_none());
+    assert!(!device.service.is_running());
     for (index, (driver, queue)) in (0..).zip(linux.queues.iter().zip(queues)) {
         let resources = driver.resources_with(queue, linux.features);
         device.start_queue(index, resources).unwrap();
@@ -616,5 +616,5 @@ fn queues_are_started_once_and_stopped_once() {
     );
     assert!(device.stop_queue(0).is_some());
     assert!(device.stop_queue(0).is_none());
-    assert!(device.running.is_none());
+    assert!(!device.service.is_running());
 }
