@@ -1,7 +1,7 @@
 //! The worker of a balloon: one thread for all its queues.
 //!
-//! Queues are handed over and taken back between two rounds; in a round each queue gets a turn that is bounded by [`MAX_PAGES`]. Between rounds no chain is held but the driver's one buffer for statistics, which goes back with its
-//! queue.
+//! Queues are handed over and taken back between two rounds; in a round each queue gets a turn that is bounded by [`MAX_PAGES`]. Between
+//! rounds no chain is held but the driver's one buffer for statistics, which goes back with its queue.
 
 use std::io;
 use std::sync::Arc;
