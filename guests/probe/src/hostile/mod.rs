@@ -5,9 +5,9 @@
 //! anew, and an ordinary request works. What the host must show meanwhile (the process lives, memory and log stay bounded) is
 //! looked at from outside, by `tests/tests/hostile.rs`.
 //!
-//! Single-threaded; what a device does meanwhile it does on the host. Each wait has a deadline, and a storm lasts as long as the machine says ([`Machine::storm`]). The cases
-//! take care of the guest they run in: no device is given an address that the guest's kernel uses, no port that resets or powers
-//! off is written, and no interrupt reaches a CPU.
+//! Single-threaded; what a device does meanwhile it does on the host. Each wait has a deadline, and a storm lasts as long as the machine
+//! says ([`Machine::storm`]). The cases take care of the guest they run in: no device is given an address that the guest's kernel uses, no
+//! port that resets or powers off is written, no page or block goes but the attacker's own, and no interrupt reaches a CPU.
 
 mod cases;
 pub mod driver;

@@ -136,6 +136,10 @@ fn changing_descriptors(rig: &mut Rig<'_>) -> Attack {
         descriptor(buffer, 0, write | 4, 7),
     ];
     let ram = rig.ram();
+    if rig.kind == super::Kind::Balloon {
+        // Zeros would be the guest's first page.
+        ram.write(buffer, &[0xff; 16]);
+    }
     rig.main
         .describe(ram, 1, descriptor(buffer + 64, 1, WRITE, 0));
     storm(rig.machine, |round| {
