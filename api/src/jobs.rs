@@ -30,6 +30,8 @@ pub enum JobKind {
     AddDevice,
     /// Asks the guest to let go of a disk or NIC, takes it out of the VM and closes it.
     RemoveDevice,
+    /// Plugs CPUs into the running VM, or asks the guest to let go of some.
+    ResizeCpus,
 }
 
 /// How far a job is.
@@ -52,9 +54,9 @@ pub enum JobState {
     Running,
     /// It is done.
     Succeeded,
-    /// It could not be done; `failure` says why. Nothing is left half done.
+    /// It could not be done; `failure` says why. Nothing is left half done, but of several CPUs some may have come or gone.
     Failed,
-    /// It was cancelled. Nothing is left half done.
+    /// It was cancelled. Nothing is left half done, but of several CPUs some may have gone.
     Cancelled,
 }
 
@@ -65,7 +67,7 @@ pub struct Job {
     pub id: u64,
     /// What it does.
     pub kind: JobKind,
-    /// The id of the device that it is about.
+    /// The id of the device that it is about; `cpus` if it is about the CPUs.
     pub device: String,
     /// Whether it runs.
     pub state: JobState,

@@ -33,6 +33,8 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::add_nic,
         handlers::read_nic,
         handlers::remove_nic,
+        handlers::read_cpus,
+        handlers::set_cpus,
         handlers::read_memory,
         handlers::set_memory,
         handlers::read_balloon,
@@ -50,6 +52,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
+        (name = "cpus", description = "How many CPUs the guest has; more or fewer while it runs."),
         (name = "memory", description = "How much memory the guest has; more or less while it runs."),
         (name = "balloon", description = "Memory taken from the guest while it runs, and what it says of its memory."),
         (name = "jobs", description = "What takes a while."),

@@ -41,7 +41,7 @@ pub enum Code {
     WrongState,
     /// The VM has no such disk or network interface.
     NoDevice,
-    /// The device is being added or removed already.
+    /// The device is being added or removed already, or the number of CPUs is being changed.
     DeviceBusy,
     /// The VM was made without a balloon.
     NoBalloon,
@@ -139,15 +139,17 @@ impl From<Refusal> for Problem {
         let code = match &refusal {
             Refusal::Exists => Code::VmExists,
             Refusal::NoVm => Code::NoVm,
-            Refusal::WrongState { .. } | Refusal::NotRunning { .. } | Refusal::Ended => {
-                Code::WrongState
-            }
+            Refusal::WrongState { .. }
+            | Refusal::NotRunning { .. }
+            | Refusal::CpusNotNow { .. }
+            | Refusal::Ended => Code::WrongState,
             Refusal::NoBalloon => Code::NoBalloon,
             Refusal::GuestSilent(_) => Code::GuestSilent,
             Refusal::BalloonTarget(detail) => return Self::at("target", detail),
+            Refusal::CpuCount(detail) => return Self::at("wanted", detail),
             Refusal::MemoryRequest(detail) => return Self::at("requested", detail),
             Refusal::NoDevice { .. } => Code::NoDevice,
-            Refusal::DeviceBusy { .. } => Code::DeviceBusy,
+            Refusal::DeviceBusy { .. } | Refusal::CpusBusy { .. } => Code::DeviceBusy,
             Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,
             Refusal::Ending => Code::Ending,
             Refusal::Stuck => Code::Stuck,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balloon::{Balloon, MemoryStatistics};
+use crate::cpus::Cpus;
 use crate::device::{DeviceKind, Disk, Nic};
 use crate::jobs::{Job, JobError, Jobs};
 use crate::journal::Journal;
@@ -67,6 +68,18 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// When there is no such device, or it is not possible now.
     fn remove_device(&self, kind: DeviceKind, id: &str, deadline: Duration)
     -> Result<Job, Refusal>;
+
+    /// The VM's CPUs.
+    ///
+    /// # Errors
+    /// When there is no VM.
+    fn cpus(&self) -> Result<Cpus, Refusal>;
+
+    /// Starts to have so many CPUs; the guest has until the deadline to let go of those that are too many.
+    ///
+    /// # Errors
+    /// When there cannot be so many, or it is not possible now.
+    fn set_cpus(&self, wanted: u64, deadline: Duration) -> Result<Job, Refusal>;
 
     /// The VM's memory.
     ///
@@ -147,6 +160,21 @@ pub enum Refusal {
     DeviceBusy {
         /// The device's id.
         id: String,
+        /// The job.
+        job: u64,
+    },
+    /// There cannot be so many CPUs.
+    #[error("{0}")]
+    CpuCount(String),
+    /// CPUs are not changed in this state.
+    #[error("CPUs come and go only while the VM is running or paused; it is {state}")]
+    CpusNotNow {
+        /// The state.
+        state: VmState,
+    },
+    /// Their number is being changed.
+    #[error("job {job} is changing the number of CPUs; wait for its end, or cancel it")]
+    CpusBusy {
         /// The job.
         job: u64,
     },

@@ -3,6 +3,7 @@
 
 pub mod bus;
 pub mod console;
+pub mod cpu_hotplug;
 pub mod interrupt;
 pub mod legacy;
 pub mod pci;

@@ -115,6 +115,8 @@ pub const PM_BASE: u16 = 0x600;
 pub const PM_SIZE: u16 = 0x80;
 /// PCI hot-plug registers, 12 ports, next to the PM block. `paddock_devices::pci::hotplug` knows what is in them.
 pub const HOT_PLUG_PORTS: Range<u16> = 0x680..0x68C;
+/// CPU hot-plug registers, 16 ports. `paddock_devices::cpu_hotplug` knows what is in them.
+pub const CPU_HOT_PLUG_PORTS: Range<u16> = 0x690..0x6A0;
 /// I/O ports that PCI BARs may use.
 pub const PCI_IO: Range<u16> = 0x6000..0xFFFF;
 

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod processors;
 pub mod slot;
 pub mod systemd;
 pub mod terminal;

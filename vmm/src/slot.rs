@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use paddock_api::balloon::{Balloon, MemoryStatistics};
+use paddock_api::cpus::Cpus;
 use paddock_api::device::{DeviceKind, Disk, Nic};
 use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
@@ -25,6 +26,7 @@ use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHan
 use crate::error::chain;
 use crate::growth::MemoryStatus;
 use crate::metrics::{self, Sampler};
+use crate::processors::ProcessorsStatus;
 
 /// How long a delete waits: disks are drained within it.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
@@ -206,6 +208,16 @@ impl VmService for VmSlot {
         vm.changes().remove(kind, id, deadline, vm.state())
     }
 
+    fn cpus(&self) -> Result<Cpus, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        Ok(cpus_answer(&vm.cpus().processors().status()))
+    }
+
+    fn set_cpus(&self, wanted: u64, deadline: Duration) -> Result<Job, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        vm.cpus().resize(wanted, deadline, vm.state())
+    }
+
     fn memory(&self) -> Result<Memory, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         Ok(memory_answer(&vm.memory().status()))
@@ -277,6 +289,16 @@ fn refusal(refused: Refused) -> Refusal {
         Refused::Memory(error) => Refusal::MemoryRequest(error.to_string()),
         Refused::Busy => Refusal::Busy,
         Refused::WrongState { .. } => Refusal::Ended,
+    }
+}
+
+fn cpus_answer(status: &ProcessorsStatus) -> Cpus {
+    Cpus {
+        count: status.count.into(),
+        max: status.max.into(),
+        wanted: status.wanted.into(),
+        present: status.present as u64,
+        job: status.job,
     }
 }
 

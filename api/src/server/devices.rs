@@ -227,17 +227,24 @@ fn remove(
     removal: Result<Query<Removal>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let id = device_id(kind, id)?;
-    let deadline = removal
-        .ok()
+    let deadline = deadline_of(removal)?;
+    let job = shared.service.remove_device(kind, &id, deadline)?;
+    Ok(accepted(job))
+}
+
+/// How long the guest may take.
+pub(super) fn deadline_of(
+    removal: Result<Query<Removal>, QueryRejection>,
+) -> Result<Duration, Problem> {
+    let given = removal.ok();
+    given
         .and_then(|Query(removal)| deadline(removal.deadline_ms.as_deref()))
         .ok_or_else(|| {
             let most = MAX_DEADLINE.as_millis();
             let detail =
                 format!("the only parameter here is deadline_ms, 1 to {most} milliseconds");
             Problem::new(Code::InvalidParameter, detail)
-        })?;
-    let job = shared.service.remove_device(kind, &id, deadline)?;
-    Ok(accepted(job))
+        })
 }
 
 fn deadline(given: Option<&str>) -> Option<Duration> {

@@ -10,6 +10,7 @@
 
 mod balloon;
 mod connections;
+mod cpus;
 mod devices;
 mod events;
 mod jobs;
@@ -21,6 +22,7 @@ mod socket;
 /// The handlers, for the document that describes them.
 pub(crate) mod handlers {
     pub(crate) use super::balloon::*;
+    pub(crate) use super::cpus::*;
     pub(crate) use super::devices::*;
     pub(crate) use super::events::*;
     pub(crate) use super::jobs::*;

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::sync::Semaphore;
 
-use super::{Limits, MAX_BODY, balloon, devices, events, jobs, memory, metrics};
+use super::{Limits, MAX_BODY, balloon, cpus, devices, events, jobs, memory, metrics};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::resource::{Action, Vm};
@@ -57,6 +57,8 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
             "/api/v1/vm/nics/{id}",
             delete(devices::remove_nic),
         ),
+        ("GET", "/api/v1/vm/cpus", get(cpus::read_cpus)),
+        ("PUT", "/api/v1/vm/cpus", put(cpus::set_cpus)),
         ("GET", "/api/v1/vm/memory", get(memory::read_memory)),
         ("PUT", "/api/v1/vm/memory", put(memory::set_memory)),
         ("GET", "/api/v1/vm/balloon", get(balloon::read_balloon)),

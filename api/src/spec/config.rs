@@ -91,11 +91,16 @@ pub struct BootConfig {
     expecting = "an object such as {\"count\": 2}"
 )]
 pub struct CpuConfig {
-    /// How many, 1 to 254; the product of the topology by default, or one. The host may allow fewer.
+    /// How many at the start, 1 to 254; the product of the topology by default, or one. The host may allow fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 254)]
     pub count: Option<u64>,
-    /// How the guest sees them arranged; one socket, one thread a core by default.
+    /// How many there may be while the VM runs, up to 254: more are plugged in, and all but the first can be taken back (ACPI CPU
+    /// hot-plug). No more than the count by default, which then stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 254)]
+    pub max: Option<u64>,
+    /// How the guest sees them arranged, those included that may come; one socket, one thread a core by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<TopologyConfig>,
     /// Whether the guest may run VMs of its own; `false` by default.
@@ -103,7 +108,7 @@ pub struct CpuConfig {
     pub nested: Option<bool>,
 }
 
-/// How the guest sees its processors arranged. The product of the three is the number of processors.
+/// How the guest sees its processors arranged. The product of the three is the number of processors that there may be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,

@@ -67,9 +67,11 @@ pub struct KernelBoot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cpus {
-    /// How many, 1 to 254.
+    /// How many there are at the start, 1 to 254.
     pub count: u8,
-    /// Their arrangement; its product is `count`.
+    /// How many there may be while the VM runs: the count or more, up to 254.
+    pub max: u8,
+    /// Their arrangement; its product is `max`.
     pub topology: Topology,
     /// Whether the guest may run VMs of its own.
     pub nested: bool,
@@ -259,6 +261,7 @@ impl From<&Cpus> for CpuConfig {
     fn from(cpus: &Cpus) -> Self {
         Self {
             count: Some(cpus.count.into()),
+            max: Some(cpus.max.into()).filter(|_| cpus.max > cpus.count),
             topology: Some(TopologyConfig {
                 sockets: Some(cpus.topology.sockets.into()),
                 cores: Some(cpus.topology.cores.into()),

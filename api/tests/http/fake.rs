@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use paddock_api::balloon::{Balloon, MemoryStatistics};
+use paddock_api::cpus::Cpus;
 use paddock_api::device::{DeviceKind, DeviceState, Disk, Nic};
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::journal::Journal;
@@ -27,6 +28,9 @@ struct Inner {
     jobs: Jobs,
     /// The devices that are being changed, with the job that does it.
     changes: Mutex<Vec<(String, DeviceState, JobHandle)>>,
+    /// How many CPUs were wanted last, and the job that changes their number.
+    wanted: Mutex<Option<u64>>,
+    resize: Mutex<Option<JobHandle>>,
     /// How much memory was asked for last.
     requested: Mutex<Option<u64>>,
     full: AtomicBool,
@@ -44,6 +48,8 @@ impl Default for Fake {
             jobs: Jobs::new(Arc::clone(&journal)),
             changes: Mutex::default(),
             journal,
+            wanted: Mutex::default(),
+            resize: Mutex::default(),
             requested: Mutex::default(),
             full: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
@@ -109,6 +115,17 @@ impl Fake {
             self.forget(&id);
         }
         handle.fail(failure);
+    }
+
+    /// There are as many CPUs as are wanted.
+    pub fn finish_resize(&self) {
+        self.0.resize.lock().take().unwrap().succeed();
+    }
+
+    /// The guest does not let go of a CPU.
+    pub fn fail_resize(&self, failure: &str) {
+        *self.0.wanted.lock() = None;
+        self.0.resize.lock().take().unwrap().fail(failure);
     }
 
     fn forget(&self, id: &str) {
@@ -288,6 +305,42 @@ impl VmService for Fake {
         let job = handle.job().unwrap();
         let change = (id, DeviceState::Removing, handle);
         self.0.changes.lock().push(change);
+        Ok(job)
+    }
+
+    fn cpus(&self) -> Result<Cpus, Refusal> {
+        let vm = self.read().ok_or(Refusal::NoVm)?;
+        let cpus = vm.spec.cpus.unwrap_or_default();
+        let count = cpus.count.unwrap_or(1);
+        let wanted = self.0.wanted.lock().unwrap_or(count);
+        let job = self.0.resize.lock().as_ref().map(JobHandle::id);
+        Ok(Cpus {
+            count,
+            max: cpus.max.unwrap_or(count),
+            wanted,
+            present: if job.is_some() { count } else { wanted },
+            job,
+        })
+    }
+
+    fn set_cpus(&self, wanted: u64, deadline: Duration) -> Result<Job, Refusal> {
+        let now = self.cpus()?;
+        let state = self.read().ok_or(Refusal::NoVm)?.state;
+        if !matches!(state, VmState::Running | VmState::Paused) {
+            return Err(Refusal::CpusNotNow { state });
+        }
+        if now.max == now.count || !(1..=now.max).contains(&wanted) {
+            return Err(Refusal::CpuCount("there cannot be so many".to_owned()));
+        }
+        if let Some(job) = now.job {
+            return Err(Refusal::CpusBusy { job });
+        }
+        let phase = JobPhase::WaitingForGuest;
+        let jobs = &self.0.jobs;
+        let handle = jobs.start(JobKind::ResizeCpus, "cpus", phase, Some(deadline))?;
+        let job = handle.job().unwrap();
+        *self.0.wanted.lock() = Some(wanted);
+        *self.0.resize.lock() = Some(handle);
         Ok(job)
     }
 

@@ -12,6 +12,7 @@
 
 mod balloon;
 mod clients;
+mod cpus;
 mod devices;
 mod document;
 mod events;

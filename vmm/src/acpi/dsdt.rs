@@ -21,6 +21,7 @@ use acpi_tables::{Aml, AmlSink};
 use paddock_devices::legacy::acpi_pm;
 
 use super::fixed::{bytes, table};
+use super::processors::{self, processors};
 use super::{TablesInput, hotplug};
 use crate::layout;
 
@@ -52,13 +53,16 @@ pub(super) fn dsdt(input: &TablesInput) -> Vec<u8> {
     let (pci, motherboard, processors) = (
         pci_root(input),
         motherboard(input),
-        processors(input.apic_ids.len()),
+        processors(&input.apic_ids, input.present.is_some()),
     );
     let system_bus = Raw::new(&Scope::new(
         "_SB_".into(),
         vec![&pci, &motherboard, &processors],
     ));
-    let body = [bytes(&power_off()), system_bus.0, hotplug::event().0].concat();
+    let mut looks = vec![hotplug::LOOK_PATH];
+    looks.extend(input.present.map(|_| processors::LOOK_PATH));
+    let event = hotplug::event(&looks);
+    let body = [bytes(&power_off()), system_bus.0, event.0].concat();
     table(*b"DSDT", 2, &body)
 }
 
@@ -234,6 +238,8 @@ fn motherboard(input: &TablesInput) -> Raw {
     };
     let hot_plug = layout::HOT_PLUG_PORTS;
     let hot_plug_length = u8::try_from(hot_plug.len()).unwrap_or(u8::MAX);
+    let cpus = layout::CPU_HOT_PLUG_PORTS;
+    let cpus_length = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
     let pm_length = u8::try_from(layout::PM_SIZE).unwrap_or(u8::MAX);
     Device::new(
         "MBRD".into(),
@@ -247,35 +253,10 @@ fn motherboard(input: &TablesInput) -> Raw {
                     &fixed(&layout::KVM_RESERVED),
                     &IO::new(input.pm_base, input.pm_base, 1, pm_length),
                     &IO::new(hot_plug.start, hot_plug.start, 1, hot_plug_length),
+                    &IO::new(cpus.start, cpus.start, 1, cpus_length),
                 ]),
             ),
         ],
     )
     .raw()
-}
-
-/// Processors by `_UID`, which the MADT ties to APIC ids.
-fn processors(count: usize) -> Raw {
-    let devices: Vec<Raw> = (0u32..)
-        .take(count)
-        .map(|uid| {
-            let path = format!("C{uid:03X}");
-            Device::new(
-                path.as_str().into(),
-                vec![
-                    &name("_HID", &"ACPI0007"),
-                    &name("_UID", &uid),
-                    &name("_STA", &0x0Fu8),
-                ],
-            )
-            .raw()
-        })
-        .collect();
-    let (hid, cid) = (
-        name("_HID", &"ACPI0010"),
-        name("_CID", &EISAName::new("PNP0A05")),
-    );
-    let mut children: Vec<&dyn Aml> = vec![&hid, &cid];
-    children.extend(devices.iter().map(|device| device as &dyn Aml));
-    Device::new("CPUS".into(), children).raw()
 }

@@ -91,10 +91,28 @@ pub(super) fn fadt_pointers(facs: usize, dsdt: usize) -> [(usize, usize, usize);
         .map(|((offset, size), target)| (offset, size, target))
 }
 
-/// Interrupt controllers, §5.2.12.
-pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
-    const PCAT_COMPAT: u32 = 1;
+/// A processor's local APIC, §5.2.12.2 and §5.2.12.12. One that is not there yet can come.
+pub(super) fn local_apic(uid: u32, apic_id: u32, is_there: bool) -> Vec<u8> {
     const ENABLED: u32 = 1;
+    const ONLINE_CAPABLE: u32 = 1 << 1;
+    let flags = if is_there { ENABLED } else { ONLINE_CAPABLE };
+    match (u8::try_from(uid), u8::try_from(apic_id)) {
+        (Ok(uid), Ok(apic_id)) if apic_id != u8::MAX => {
+            [[0, 8, uid, apic_id], flags.to_le_bytes()].concat()
+        }
+        _ => {
+            let numbers = [apic_id, flags, uid].map(u32::to_le_bytes);
+            [&[X2APIC, 16, 0, 0], numbers.as_flattened()].concat()
+        }
+    }
+}
+
+/// The type of a local APIC with an id of more than 8 bits.
+const X2APIC: u8 = 9;
+
+/// Interrupt controllers, §5.2.12. `present` as in [`super::TablesInput`].
+pub(super) fn madt(apic_ids: &[u32], present: Option<usize>) -> Vec<u8> {
+    const PCAT_COMPAT: u32 = 1;
     const ALL_PROCESSORS: u8 = 0xFF;
     const LINT1: u8 = 1;
     /// MPS INTI flags: active high, level-triggered.
@@ -105,18 +123,11 @@ pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     let ioapic_base = u32::try_from(layout::IOAPIC_BASE).unwrap_or(u32::MAX);
     let mut body = [lapic_base.to_le_bytes(), PCAT_COMPAT.to_le_bytes()].concat();
     let mut x2apic = false;
-    for (uid, &apic_id) in (0u32..).zip(apic_ids) {
-        match (u8::try_from(uid), u8::try_from(apic_id)) {
-            (Ok(uid), Ok(apic_id)) if apic_id != u8::MAX => {
-                body.extend([0, 8, uid, apic_id]);
-                body.extend(ENABLED.to_le_bytes());
-            }
-            _ => {
-                x2apic = true;
-                body.extend([9, 16, 0, 0]);
-                body.extend([apic_id, ENABLED, uid].iter().flat_map(|n| n.to_le_bytes()));
-            }
-        }
+    let there = 0..present.unwrap_or(apic_ids.len());
+    for ((uid, index), apic_id) in (0u32..).zip(0..).zip(apic_ids) {
+        let entry = local_apic(uid, *apic_id, there.contains(&index));
+        x2apic |= entry.first() == Some(&X2APIC);
+        body.extend(entry);
     }
     body.extend([1, 12, layout::IOAPIC_ID, 0]);
     body.extend([ioapic_base, 0].iter().flat_map(|n| n.to_le_bytes()));

@@ -2,7 +2,7 @@
 //! at the hot-plug registers (`paddock_devices::pci::hotplug`).
 //!
 //! ```text
-//! \_GPE ── _E01  calls HPLG
+//! \_GPE ── _E01  calls HPLG, and what else has to look
 //! \_SB.PCI0 ── HPLG  acknowledges and notifies: 1 (look again), 3 (let go)
 //!           ├─ S01_ … S1E_  _ADR _SUN _EJ0
 //!           └─ HPRG  the registers
@@ -29,6 +29,9 @@ const ADDED: &str = "HPAD";
 const WANTED: &str = "HPWB";
 const EJECT: &str = "HPEJ";
 const LOOK: &str = "HPLG";
+
+/// Where the event finds what to call.
+pub(super) const LOOK_PATH: &str = "\\_SB_.PCI0.HPLG";
 
 // The field below has them in this order, 32 bits each.
 const _: () = assert!(hotplug::ADDED == 0 && hotplug::WANTED == 4 && hotplug::EJECT == 8);
@@ -94,14 +97,14 @@ fn look() -> Raw {
     Raw::new(&Method::new(LOOK.into(), 0, true, steps))
 }
 
-/// The event, at the root of the namespace.
-pub(super) fn event() -> Raw {
-    let look = MethodCall::new(Path::new(&format!("\\_SB_.PCI0.{LOOK}")), vec![]);
-    let method = Method::new(
-        format!("_E{HOT_PLUG_EVENT:02X}").as_str().into(),
-        0,
-        true,
-        vec![&look],
-    );
+/// The event, at the root of the namespace: what is to be called when it comes.
+pub(super) fn event(looks: &[&str]) -> Raw {
+    let looks = looks
+        .iter()
+        .map(|path| MethodCall::new(Path::new(path), vec![]));
+    let looks: Vec<_> = looks.map(|look| Raw::new(&look)).collect();
+    let looks = looks.iter().map(|look| look as _).collect();
+    let name = format!("_E{HOT_PLUG_EVENT:02X}");
+    let method = Method::new(name.as_str().into(), 0, true, looks);
     Raw::new(&Scope::new("_GPE".into(), vec![&method]))
 }

@@ -13,6 +13,7 @@
 mod dsdt;
 mod fixed;
 mod hotplug;
+mod processors;
 
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ use crate::layout;
 const OEM_ID: [u8; 6] = *b"PADDCK";
 const OEM_TABLE_ID: [u8; 8] = *b"Q35LITE ";
 /// Raised whenever the tables change in a way a guest might care about.
-const OEM_REVISION: u32 = 2;
+const OEM_REVISION: u32 = 3;
 
 /// Every table but the FACS has its checksum here.
 const CHECKSUM_AT: usize = 9;
@@ -42,6 +43,8 @@ const ALIGNMENT: usize = 64;
 pub struct TablesInput {
     /// APIC ids of the vCPUs; the place in the list is the processor's `_UID`. At most 254.
     pub apic_ids: Vec<u32>,
+    /// How many of them are there at first, if the others can come and all but the first can go. `None`: all, for good.
+    pub present: Option<usize>,
     /// ECAM window, from bus 0 on: 1 MiB a bus.
     pub ecam: Range<u64>,
     /// Window for 32-bit BARs. Empty: none.
@@ -102,7 +105,7 @@ impl AcpiTables {
             this.point(fadt + offset, size, target);
         }
         let mut listed = vec![fadt];
-        listed.push(this.append(&fixed::madt(&input.apic_ids), true));
+        listed.push(this.append(&fixed::madt(&input.apic_ids, input.present), true));
         listed.push(this.append(&fixed::mcfg(&input.ecam), true));
         listed.push(this.append(&fixed::waet(), true));
         this.xsdt = this.append(&fixed::table(*b"XSDT", 1, &vec![0; listed.len() * 8]), true);

@@ -9,6 +9,7 @@ use super::*;
 fn input(cpus: u32) -> TablesInput {
     TablesInput {
         apic_ids: (0..cpus).collect(),
+        present: None,
         ecam: layout::ECAM_BASE..layout::ECAM_BASE + layout::ECAM_SIZE,
         mmio32: layout::MMIO32,
         mmio64: 0xE0_0000_0000..0x100_0000_0000,
@@ -81,9 +82,20 @@ fn walk(memory: &GuestMemoryMmap, rsdp: u64) -> BTreeMap<String, Vec<u8>> {
 /// Also leaves the tables in the directory `$PADDOCK_ACPI_DUMP`, for ACPICA's disassembler: `iasl -e *.dat -d dsdt.dat`.
 #[test]
 fn every_table_is_found_and_sums_to_zero() {
-    for cpus in [1, 2, 64, 254] {
+    for (cpus, present) in [
+        (1, None),
+        (2, None),
+        (64, None),
+        (254, None),
+        (4, Some(1)),
+        (254, Some(254)),
+    ] {
         let memory = ram();
-        let rsdp = write(&memory, &input(cpus)).unwrap();
+        let input = TablesInput {
+            present,
+            ..input(cpus)
+        };
+        let rsdp = write(&memory, &input).unwrap();
         let tables = walk(&memory, rsdp);
         let names: Vec<_> = tables.keys().map(String::as_str).collect();
         assert_eq!(names, ["APIC", "DSDT", "FACP", "FACS", "MCFG", "WAET"]);
@@ -173,6 +185,50 @@ fn madt_lists_every_processor_and_the_wiring() {
         &[10, 12, 0, 0, 255, 255, 255, 255, 1, 0, 0, 0],
     ];
     assert_eq!(others, expected);
+}
+
+#[test]
+fn madt_tells_processors_that_are_there_from_those_that_can_come() {
+    let input = TablesInput {
+        present: Some(2),
+        ..input(4)
+    };
+    let memory = ram();
+    let rsdp = write(&memory, &input).unwrap();
+    let madt = &walk(&memory, rsdp)["APIC"];
+    assert_eq!(madt[8], 5, "online-capable is known from revision 5 on");
+    let entries: Vec<_> = madt[44..].chunks_exact(8).take(4).collect();
+    let expected: [&[u8]; 4] = [
+        &[0, 8, 0, 0, 1, 0, 0, 0],
+        &[0, 8, 1, 1, 1, 0, 0, 0],
+        &[0, 8, 2, 2, 2, 0, 0, 0],
+        &[0, 8, 3, 3, 2, 0, 0, 0],
+    ];
+    assert_eq!(entries, expected);
+}
+
+#[test]
+fn only_processors_that_come_and_go_have_methods() {
+    let dsdt = |present| {
+        let input = TablesInput {
+            present,
+            ..input(2)
+        };
+        let memory = ram();
+        let rsdp = write(&memory, &input).unwrap();
+        walk(&memory, rsdp).remove("DSDT").unwrap()
+    };
+    let has = |table: &[u8], text: &[u8]| table.windows(text.len()).any(|part| part == text);
+    let (fixed, changing) = (dsdt(None), dsdt(Some(1)));
+    for method in [&b"_OST"[..], b"_MAT", b"CPLG", b"CPRG"] {
+        assert!(!has(&fixed, method));
+        assert!(has(&changing, method));
+    }
+    // `_MAT` says that it is there: asked for only when it is.
+    assert!(has(
+        &changing,
+        &[0x11, 0x0B, 0x0A, 8, 0, 8, 1, 1, 1, 0, 0, 0]
+    ));
 }
 
 #[test]

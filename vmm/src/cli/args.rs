@@ -295,7 +295,9 @@ pub struct SpecArgs {
     )]
     pub cmdline: Option<String>,
 
-    /// Processors: N, or count=N,sockets=N,cores=N,threads=N,nested=on|off [default: 1]
+    /// Processors: N, or count=N,max=N,sockets=N,cores=N,threads=N,nested=on|off [default: 1]
+    ///
+    /// max is how many there may be while the VM runs, by `paddock ctl cpus set`; sockets, cores and threads arrange all of those.
     #[arg(long, value_name = "CPUS", help_heading = "Machine")]
     pub cpus: Option<String>,
 

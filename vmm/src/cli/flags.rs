@@ -15,7 +15,7 @@ type Parsed<T> = Result<T, Vec<OptionError>>;
 pub const CPUS: Flag = Flag {
     name: "--cpus",
     bare: Some("count"),
-    keys: &["count", "sockets", "cores", "threads", "nested"],
+    keys: &["count", "max", "sockets", "cores", "threads", "nested"],
 };
 /// `--memory`
 pub const MEMORY: Flag = Flag {
@@ -91,6 +91,7 @@ pub fn cpus(text: &str) -> Parsed<CpuConfig> {
     };
     let cpus = CpuConfig {
         count: list.integer("count"),
+        max: list.integer("max"),
         topology: (topology != TopologyConfig::default()).then_some(topology),
         nested: list.switch("nested"),
     };
@@ -250,7 +251,22 @@ mod tests {
             Ok(all.clone())
         );
         assert_eq!(cpus("4,sockets=1,cores=2,threads=2,nested"), Ok(all));
-        for bad in ["four", "4,4", "-1", "4,cpus=2", "", "count", "4,nested=2"] {
+        let more = CpuConfig {
+            max: Some(8),
+            ..count(2)
+        };
+        assert_eq!(cpus("2,max=8"), Ok(more));
+        for bad in [
+            "four",
+            "4,4",
+            "4,max",
+            "4,max=x",
+            "-1",
+            "4,cpus=2",
+            "",
+            "count",
+            "4,nested=2",
+        ] {
             assert!(cpus(bad).is_err(), "{bad}");
         }
         assert_eq!(

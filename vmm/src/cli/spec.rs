@@ -298,12 +298,16 @@ fn merge_cpus(config: &mut CpuConfig, flag: CpuConfig) {
                 threads: new.threads.or(old.threads),
             };
             config.count = flag.count;
+            config.max = flag.max;
         }
-        None if count => {
-            config.topology = None;
-            config.count = flag.count;
+        None => {
+            // It is that of all that there may be.
+            if flag.max.is_some() || count && config.max.is_none() {
+                config.topology = None;
+            }
+            config.count = flag.count.or(config.count);
+            config.max = flag.max.or(config.max);
         }
-        None => {}
     }
     config.nested = flag.nested.or(config.nested);
 }

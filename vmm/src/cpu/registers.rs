@@ -6,7 +6,8 @@
 //! used then.
 
 use kvm_bindings::{
-    Msrs, kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -286,6 +287,57 @@ pub fn setup_boot_vcpu(vcpu: &VcpuFd, entry: &BootEntry) -> Result<(), KvmError>
         .map_err(call("reading the boot vCPU's local APIC"))?;
     vcpu.set_lapic(&boot_lapic(lapic))
         .map_err(call("setting the boot vCPU's local APIC"))
+}
+
+/// A vCPU as it is while it waits for INIT and SIPI: what a CPU that was unplugged and comes back starts from.
+///
+/// MSRs are not part of it, nor are the FPU's registers: INIT leaves them as they are (Intel SDM vol. 3, 10.1), and so a kernel that
+/// wakes a CPU sets those that it relies on. The TSC has gone on as it has on the others.
+#[derive(Debug)]
+pub struct WaitingForInit {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+}
+
+impl WaitingForInit {
+    /// Of a vCPU that was created and has not run.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn of(vcpu: &VcpuFd) -> Result<Self, KvmError> {
+        const ACTION: &str = "reading a vCPU's first state";
+        Ok(Self {
+            regs: vcpu.get_regs().map_err(call(ACTION))?,
+            sregs: vcpu.get_sregs().map_err(call(ACTION))?,
+            debug: vcpu.get_debug_regs().map_err(call(ACTION))?,
+            lapic: vcpu.get_lapic().map_err(call(ACTION))?,
+            events: vcpu.get_vcpu_events().map_err(call(ACTION))?,
+        })
+    }
+
+    /// Puts the same vCPU back into this state.
+    ///
+    /// # Errors
+    /// When KVM refuses a step; the others are taken all the same, the last of which makes it wait.
+    pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        let waiting = kvm_mp_state {
+            mp_state: KVM_MP_STATE_UNINITIALIZED,
+        };
+        let steps = [
+            // With the APIC's mode, which decides what its registers mean.
+            vcpu.set_sregs(&self.sregs),
+            vcpu.set_regs(&self.regs),
+            vcpu.set_debug_regs(&self.debug),
+            vcpu.set_lapic(&self.lapic),
+            vcpu.set_vcpu_events(&self.events),
+            vcpu.set_mp_state(waiting),
+        ];
+        let result: Result<(), _> = steps.into_iter().collect();
+        result.map_err(call("setting a vCPU back to its first state"))
+    }
 }
 
 /// Sets the MSRs that firmware would have set, on every vCPU: Linux complains where MTRRs differ between them.

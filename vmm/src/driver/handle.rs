@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use super::Outcome;
 use super::changes::Changes;
 use super::release::Released;
+use super::resizing::CpuChanges;
 use crate::Error;
 use crate::balloon::Balloon;
 use crate::error::chain;
@@ -118,6 +119,7 @@ pub struct VmHandle {
     pub(super) status: watch::Receiver<Status>,
     pub(super) released: Released,
     pub(super) changes: Changes,
+    pub(super) cpus: CpuChanges,
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
     pub(super) journal: Arc<Journal>,
@@ -193,6 +195,12 @@ impl VmHandle {
         &self.growth
     }
 
+    /// The VM's CPUs: how many it has, and may have, and the way to have more or fewer.
+    #[must_use]
+    pub fn cpus(&self) -> &CpuChanges {
+        &self.cpus
+    }
+
     /// What the VM counts, and when it came how far.
     #[must_use]
     pub fn meters(&self) -> &Meters {
@@ -254,6 +262,7 @@ mod tests {
     use super::super::inventory::Inventory;
     use super::super::release::Held;
     use super::*;
+    use crate::processors::Processors;
 
     /// What stands behind a handle.
     struct Ends {
@@ -267,8 +276,14 @@ mod tests {
         let (sender, status) = watch::channel(Status { state, end: None });
         let (held, released) = Held::new();
         let spec = VmSpec::from_json(r#"{"boot": {"kernel": "/k"}}"#).unwrap();
+        let cpus = CpuChanges {
+            processors: Processors::new(&spec),
+            jobs: Jobs::new(Arc::default()),
+            to_driver: mpsc::channel(1).0,
+        };
         let handle = VmHandle {
             requests,
+            cpus,
             status,
             released,
             journal: Arc::default(),

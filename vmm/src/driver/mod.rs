@@ -19,6 +19,7 @@ mod handle;
 mod inventory;
 mod plugging;
 mod release;
+mod resizing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use paddock_api::journal::Journal;
 use paddock_api::resource::EventKind;
 pub use paddock_api::resource::VmState;
 use paddock_api::spec::{OnReset, VmSpec};
+use paddock_devices::cpu_hotplug::CpuEvents;
 use paddock_devices::legacy::PowerEvents;
 use paddock_devices::pci::hotplug::SlotEvents;
 use paddock_devices::throttle::Throttle;
@@ -38,6 +40,8 @@ pub use handle::{Refused, Request, Status, VmHandle};
 use inventory::Inventory;
 use plugging::Plugging;
 pub use release::{Held, Released};
+pub use resizing::CpuChanges;
+use resizing::Resizing;
 
 use crate::Error;
 use crate::balloon::Balloon;
@@ -46,6 +50,7 @@ use crate::growth::Growth;
 use crate::machine::resources::Resources;
 use crate::machine::{Machine, MachineEvents};
 use crate::metrics::Meters;
+use crate::processors::Processors;
 use crate::vcpu::report::CrashReport;
 
 /// Requests that wait for the driver.
@@ -78,7 +83,7 @@ enum Event {
 #[derive(Debug, Clone)]
 struct Events {
     sender: mpsc::Sender<Event>,
-    /// The guest let go of a device; which one, the machine knows. Never lost, as an event may be.
+    /// The guest let go of a device or a CPU; which one, the machine knows. Never lost, as an event may be.
     released: Arc<Notify>,
 }
 
@@ -105,6 +110,12 @@ impl SlotEvents for Events {
     }
 }
 
+impl CpuEvents for Events {
+    fn cpu_released(&self) {
+        self.released.notify_one();
+    }
+}
+
 impl MachineEvents for Events {
     fn crashed(&self, report: CrashReport) {
         self.send(Event::Crashed(Box::new(report)));
@@ -117,6 +128,10 @@ impl MachineEvents for Events {
     fn slots(&self) -> Arc<dyn SlotEvents> {
         Arc::new(self.clone())
     }
+
+    fn cpus(&self) -> Arc<dyn CpuEvents> {
+        Arc::new(self.clone())
+    }
 }
 
 /// Opens the outer ends of a VM's consoles; called on a blocking thread. What stays open longer than the VM keeps a [`Held`].
@@ -126,7 +141,14 @@ pub type OpenConsoles = Box<dyn FnOnce(&VmSpec, &Held) -> Result<Arc<ConsoleEnds
 pub struct Driver {
     consoles: OpenConsoles,
     turns: Turns,
+    changing: Changing,
+}
+
+/// What changes while the machine runs.
+#[derive(Debug)]
+struct Changing {
     plugging: Plugging,
+    resizing: Resizing,
 }
 
 impl fmt::Debug for Driver {
@@ -201,6 +223,17 @@ impl Driver {
             jobs,
             to_driver,
         };
+        let processors = Processors::new(&spec);
+        let (to_driver, resizes) = mpsc::channel(1);
+        let cpus = CpuChanges {
+            processors: processors.clone(),
+            jobs: changes.jobs.clone(),
+            to_driver,
+        };
+        let changing = Changing {
+            plugging,
+            resizing: Resizing::new(processors.clone(), resizes),
+        };
         let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
         let meters = Arc::new(Meters::new(&spec));
         let handle = VmHandle {
@@ -208,6 +241,7 @@ impl Driver {
             balloon: balloon.clone(),
             growth: growth.clone(),
             changes,
+            cpus,
             status: watch,
             released,
             journal: Arc::clone(&journal),
@@ -219,6 +253,7 @@ impl Driver {
             life: Life { status, journal },
             balloon,
             growth,
+            processors,
             meters,
             held,
             log: Throttle::new(),
@@ -226,7 +261,7 @@ impl Driver {
         let driver = Self {
             consoles,
             turns,
-            plugging,
+            changing,
         };
         (handle, driver)
     }
@@ -236,9 +271,9 @@ impl Driver {
     /// # Errors
     /// When it cannot be built, at the start or after a reset.
     pub async fn run(mut self) -> Result<Outcome, Error> {
-        let result = self.turns.live(self.consoles, &mut self.plugging).await;
+        let result = self.turns.live(self.consoles, &mut self.changing).await;
         // Jobs that the end overtakes have failed before it is told.
-        drop(self.plugging);
+        drop(self.changing);
         self.turns.life.end(&result);
         result
     }
@@ -252,6 +287,7 @@ struct Turns {
     life: Life,
     balloon: Option<Balloon>,
     growth: Growth,
+    processors: Processors,
     meters: Arc<Meters>,
     held: Held,
     /// For what is said of every reset: a guest can do nothing but reset.
@@ -262,16 +298,16 @@ impl Turns {
     async fn live(
         &mut self,
         consoles: OpenConsoles,
-        plugging: &mut Plugging,
+        changing: &mut Changing,
     ) -> Result<Outcome, Error> {
         let (spec, held) = (Arc::clone(&self.spec), self.held.clone());
         let balloon = self.balloon.as_ref();
         let balloon = balloon.map(|balloon| balloon.handle().clone());
         let growth = self.growth.handle().cloned();
-        let meters = Arc::clone(&self.meters);
+        let (processors, meters) = (self.processors.clone(), Arc::clone(&self.meters));
         let opening = self.blocking(move || {
             let consoles = consoles(&spec, &held)?;
-            Resources::open(&spec, consoles, balloon, growth, meters)
+            Resources::open(&spec, consoles, balloon, growth, processors, meters)
         });
         let Some(resources) = self.unless_stopped(opening).await? else {
             return Ok(Outcome::Stopped);
@@ -299,7 +335,7 @@ impl Turns {
             }
             let fate;
             (machine, fate) = self
-                .run_machine(machine, &mut events, &released, plugging)
+                .run_machine(machine, &mut events, &released, changing)
                 .await?;
             match fate {
                 Fate::Again => {
@@ -317,9 +353,10 @@ impl Turns {
                     resources = recycled;
                     // Until here the guest still ran.
                     self.meters.times.forget_guest();
-                    plugging.reset(&mut resources);
+                    changing.plugging.reset(&mut resources);
+                    changing.resizing.reset();
                     let quiet = async {
-                        plugging.quiesce().await;
+                        changing.plugging.quiesce().await;
                         Ok(())
                     };
                     if self.unless_stopped(quiet).await?.is_none() {
@@ -368,10 +405,10 @@ impl Turns {
         mut machine: Machine,
         events: &mut mpsc::Receiver<Event>,
         released: &Notify,
-        plugging: &mut Plugging,
+        changing: &mut Changing,
     ) -> Result<(Machine, Fate), Error> {
         loop {
-            match self.serve(&mut machine, events, released, plugging).await {
+            match self.serve(&mut machine, events, released, changing).await {
                 Turn::Pause => {
                     // A vCPU in the middle of a device's reset may take a while.
                     let pausing = self.blocking(move || {
@@ -398,8 +435,9 @@ impl Turns {
         machine: &mut Machine,
         events: &mut mpsc::Receiver<Event>,
         released: &Notify,
-        plugging: &mut Plugging,
+        changing: &mut Changing,
     ) -> Turn {
+        let Changing { plugging, resizing } = changing;
         let over = |outcome| Turn::Over(Fate::End(outcome));
         loop {
             tokio::select! {
@@ -421,8 +459,12 @@ impl Turns {
                     // All handles gone: nobody is left to stop it otherwise.
                     Some(Request::Stop) | None => return over(Outcome::Stopped),
                 },
-                () = released.notified() => plugging.released(machine),
+                () = released.notified() => {
+                    plugging.released(machine);
+                    resizing.released(machine);
+                }
                 next = plugging.next() => plugging.apply(next, machine),
+                next = resizing.next() => resizing.apply(next, machine),
             }
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use paddock_devices::bus::{Bus, BusDevice, BusError};
 use paddock_devices::console::ConsoleSink;
+use paddock_devices::cpu_hotplug::{CPU_HOT_PLUG_PORTS, CpuEvents, CpuHotPlug};
 use paddock_devices::legacy::PowerEvents;
 use paddock_devices::legacy::acpi_pm::AcpiPm;
 use paddock_devices::legacy::cmos::Cmos;
@@ -54,6 +55,10 @@ pub struct ChipsetInputs<'a> {
     pub power: Arc<dyn PowerEvents>,
     /// Where it is told that the guest let go of a PCI slot.
     pub slots: Arc<dyn SlotEvents>,
+    /// Where it is told that the guest let go of a CPU.
+    pub cpus: Arc<dyn CpuEvents>,
+    /// How many CPUs are there at first, and at most.
+    pub cpu_count: (usize, usize),
     /// Where the serial port's output goes.
     pub serial_sink: Arc<dyn ConsoleSink>,
     /// Bytes of RAM in all.
@@ -71,6 +76,8 @@ pub struct Chipset {
     pub pci: Arc<PciRoot>,
     /// Its hot-plug registers.
     pub hot_plug: Arc<HotPlug>,
+    /// The CPUs' hot-plug registers.
+    pub cpu_hot_plug: Arc<CpuHotPlug>,
     /// The serial port, for its input.
     pub serial: Arc<Serial>,
     /// ACPI power management, for the power button.
@@ -122,10 +129,19 @@ impl Chipset {
             HOT_PLUG_PORTS,
             Arc::clone(&hot_plug) as _,
         )?;
+        let (present, max) = inputs.cpu_count;
+        let cpu_hot_plug = CpuHotPlug::new(present, max, Arc::clone(&pm), inputs.cpus);
+        let cpu_hot_plug = Arc::new(cpu_hot_plug);
+        ports.insert(
+            layout::CPU_HOT_PLUG_PORTS.start.into(),
+            CPU_HOT_PLUG_PORTS,
+            Arc::clone(&cpu_hot_plug) as _,
+        )?;
         Ok(Self {
             buses: Buses { ports, mmio },
             pci,
             hot_plug,
+            cpu_hot_plug,
             serial,
             pm,
             cmos,

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use kvm_ioctls::VcpuFd;
 use paddock_api::spec::{Boot, VmSpec};
 use paddock_devices::console::ConsoleInput;
+use paddock_devices::cpu_hotplug::CpuEvents;
 use paddock_devices::legacy::PowerEvents;
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::pci::hotplug::SlotEvents;
@@ -42,6 +43,8 @@ pub trait MachineEvents {
     fn power(&self) -> Arc<dyn PowerEvents>;
     /// Where it is told that the guest let go of a device.
     fn slots(&self) -> Arc<dyn SlotEvents>;
+    /// Where it is told that the guest let go of a CPU.
+    fn cpus(&self) -> Arc<dyn CpuEvents>;
 }
 
 /// A built machine.
@@ -49,6 +52,7 @@ pub trait MachineEvents {
 pub struct Machine {
     // Dropped in this order: vCPUs first, then what they use.
     vcpus: Vcpus,
+    cpus: Cpus,
     slots: PciSlots,
     chipset: Chipset,
     resources: Resources,
@@ -64,13 +68,17 @@ impl Machine {
     where
         E: MachineEvents + Clone + Send + Sync + 'static,
     {
-        let count = u32::from(spec.cpus.count);
         let meters = Arc::clone(&resources.meters);
-        let vm = resources.kvm.create_vm(&resources.ram, count)?;
+        let vm = resources
+            .kvm
+            .create_vm(&resources.ram, spec.cpus.max.into())?;
+        let present = resources.processors.start();
         let chipset = Chipset::build(ChipsetInputs {
             interrupts: vm.interrupts(),
             power: events.power(),
             slots: events.slots(),
+            cpus: events.cpus(),
+            cpu_count: (present, spec.cpus.max.into()),
             serial_sink: meters.serial_sink(Arc::clone(&resources.consoles.serial.sink)),
             ram_size: spec.memory.size.bytes(),
             clock_offset: resources.clock_offset,
@@ -85,18 +93,26 @@ impl Machine {
         }
         let keys = meters.serial_keys(Arc::clone(&chipset.serial) as Arc<dyn ConsoleInput>);
         resources.consoles.serial.input.connect(Some(keys));
-        let entry = load(spec, &mut resources.boot_files, &vm, &cpus, mmio64)?;
-        let fds = cpus.create(&vm, entry)?;
+        let tables = acpi::TablesInput {
+            apic_ids: cpus.apic_ids(),
+            present: (spec.cpus.max > spec.cpus.count).then_some(present),
+            ecam: layout::ECAM_BASE..layout::ECAM_BASE + layout::ECAM_SIZE,
+            mmio32: layout::MMIO32,
+            mmio64,
+            pm_base: layout::PM_BASE,
+        };
+        let entry = load(spec, &mut resources.boot_files, &vm, &tables)?;
+        let fds = cpus.create(&vm, present, &entry)?;
         let crash = events.clone();
         let vcpus = Vcpus::spawn(
             fds,
             &chipset.buses,
             &meters,
             &(Arc::new(move |r| crash.crashed(r)) as _),
-        )
-        .map_err(Error::host("starting vCPU threads"))?;
+        )?;
         Ok(Self {
             vcpus,
+            cpus,
             slots,
             chipset,
             resources,
@@ -172,6 +188,55 @@ impl Machine {
         devices.find(|device| device.key() == *key)?.slot
     }
 
+    /// Plugs a CPU in, by its number, and tells the guest.
+    ///
+    /// # Errors
+    /// When the host or KVM does not give it. Nothing has changed then.
+    pub fn add_cpu(&mut self, number: u32) -> Result<(), Error> {
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        if !self.vcpus.unpark(index) {
+            // Those before it are there or parked: CPUs come in the order of their numbers.
+            let created = u32::try_from(self.vcpus.created()).unwrap_or(u32::MAX);
+            self.vcpus.add(self.cpus.create_one(&self.vm, created)?)?;
+        }
+        self.chipset.cpu_hot_plug.add(number);
+        Ok(())
+    }
+
+    /// Asks the guest to let go of a CPU. Asking again is right when nothing comes of it.
+    pub fn want_cpu_back(&self, number: u32) {
+        self.chipset.cpu_hot_plug.want_back(number);
+    }
+
+    /// Lets the guest keep a CPU that was wanted back. `false` when the guest has let go of it already.
+    #[must_use]
+    pub fn keep_cpu(&self, number: u32) -> bool {
+        self.chipset.cpu_hot_plug.keep(number)
+    }
+
+    /// What the guest answered when it was asked for a CPU, if it refused: a status code of ACPI's `_OST`.
+    #[must_use]
+    pub fn cpu_refusal(&self, number: u32) -> Option<u32> {
+        self.chipset.cpu_hot_plug.refusal(number)
+    }
+
+    /// Tells the guest again of CPUs that it has not looked at yet. `false` if there are none.
+    #[must_use]
+    pub fn remind_of_cpus(&self) -> bool {
+        self.chipset.cpu_hot_plug.remind()
+    }
+
+    /// The CPUs that the guest has let go of since the last call, out of the machine. Their threads stand still soon.
+    #[must_use]
+    pub fn take_released_cpus(&self) -> Vec<u32> {
+        let released = self.chipset.cpu_hot_plug.take_released();
+        for number in &released {
+            self.vcpus
+                .park(usize::try_from(*number).unwrap_or(usize::MAX));
+        }
+        released
+    }
+
     /// Gives every vCPU a non-maskable interrupt.
     pub fn inject_nmi(&self) {
         if let Err(error) = self.vm.interrupts().inject_nmi() {
@@ -224,7 +289,8 @@ impl ReleasedDevice {
     }
 }
 
-/// The vCPUs before they are created.
+/// How vCPUs are created.
+#[derive(Debug)]
 struct Cpus {
     topology: Topology,
     supported: kvm_bindings::CpuId,
@@ -261,22 +327,27 @@ impl Cpus {
             .collect()
     }
 
-    /// Creates the vCPUs in their initial state: the first at the kernel's entry, the others waiting for it.
-    fn create(&self, vm: &Vm, entry: BootEntry) -> Result<Vec<VcpuFd>, Error> {
+    /// Creates the first `count` vCPUs in their initial state: the first at the kernel's entry, the others waiting for it.
+    fn create(&self, vm: &Vm, count: usize, entry: &BootEntry) -> Result<Vec<VcpuFd>, Error> {
         let mut vcpus = Vec::new();
-        for (index, apic_id) in self.apic_ids().into_iter().enumerate() {
-            let vcpu = vm.create_vcpu(apic_id)?;
-            let number = u32::try_from(index).unwrap_or(u32::MAX);
-            let cpuid = cpuid::filter(&self.supported, &self.topology, number, &self.options);
-            vcpu.set_cpuid2(&cpuid)
-                .map_err(crate::kvm::call("setting CPUID"))?;
-            registers::setup_msrs(&vcpu)?;
-            if index == 0 {
-                registers::setup_boot_vcpu(&vcpu, &entry)?;
+        for number in (0u32..).take(count) {
+            let vcpu = self.create_one(vm, number)?;
+            if number == 0 {
+                registers::setup_boot_vcpu(&vcpu, entry)?;
             }
             vcpus.push(vcpu);
         }
         Ok(vcpus)
+    }
+
+    /// Creates a vCPU that waits for another one to start it.
+    fn create_one(&self, vm: &Vm, number: u32) -> Result<VcpuFd, Error> {
+        let vcpu = vm.create_vcpu(self.topology.apic_id(number))?;
+        let cpuid = cpuid::filter(&self.supported, &self.topology, number, &self.options);
+        vcpu.set_cpuid2(&cpuid)
+            .map_err(crate::kvm::call("setting CPUID"))?;
+        registers::setup_msrs(&vcpu)?;
+        Ok(vcpu)
     }
 }
 
@@ -298,29 +369,17 @@ fn load(
     spec: &VmSpec,
     files: &mut BootFiles,
     vm: &Vm,
-    cpus: &Cpus,
-    mmio64: std::ops::Range<u64>,
+    tables: &acpi::TablesInput,
 ) -> Result<BootEntry, Error> {
     let Boot::Kernel(kernel) = &spec.boot;
     let ram_size = spec.memory.size.bytes();
-    let ecam = layout::ECAM_BASE..layout::ECAM_BASE + layout::ECAM_SIZE;
     let memory = vm.memory().memory();
-    let rsdp = acpi::write(
-        &memory,
-        &acpi::TablesInput {
-            apic_ids: cpus.apic_ids(),
-            ecam: ecam.clone(),
-            mmio32: layout::MMIO32,
-            mmio64,
-            pm_base: layout::PM_BASE,
-        },
-    )
-    .map_err(|error| Error::part("/cpus", error))?;
+    let rsdp = acpi::write(&memory, tables).map_err(|error| Error::part("/cpus", error))?;
     let entry = boot::load(
         files,
         &BootRequest {
             cmdline: &kernel.command_line,
-            e820: &e820(ram_size, Some(ecam)),
+            e820: &e820(ram_size, Some(tables.ecam.clone())),
             rsdp,
         },
         &memory,

@@ -1,5 +1,5 @@
 //! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, what is asked of the balloon and of the
-//! memory device, the clock.
+//! memory device, how many CPUs are wanted, the clock.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::console::place::open_socket;
 use crate::kvm::Kvm;
 use crate::memory::{PageSize, RamConfig, RamReclaim, create_ram};
 use crate::metrics::Meters;
+use crate::processors::Processors;
 use crate::systemd::inherited::inherited;
 
 /// What outlives a reset.
@@ -31,6 +32,8 @@ pub struct Resources {
     pub(super) clock_offset: i64,
     /// In the order they are plugged in: disks, NICs, consoles, the rest, and what was added since.
     pub(super) devices: Vec<OpenDevice>,
+    /// How many CPUs are wanted.
+    pub(super) processors: Processors,
     /// Where all of it counts.
     pub(super) meters: Arc<Meters>,
 }
@@ -46,6 +49,7 @@ impl Resources {
         consoles: Arc<ConsoleEnds>,
         balloon: Option<BalloonHandle>,
         growth: Option<MemHandle>,
+        processors: Processors,
         meters: Arc<Meters>,
     ) -> Result<Self, Error> {
         let kvm = Kvm::open()?;
@@ -95,6 +99,7 @@ impl Resources {
             consoles,
             clock_offset: 0,
             devices,
+            processors,
             meters,
         })
     }

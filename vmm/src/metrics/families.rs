@@ -218,7 +218,7 @@ fn describe_vcpus(to: &mut Exposition, meters: &Meters) {
         "paddock_vcpu_exits_total",
         "Times that a vCPU left the guest for the process.",
     );
-    for (vcpu, counters) in meters.exits().iter().enumerate() {
+    for (vcpu, counters) in meters.exits_so_far().iter().enumerate() {
         for kind in ExitKind::ALL {
             let labels = [("vcpu", &vcpu as _), ("kind", &kind.name() as _)];
             exits.sample(&labels, counters.get(kind));

@@ -5,7 +5,7 @@
 //! guest chooses how often.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use paddock_api::spec::VmSpec;
@@ -47,7 +47,10 @@ struct Attached {
 pub struct Meters {
     /// When it came how far.
     pub times: VmTimes,
+    /// One for each vCPU that there can be.
     exits: Vec<Arc<ExitCounters>>,
+    /// How many vCPUs there ever were at once.
+    vcpus: AtomicUsize,
     resets: AtomicU64,
     serial_output: AtomicU64,
     serial_input: AtomicU64,
@@ -63,7 +66,8 @@ impl Meters {
     pub fn new(spec: &VmSpec) -> Self {
         Self {
             times: VmTimes::default(),
-            exits: (0..spec.cpus.count).map(|_| Arc::default()).collect(),
+            exits: (0..spec.cpus.max).map(|_| Arc::default()).collect(),
+            vcpus: AtomicUsize::new(spec.cpus.count.into()),
             resets: AtomicU64::new(0),
             serial_output: AtomicU64::new(0),
             serial_input: AtomicU64::new(0),
@@ -84,10 +88,22 @@ impl Meters {
         self.resets.load(Ordering::Relaxed)
     }
 
-    /// Where each vCPU counts its exits.
+    /// There are so many vCPUs now.
+    pub fn count_vcpus(&self, vcpus: usize) {
+        self.vcpus.fetch_max(vcpus, Ordering::Relaxed);
+    }
+
+    /// Where each vCPU counts its exits, also those that are not there yet.
     #[must_use]
     pub fn exits(&self) -> &[Arc<ExitCounters>] {
         &self.exits
+    }
+
+    /// Where each vCPU that is there, or was, counts its exits.
+    #[must_use]
+    pub fn exits_so_far(&self) -> &[Arc<ExitCounters>] {
+        let vcpus = self.vcpus.load(Ordering::Relaxed);
+        self.exits.get(..vcpus).unwrap_or(&self.exits)
     }
 
     /// A device is the VM's from now on. In `broken` it is counted how often it needed a reset, in `meter` what it does.

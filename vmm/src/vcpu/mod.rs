@@ -6,12 +6,16 @@
 //!                              pause()
 //! ```
 //!
+//! A CPU that the guest has let go of is parked: KVM cannot take a vCPU out of a VM. Its thread sets it back to where it waits for INIT,
+//! and sleeps until the CPU is plugged in again.
+//!
 //! A thread is taken out of the guest by a signal that does nothing, together with KVM's `immediate_exit` byte for the
 //! moment just before it enters. What the guest can influence here is which exits there are; see [`exits`].
 
 pub mod exits;
 pub mod report;
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
@@ -19,14 +23,21 @@ use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
 use paddock_devices::bus::Bus;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::signal::{
     Error as SignalError, Killable, SIGRTMIN, register_signal_handler, unblock_signal,
 };
 
 use self::exits::{Exit, Exits};
 use self::report::CrashReport;
+use crate::Error;
+use crate::cpu::registers::WaitingForInit;
 use crate::metrics::Meters;
+
+/// What is being done when the host gives no thread.
+const STARTING: &str = "starting vCPU threads";
+/// An instruction's access comes in so many parts at most (a repeated one can be interrupted in between).
+const ACCESS_PARTS: usize = 16;
 
 /// What all vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,18 +73,41 @@ struct State {
     order: Order,
     /// Threads that are outside the guest and waiting.
     waiting: usize,
+    /// Of each vCPU.
+    seats: Vec<Seat>,
+}
+
+/// Whether a vCPU is in the machine.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seat {
+    /// It is not: the guest has let go of it.
+    empty: bool,
+    /// It was taken out, and its thread has not set it back yet.
+    set_back: bool,
 }
 
 /// The vCPUs of a running machine.
-#[derive(Debug)]
 pub struct Vcpus {
     shared: Arc<Shared>,
     threads: Vec<Thread>,
+    buses: Buses,
+    meters: Arc<Meters>,
+    on_crash: OnCrash,
+}
+
+impl fmt::Debug for Vcpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("Vcpus");
+        let text = text.field("shared", &self.shared);
+        text.field("threads", &self.threads).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
 struct Thread {
     handle: Option<JoinHandle<()>>,
+    /// The thread is to look at its seat, also while the order is to run.
+    called: Arc<AtomicBool>,
     /// KVM's `immediate_exit` byte of this vCPU while its descriptor is open, else null.
     immediate_exit: Arc<AtomicPtr<u8>>,
 }
@@ -82,41 +116,100 @@ impl Vcpus {
     /// Starts a paused thread per vCPU, named after its number.
     ///
     /// # Errors
-    /// When the host gives no thread. Those already started are ended.
+    /// When the host gives no thread, or KVM does not tell a vCPU's state. Those already started are ended.
     pub fn spawn(
         vcpus: Vec<VcpuFd>,
         buses: &Buses,
         meters: &Arc<Meters>,
         on_crash: &OnCrash,
-    ) -> io::Result<Self> {
-        install_kick_handler()?;
+    ) -> Result<Self, Error> {
+        install_kick_handler().map_err(Error::host(STARTING))?;
         let shared = Arc::new(Shared {
             running: AtomicBool::new(false),
             state: Mutex::new(State {
                 order: Order::Pause,
                 waiting: 0,
+                seats: Vec::new(),
             }),
             changed: Condvar::new(),
         });
         let mut this = Self {
             shared,
             threads: Vec::new(),
+            buses: buses.clone(),
+            meters: Arc::clone(meters),
+            on_crash: Arc::clone(on_crash),
         };
-        for (index, fd) in vcpus.into_iter().enumerate() {
-            let counters = meters.exits().get(index).cloned().unwrap_or_default();
-            let vcpu = Vcpu {
-                index,
-                exits: Exits::new(buses.clone(), counters),
-                fd,
-                meters: Arc::clone(meters),
-            };
-            let thread = this.spawn_one(vcpu, Arc::clone(on_crash))?;
-            this.threads.push(thread);
+        for fd in vcpus {
+            this.add(fd)?;
         }
         Ok(this)
     }
 
-    fn spawn_one(&self, mut vcpu: Vcpu, on_crash: OnCrash) -> io::Result<Thread> {
+    /// Starts a thread for one more vCPU, which does as the others: it runs while they do.
+    ///
+    /// # Errors
+    /// When the host gives no thread, or KVM does not tell the vCPU's state.
+    pub fn add(&mut self, fd: VcpuFd) -> Result<(), Error> {
+        let index = self.threads.len();
+        let counters = self.meters.exits().get(index).cloned().unwrap_or_default();
+        let called = Arc::new(AtomicBool::new(false));
+        let vcpu = Vcpu {
+            index,
+            exits: Exits::new(self.buses.clone(), counters),
+            first: WaitingForInit::of(&fd)?,
+            fd,
+            meters: Arc::clone(&self.meters),
+            called: Arc::clone(&called),
+        };
+        self.shared.state.lock().seats.push(Seat::default());
+        match self.spawn_one(vcpu, called) {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => {
+                self.shared.state.lock().seats.pop();
+                return Err(Error::host(STARTING)(error));
+            }
+        }
+        self.meters.count_vcpus(self.threads.len());
+        Ok(())
+    }
+
+    /// How many vCPUs KVM has, parked ones included.
+    #[must_use]
+    pub fn created(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Takes a vCPU out of the guest for now: as soon as it is out, it is set back to where it waits for INIT. Does not wait for it.
+    pub fn park(&self, index: usize) {
+        let mut state = self.shared.state.lock();
+        let (Some(seat), Some(thread)) = (state.seats.get_mut(index), self.threads.get(index))
+        else {
+            return;
+        };
+        *seat = Seat {
+            empty: true,
+            set_back: true,
+        };
+        thread.called.store(true, Ordering::Release);
+        Self::kick_one(thread, &state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Puts a vCPU back that was parked. `false` if there is none that could come back.
+    #[must_use]
+    pub fn unpark(&self, index: usize) -> bool {
+        let mut state = self.shared.state.lock();
+        let Some(seat) = state.seats.get_mut(index) else {
+            return false;
+        };
+        seat.empty = false;
+        self.shared.changed.notify_all();
+        true
+    }
+
+    fn spawn_one(&self, mut vcpu: Vcpu, called: Arc<AtomicBool>) -> io::Result<Thread> {
+        let on_crash = Arc::clone(&self.on_crash);
         let index = vcpu.index;
         let byte: *mut u8 = &raw mut vcpu.fd.get_kvm_run().immediate_exit;
         let immediate_exit = Arc::new(AtomicPtr::new(byte));
@@ -138,6 +231,7 @@ impl Vcpus {
             })?;
         Ok(Thread {
             handle: Some(handle),
+            called,
             immediate_exit,
         })
     }
@@ -171,24 +265,29 @@ impl Vcpus {
             .count()
     }
 
-    /// Makes every thread leave the guest soon. The state lock is held, so no thread can close its descriptor meanwhile.
+    /// Makes every thread leave the guest soon.
+    fn kick(&self, held: &State) {
+        for thread in &self.threads {
+            Self::kick_one(thread, held);
+        }
+    }
+
+    /// Makes a thread leave the guest soon. The state lock is held, so it cannot close its descriptor meanwhile.
     #[expect(
         unsafe_code,
         reason = "immediate_exit is meant to be written by other threads"
     )]
-    fn kick(&self, _held: &State) {
-        for thread in &self.threads {
-            let byte = thread.immediate_exit.load(Ordering::Acquire);
-            if byte.is_null() {
-                continue;
-            }
-            // SAFETY: non-null means that the vCPU's descriptor, and with it the mapping the byte lies in, is still there; the
-            // thread clears the pointer under the lock that our caller holds. KVM and the thread access the byte atomically.
-            unsafe { AtomicU8::from_ptr(byte) }.store(1, Ordering::Release);
-            if let Some(handle) = &thread.handle {
-                // A thread that has ended meanwhile cannot be signalled, and need not.
-                let _ = handle.kill(kick_signal());
-            }
+    fn kick_one(thread: &Thread, _held: &State) {
+        let byte = thread.immediate_exit.load(Ordering::Acquire);
+        if byte.is_null() {
+            return;
+        }
+        // SAFETY: non-null means that the vCPU's descriptor, and with it the mapping the byte lies in, is still there; the
+        // thread clears the pointer under the lock that our caller holds. KVM and the thread access the byte atomically.
+        unsafe { AtomicU8::from_ptr(byte) }.store(1, Ordering::Release);
+        if let Some(handle) = &thread.handle {
+            // A thread that has ended meanwhile cannot be signalled, and need not.
+            let _ = handle.kill(kick_signal());
         }
     }
 
@@ -246,7 +345,11 @@ struct Vcpu {
     index: usize,
     exits: Exits,
     fd: VcpuFd,
+    /// What it was like when it was created.
+    first: WaitingForInit,
     meters: Arc<Meters>,
+    /// See [`Thread`].
+    called: Arc<AtomicBool>,
 }
 
 impl Vcpu {
@@ -277,28 +380,58 @@ impl Vcpu {
         }
     }
 
-    /// Returns at once while the order is to run; false when it is to end.
+    /// Returns at once while the order is to run and the vCPU is in the machine; false when it is to end.
     fn wait_for_order(&mut self, shared: &Shared) -> bool {
-        if shared.running.load(Ordering::Acquire) {
+        if shared.running.load(Ordering::Acquire) && !self.called.load(Ordering::Acquire) {
             return true;
         }
         let mut state = shared.state.lock();
-        if state.order == Order::Run {
-            return true;
-        }
-        state.waiting += 1;
-        shared.changed.notify_all();
-        while state.order == Order::Pause {
-            shared.changed.wait(&mut state);
-        }
-        state.waiting -= 1;
+        let mut waited = false;
+        let run = loop {
+            let seat = state.seats.get(self.index).copied().unwrap_or_default();
+            match state.order {
+                Order::End => break false,
+                _ if seat.set_back => {
+                    if let Some(seat) = state.seats.get_mut(self.index) {
+                        seat.set_back = false;
+                    }
+                    // Not waiting yet: what it is in the middle of may reach a device.
+                    MutexGuard::unlocked(&mut state, || self.set_back());
+                }
+                Order::Run if !seat.empty => break true,
+                Order::Run | Order::Pause => {
+                    waited = true;
+                    state.waiting += 1;
+                    shared.changed.notify_all();
+                    shared.changed.wait(&mut state);
+                    state.waiting -= 1;
+                }
+            }
+        };
+        // Under the lock, under which others set them.
+        self.called.store(false, Ordering::Release);
         self.fd.set_kvm_immediate_exit(0);
-        let run = state.order == Order::Run;
         drop(state);
-        if run {
+        if run && waited {
             self.excuse_pause();
         }
         run
+    }
+
+    /// Ends what the vCPU is in the middle of, and sets it back to where it waits for INIT.
+    fn set_back(&mut self) {
+        // An access that was served is completed when KVM is entered next, and would be so in the CPU's next life.
+        for _ in 0..ACCESS_PARTS {
+            self.fd.set_kvm_immediate_exit(1);
+            if !matches!(self.exits.run_once(&mut self.fd), Exit::Handled) {
+                break;
+            }
+        }
+        match self.first.restore(&self.fd) {
+            Ok(()) => tracing::debug!(vcpu = self.index, "parked"),
+            // Left as it is: the guest's INIT does most of it as well.
+            Err(error) => tracing::warn!(vcpu = self.index, %error, "setting a vCPU back"),
+        }
     }
 }
 
@@ -352,6 +485,7 @@ mod tests {
             state: Mutex::new(State {
                 order: Order::Pause,
                 waiting: 0,
+                seats: Vec::new(),
             }),
             changed: Condvar::new(),
         });

@@ -292,6 +292,34 @@ fn cpus() {
 }
 
 #[test]
+fn cpus_that_may_come() {
+    let made = |cpus: Value| {
+        let cpus = valid(&with("cpus", cpus)).cpus;
+        (cpus.count, cpus.max, cpus.topology.cores)
+    };
+    assert_eq!(made(json!({"count": 2})), (2, 2, 2));
+    assert_eq!(made(json!({"count": 2, "max": 2})), (2, 2, 2));
+    assert_eq!(made(json!({"count": 2, "max": 254})), (2, 254, 254));
+    assert_eq!(made(json!({"max": 4})), (1, 4, 4));
+    assert_eq!(
+        made(json!({"count": 3, "max": 8, "topology": {"threads": 2}})),
+        (3, 8, 4)
+    );
+    for (cpus, pointer, code) in [
+        (json!({"max": 0}), "/cpus/max", OutOfRange),
+        (json!({"max": 255}), "/cpus/max", OutOfRange),
+        (json!({"count": 4, "max": 3}), "/cpus/max", OutOfRange),
+        (
+            json!({"count": 2, "max": 4, "topology": {"cores": 2}}),
+            "/cpus/topology",
+            Conflict,
+        ),
+    ] {
+        refuses(&with("cpus", cpus), &[(pointer, code)]);
+    }
+}
+
+#[test]
 fn memory() {
     let size = |size: Value| with("memory", json!({"size": size}));
     for good in [

@@ -96,7 +96,7 @@ fn damaged() -> impl Strategy<Value = Value> {
     let whole = json!({
         "name": "a", "uuid": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
         "boot": {"kernel": "k", "initramfs": "i", "command_line": "c"},
-        "cpus": {"count": 4, "topology": {"sockets": 1, "cores": 2, "threads": 2}, "nested": true},
+        "cpus": {"count": 3, "max": 4, "topology": {"sockets": 1, "cores": 2, "threads": 2}, "nested": true},
         "memory": {"size": "1GiB", "shared": true, "hugepages": "2MiB"},
         "disks": [{"id": "a", "path": "a", "read_only": true, "direct": "on", "engine": "threads",
                    "queues": 2, "queue_size": 64, "serial": "s"}, {"path": "b"}],

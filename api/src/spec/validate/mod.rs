@@ -123,30 +123,45 @@ fn cpus(config: Option<&CpuConfig>, at: &JsonPointer, problems: &mut Problems) -
     let count = optional(problems, &at.key("count"), config.count, |count| {
         in_range("the number of processors", count, 1..=MAX_CPUS)
     });
-    let (count, topology) = match &config.topology {
-        Some(given) => topology(given, count.flatten(), &at.key("topology"), problems)?,
+    let max = optional(problems, &at.key("max"), config.max, |max| {
+        in_range("the highest number of processors", max, 1..=MAX_CPUS)
+    });
+    let (count, max) = (count.flatten(), max.flatten());
+    let told = max.or(count);
+    let (made, topology) = match &config.topology {
+        Some(given) => topology(given, told, max.is_some(), &at.key("topology"), problems)?,
         None => {
-            let count = count.flatten().unwrap_or(1);
+            let cores = told.unwrap_or(1);
             let topology = Topology {
                 sockets: 1,
-                cores: count,
+                cores,
                 threads: 1,
             };
-            (count, topology)
+            (cores, topology)
         }
     };
+    // A max alone does not mean that all are there at the start.
+    let count = count.unwrap_or(if max.is_some() { 1 } else { made });
+    if count > made {
+        let detail = format!(
+            "there may be {made} processors at most, but {count} are wanted at the start; give max {count} or more"
+        );
+        problems.add(at.key("max"), ProblemCode::OutOfRange, detail);
+    }
     Some(Cpus {
         count,
+        max: made,
         topology,
         nested: config.nested.unwrap_or(false),
     })
     .filter(|_| !problems.within(at))
 }
 
-/// The topology, and the number of processors that it makes.
+/// The topology, and the number of processors that it makes: `count` if that is given, by `max` or by the count at the start.
 fn topology(
     config: &TopologyConfig,
     count: Option<u8>,
+    is_max: bool,
     at: &JsonPointer,
     problems: &mut Problems,
 ) -> Option<(u8, Topology)> {
@@ -168,11 +183,12 @@ fn topology(
     let made =
         format!("{sockets} sockets × {cores} cores × {threads} threads is {product} processors");
     match count {
-        Some(count) if u32::from(count) != product => problems.add(
-            at.clone(),
-            ProblemCode::Conflict,
-            format!("{made}, but count is {count}; make them equal or leave one out"),
-        ),
+        Some(count) if u32::from(count) != product => {
+            problems.add(at.clone(), ProblemCode::Conflict, {
+                let name = if is_max { "max" } else { "count" };
+                format!("{made}, but {name} is {count}; make them equal or leave one out")
+            })
+        }
         _ if u64::from(product) > MAX_CPUS => problems.add(
             at.clone(),
             ProblemCode::OutOfRange,

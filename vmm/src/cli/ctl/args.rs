@@ -20,7 +20,7 @@ Why something was not done is told on standard error, with every mistake and its
 problem (RFC 9457) is printed as well.
 
 Jobs
-  Adding and removing devices are jobs. The commands that start one wait for its end, and show on a terminal how far it is; with \
+  Adding and removing devices and CPUs are jobs. The commands that start one wait for its end, and show on a terminal how far it is; with \
 --no-wait they print the job as it begins. Ctrl-C ends the waiting and not the job.
 
 Exit status
@@ -39,6 +39,7 @@ Examples
   paddock ctl disks remove data --deadline 60
   echo '{\"bridge\": \"br0\", \"vlan\": 100}' | paddock ctl nics add --spec -
 
+  paddock ctl cpus set 4
   paddock ctl memory set 2G
   paddock ctl balloon set 256M
   paddock ctl events --after 0 --json | jq -c .
@@ -90,6 +91,9 @@ pub enum CtlCommand {
     /// Its network interfaces, added and removed while it runs
     #[command(subcommand, alias = "nic")]
     Nics(NicsCommand),
+    /// How many CPUs it has: more or fewer while it runs, up to its max
+    #[command(subcommand, alias = "cpu")]
+    Cpus(CpusCommand),
     /// How much memory it has: more or less while it runs, up to its max
     #[command(subcommand)]
     Memory(MemoryCommand),
@@ -275,6 +279,33 @@ pub struct RemoveArgs {
     pub wait: WaitArgs,
 }
 
+/// `paddock ctl cpus`
+#[derive(Debug, Subcommand)]
+pub enum CpusCommand {
+    /// How many there are, should be, and may be
+    Show,
+    /// Have so many CPUs in all; done when they are plugged in, or the guest has let go of the others
+    ///
+    /// The guest finds new ones by itself, and uses them once it has put them online, as distributions do. It is asked to let go of those
+    /// with the highest numbers; what it has not let go of by the deadline stays, and it can be asked again. After a reset it starts with
+    /// as many.
+    Set(CpusSetArgs),
+}
+
+/// `paddock ctl cpus set`
+#[derive(Debug, Args)]
+pub struct CpusSetArgs {
+    /// From 1 to the VM's max
+    #[arg(value_name = "COUNT")]
+    pub wanted: u64,
+    /// How long the guest may take to let go [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds(3600))]
+    pub deadline: Option<u64>,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
 /// `paddock ctl memory`
 #[derive(Debug, Subcommand)]
 pub enum MemoryCommand {
@@ -432,6 +463,9 @@ mod tests {
             "nics add",
             "balloon set 3MB",
             "balloon set",
+            "cpus set",
+            "cpus set two",
+            "cpus set 2 --deadline 0",
             "memory set",
             "memory set 1GB",
             "jobs show three",

@@ -1,7 +1,7 @@
 //! `paddock ctl`: every call of the HTTP API from a shell.
 //!
 //! ```text
-//!  args ──▶ vm, devices, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
+//!  args ──▶ vm, devices, cpus, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
 //!                      │
 //!                      └──▶ render, output ──▶ standard output
 //! ```
@@ -12,6 +12,7 @@
 pub mod args;
 mod balloon;
 mod client;
+mod cpus;
 mod devices;
 mod events;
 mod jobs;
@@ -119,6 +120,7 @@ async fn dispatch(session: &Session, command: &CtlCommand) -> Result<(), CtlErro
         CtlCommand::Vm(command) => vm::execute(session, command).await,
         CtlCommand::Disks(command) => devices::disks(session, command).await,
         CtlCommand::Nics(command) => devices::nics(session, command).await,
+        CtlCommand::Cpus(command) => cpus::execute(session, command).await,
         CtlCommand::Memory(command) => memory::execute(session, command).await,
         CtlCommand::Balloon(command) => balloon::execute(session, command).await,
         CtlCommand::Jobs(command) => jobs::execute(session, command).await,

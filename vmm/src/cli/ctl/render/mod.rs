@@ -3,6 +3,7 @@
 //! Texts come from a server and through it from guests and users: what a terminal would obey is made harmless.
 
 mod balloon;
+mod cpus;
 mod devices;
 mod events;
 mod jobs;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use balloon::{balloon, statistics};
+pub use cpus::cpus;
 pub use devices::{disks, nics};
 pub use events::event;
 pub use jobs::{description, duration, jobs, outcome, so_far};

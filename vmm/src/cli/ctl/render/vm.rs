@@ -82,6 +82,9 @@ fn boot(boot: Option<&BootConfig>) -> Vec<Cell> {
 
 fn cpus(cpus: &CpuConfig) -> Cell {
     let mut text = cpus.count.unwrap_or(1).to_string();
+    if let Some(max) = cpus.max {
+        text += &format!(", up to {max}");
+    }
     if let Some(topology) = &cpus.topology {
         let part = |count: Option<u64>, what: &str| {
             let count = count.unwrap_or(1);

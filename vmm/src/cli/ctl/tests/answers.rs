@@ -41,6 +41,10 @@ pub fn nic() -> Value {
     json!({"id": "lan", "state": "present", "spec": {"id": "lan", "tap": "tap0", "mac": "02:00:5e:00:00:07", "mtu": 9000}})
 }
 
+pub fn cpus() -> Value {
+    json!({"count": 2, "max": 8, "wanted": 4, "present": 5, "job": 3})
+}
+
 pub fn memory() -> Value {
     json!({"size": 512 << 20, "max": 4_u64 << 30, "requested": 1 << 30, "plugged": 768 << 20, "driver": true})
 }

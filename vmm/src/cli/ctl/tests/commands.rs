@@ -51,6 +51,12 @@ const CALLS: [(&str, &str, &str); 23] = [
         "DELETE /api/v1/vm/nics/{id}",
         "DELETE /api/v1/vm/nics/lan",
     ),
+    ("cpus show", "GET /api/v1/vm/cpus", "GET /api/v1/vm/cpus"),
+    (
+        "cpus set 3 --deadline 5",
+        "PUT /api/v1/vm/cpus",
+        "PUT /api/v1/vm/cpus?deadline_ms=5000",
+    ),
     (
         "memory show",
         "GET /api/v1/vm/memory",
@@ -110,6 +116,8 @@ fn right(request: &Request) -> Vec<u8> {
         ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
         ("GET", ["vm", "nics", _]) => (200, answers::nic()),
         (_, ["vm", "disks" | "nics", ..]) => (202, answers::job("succeeded")),
+        ("GET", ["vm", "cpus"]) => (200, answers::cpus()),
+        (_, ["vm", "cpus"]) => (202, answers::job("succeeded")),
         ("GET", ["vm", "memory"]) => (200, answers::memory()),
         (_, ["vm", "memory"]) => (202, answers::memory()),
         (_, ["vm", "balloon"]) => (202, answers::balloon()),
@@ -238,6 +246,16 @@ lan  present  tap tap0     02:00:5e:00:00:07  MTU 9000
         "\
 ID  KIND           DEVICE  STATE   PHASE              ELAPSED  FAILURE
 3   remove-device  data    failed  waiting-for-guest  1.5 s    the guest did not let go of it in time
+"
+    );
+    assert_eq!(
+        fake.ctl("cpus show").well(),
+        "\
+at the start  2
+max           8
+wanted        4
+plugged in    5
+job           3
 "
     );
     assert_eq!(

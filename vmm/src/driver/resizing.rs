@@ -1,0 +1,343 @@
+//! Changing the number of CPUs of the running machine, for the driver, and the requests to do so.
+//!
+//! ```text
+//! more:   machine.add_cpu, one after the other ──▶ done
+//! fewer:  machine.want_cpu_back ──▶ WaitingForGuest ──▶ let go of, all of them ──▶ done
+//!                                          │
+//!                                          └ deadline, cancel ──▶ machine.keep_cpu ──▶ failed, and what was not let go of stays
+//! ```
+//!
+//! One job at a time does so. Polled by the driver between its other work; nothing here blocks. A removal that a reset overtakes is
+//! done by it: the machine is built anew with as many CPUs as are wanted.
+
+use std::time::Duration;
+
+use paddock_api::jobs::{Job, JobError, JobHandle, JobKind, JobPhase, Jobs};
+use paddock_api::resource::VmState;
+use paddock_api::service::Refusal;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::error::chain;
+use crate::machine::Machine;
+use crate::processors::{Difference, Processors};
+
+/// What the jobs are about.
+const ABOUT: &str = "cpus";
+/// How often a guest that has not looked is told again, and how many times at most: one without ACPI never looks.
+const REMINDER: Duration = Duration::from_secs(1);
+const REMINDERS: u32 = 60;
+
+/// A change that was begun in [`Processors`].
+#[derive(Debug)]
+pub struct Resize {
+    /// When to give up, if the guest has to let go of CPUs.
+    deadline: Instant,
+    /// What is told of it.
+    job: JobHandle,
+}
+
+/// The way to a VM's CPUs.
+#[derive(Debug, Clone)]
+pub struct CpuChanges {
+    pub(super) processors: Processors,
+    pub(super) jobs: Jobs,
+    /// With room for the one job that may run.
+    pub(super) to_driver: mpsc::Sender<Resize>,
+}
+
+/// Why a change does not begin.
+enum Obstacle {
+    Job(JobError),
+    /// The driver is gone.
+    Ended,
+}
+
+impl CpuChanges {
+    /// The CPUs.
+    #[must_use]
+    pub fn processors(&self) -> &Processors {
+        &self.processors
+    }
+
+    /// Starts to have `wanted` CPUs. Where that is fewer, the guest has until the deadline to let go of the others.
+    ///
+    /// # Errors
+    /// When there cannot be so many, or it is not possible now.
+    pub fn resize(&self, wanted: u64, deadline: Duration, state: VmState) -> Result<Job, Refusal> {
+        if !matches!(state, VmState::Running | VmState::Paused) {
+            return Err(Refusal::CpusNotNow { state });
+        }
+        let wanted = self.processors.check(wanted);
+        let wanted = wanted.map_err(|error| Refusal::CpuCount(error.to_string()))?;
+        let mut answer = None;
+        let begun = self.processors.begin(wanted, |shrinks| {
+            let (phase, limit) = if shrinks {
+                (JobPhase::WaitingForGuest, Some(deadline))
+            } else {
+                (JobPhase::Opening, None)
+            };
+            let job = self.jobs.start(JobKind::ResizeCpus, ABOUT, phase, limit);
+            let job = job.map_err(Obstacle::Job)?;
+            let number = job.id();
+            answer = job.job();
+            let deadline = Instant::now() + deadline;
+            let sent = self.to_driver.try_send(Resize { deadline, job });
+            sent.map_err(|_| Obstacle::Ended)?;
+            Ok(number)
+        });
+        match (begun, answer) {
+            (Ok(Ok(())), Some(job)) => Ok(job),
+            (Err(job), _) => Err(Refusal::CpusBusy { job }),
+            (Ok(Err(Obstacle::Job(error))), _) => Err(error.into()),
+            _ => {
+                let state = VmState::Ended;
+                Err(Refusal::CpusNotNow { state })
+            }
+        }
+    }
+}
+
+/// What comes next; see [`Resizing::next`].
+#[derive(Debug)]
+pub enum Next {
+    Begin(Resize),
+    GiveUp { cancelled: bool },
+    Remind,
+}
+
+/// The change under way.
+#[derive(Debug)]
+pub struct Resizing {
+    processors: Processors,
+    requests: mpsc::Receiver<Resize>,
+    /// It waits for the guest.
+    pending: Option<Resize>,
+    reminders: u32,
+    next_reminder: Instant,
+}
+
+impl Resizing {
+    /// For these CPUs.
+    pub fn new(processors: Processors, requests: mpsc::Receiver<Resize>) -> Self {
+        Self {
+            processors,
+            requests,
+            pending: None,
+            reminders: 0,
+            next_reminder: Instant::now(),
+        }
+    }
+
+    /// Waits for the next thing to [`apply`](Self::apply). Nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> Next {
+        let pending = self.pending.as_ref();
+        let give_up = async {
+            match pending {
+                None => std::future::pending().await,
+                Some(resize) => tokio::select! {
+                    () = resize.job.cancelled() => true,
+                    () = tokio::time::sleep_until(resize.deadline) => false,
+                },
+            }
+        };
+        tokio::select! {
+            Some(resize) = self.requests.recv(), if pending.is_none() => Next::Begin(resize),
+            cancelled = give_up, if pending.is_some() => Next::GiveUp { cancelled },
+            () = tokio::time::sleep_until(self.next_reminder), if self.reminders > 0 => Next::Remind,
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Goes on with it.
+    pub fn apply(&mut self, next: Next, machine: &mut Machine) {
+        match next {
+            Next::Begin(resize) => self.begin(resize, machine),
+            Next::GiveUp { cancelled } => self.give_up(cancelled, machine),
+            Next::Remind => {
+                self.next_reminder = Instant::now() + REMINDER;
+                let unseen = machine.remind_of_cpus();
+                self.reminders = if unseen { self.reminders - 1 } else { 0 };
+            }
+        }
+    }
+
+    /// Goes on with what the guest has let go of.
+    pub fn released(&mut self, machine: &Machine) {
+        for cpu in machine.take_released_cpus() {
+            tracing::info!(cpu, "guest has let go");
+            self.processors.let_go(cpu);
+        }
+        let is_done = self.processors.difference() == Difference::Surplus(Vec::new());
+        if let Some(resize) = self.pending.take_if(|_| is_done) {
+            self.processors.settle();
+            resize.job.succeed();
+        }
+    }
+
+    /// A reset has taken the machine apart: the next one has as many CPUs as are wanted.
+    pub fn reset(&mut self) {
+        self.reminders = 0;
+        if let Some(resize) = self.pending.take() {
+            self.processors.settle_by_reset();
+            resize.job.succeed();
+        }
+    }
+
+    fn begin(&mut self, resize: Resize, machine: &mut Machine) {
+        self.reminders = REMINDERS;
+        self.next_reminder = Instant::now() + REMINDER;
+        match self.processors.difference() {
+            Difference::Missing(cpus) => self.plug_in(&cpus, resize.job, machine),
+            Difference::Surplus(cpus) if cpus.is_empty() => {
+                self.processors.settle();
+                resize.job.succeed();
+            }
+            Difference::Surplus(cpus) => {
+                for cpu in cpus {
+                    tracing::info!(cpu, "guest is asked to let go");
+                    machine.want_cpu_back(cpu);
+                }
+                self.pending = Some(resize);
+            }
+        }
+    }
+
+    fn plug_in(&self, cpus: &[u32], job: JobHandle, machine: &mut Machine) {
+        for cpu in cpus.iter().copied() {
+            if let Err(error) = machine.add_cpu(cpu) {
+                let failure = chain(&error);
+                tracing::warn!(cpu, failure, "not plugged in");
+                self.processors.settle();
+                return job.fail(failure);
+            }
+            tracing::info!(cpu, "plugged in");
+            self.processors.plugged_in(cpu);
+        }
+        self.processors.settle();
+        job.succeed();
+    }
+
+    fn give_up(&mut self, cancelled: bool, machine: &Machine) {
+        // Let go of at the last moment.
+        self.released(machine);
+        let Some(resize) = self.pending.take() else {
+            return;
+        };
+        let mut kept = Vec::new();
+        if let Difference::Surplus(cpus) = self.processors.difference() {
+            for cpu in cpus {
+                let refusal = machine.cpu_refusal(cpu);
+                if machine.keep_cpu(cpu) {
+                    kept.push((cpu, refusal));
+                }
+            }
+        }
+        self.processors.settle();
+        if cancelled {
+            tracing::info!(cpus = ?kept, "guest may keep them");
+            resize.job.cancel();
+        } else {
+            tracing::warn!(cpus = ?kept, "guest did not let go in time; they stay");
+            resize.job.fail(failure(&kept));
+        }
+    }
+}
+
+/// Says which CPUs the guest has kept, and what it answered, if it did.
+fn failure(kept: &[(u32, Option<u32>)]) -> String {
+    let cpus: Vec<_> = kept
+        .iter()
+        .map(|(cpu, refusal)| match refusal {
+            None => cpu.to_string(),
+            Some(code) => format!("{cpu} (it {})", meaning(*code)),
+        })
+        .collect();
+    format!(
+        "the guest did not let go by the deadline of CPU {}; what is left stays, see in the guest what it needs, and try again",
+        cpus.join(", ")
+    )
+}
+
+/// What a status code of `_OST` means for an eject request (ACPI 6.5 §6.3.5).
+fn meaning(code: u32) -> String {
+    match code {
+        0x80 => "does not support that".to_owned(),
+        0x81 => "says that it is in use".to_owned(),
+        0x82 => "says that it is busy".to_owned(),
+        code => format!("answered {code:#x}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use paddock_api::jobs::JobState;
+    use paddock_api::spec::VmSpec;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn cpus() -> (CpuChanges, Resizing) {
+        let text = r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 2, "max": 4}}"#;
+        let processors = Processors::new(&VmSpec::from_json(text).unwrap());
+        let (to_driver, requests) = mpsc::channel(1);
+        let changes = CpuChanges {
+            processors: processors.clone(),
+            jobs: Jobs::new(Arc::default()),
+            to_driver,
+        };
+        (changes, Resizing::new(processors, requests))
+    }
+
+    #[test]
+    fn what_is_not_possible_is_refused() {
+        let (changes, resizing) = cpus();
+        for state in [VmState::Starting, VmState::Resetting, VmState::Ended] {
+            let refused = changes.resize(3, SECOND, state).unwrap_err();
+            assert_eq!(refused, Refusal::CpusNotNow { state });
+        }
+        let refused = changes.resize(5, SECOND, VmState::Running).unwrap_err();
+        assert!(matches!(refused, Refusal::CpuCount(_)), "{refused}");
+        let job = changes.resize(1, SECOND, VmState::Paused).unwrap();
+        assert_eq!(job.kind, JobKind::ResizeCpus);
+        assert_eq!(job.deadline_ms, Some(job.started_ms + 1000));
+        let refused = changes.resize(3, SECOND, VmState::Running).unwrap_err();
+        assert_eq!(refused, Refusal::CpusBusy { job: job.id });
+        drop(resizing);
+        assert_eq!(changes.jobs.read(job.id).unwrap().state, JobState::Failed);
+    }
+
+    #[tokio::test]
+    async fn a_removal_waits_until_its_deadline_or_is_cancelled() {
+        let (changes, mut resizing) = cpus();
+        for cancelled in [false, true] {
+            let deadline = if cancelled { SECOND * 60 } else { SECOND / 100 };
+            let job = changes.resize(1, deadline, VmState::Running).unwrap();
+            let Next::Begin(resize) = resizing.next().await else {
+                panic!("it does not begin");
+            };
+            resizing.pending = Some(resize);
+            if cancelled {
+                changes.jobs.cancel(job.id).unwrap();
+            }
+            let next = resizing.next().await;
+            assert!(matches!(next, Next::GiveUp { cancelled: c } if c == cancelled));
+            resizing.reset();
+            let job = changes.jobs.read(job.id).unwrap();
+            assert_eq!(job.state, JobState::Succeeded, "by the reset");
+            assert_eq!(changes.processors.status().wanted, 1);
+        }
+    }
+
+    #[test]
+    fn a_failure_tells_what_the_guest_answered() {
+        let text = failure(&[(3, None), (2, Some(0x80)), (1, Some(0x99))]);
+        assert!(
+            text.contains("CPU 3, 2 (it does not support that), 1 (it answered 0x99);"),
+            "{text}"
+        );
+    }
+}
