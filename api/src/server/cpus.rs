@@ -58,8 +58,8 @@ pub(crate) async fn set_cpus(
     removal: Result<Query<Removal>, QueryRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let deadline = deadline_of(removal)?;
     let text = json_body(request, shared.limits).await?;
+    let deadline = deadline_of(removal)?;
     let CpusRequest { wanted } = read_json(&text)?;
     Ok(accepted(shared.service.set_cpus(wanted, deadline)?))
 }

@@ -236,7 +236,7 @@ fn paths_that_do_not_exist() {
         "/api/v1",
         "/api/v1/vm/",
         "/api/v2/vm",
-        "/api/v1/vm/cpus",
+        "/api/v1/vm/firmware",
         "/api/v1/../vm",
         "/%00",
         &long,

@@ -168,7 +168,7 @@ fn messages_say_what_to_do() {
     assert_eq!(
         message(&with("cpus", json!({"cuont": 2}))),
         "invalid VM spec: /cpus/cuont: unknown field; did you mean \"count\"? \
-         the fields known here are count, topology, nested [unknown-field]"
+         the fields known here are count, max, topology, nested [unknown-field]"
     );
     assert_eq!(
         message(&with(
