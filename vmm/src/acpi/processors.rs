@@ -97,7 +97,11 @@ fn processor(uid: u32, apic_id: u32, hot_plug: bool) -> Raw {
     let (source, code) = (Arg(0), Arg(1));
     let told = MethodCall::new(outcome, vec![&uid, &source, &code]);
     let told = Method::new("_OST".into(), 3, true, vec![&told]);
-    parts.extend([&state as &dyn Aml, &entry, &let_go, &told]);
+    parts.extend([&state as &dyn Aml, &entry]);
+    // The first is never asked for.
+    if uid > 0 {
+        parts.extend([&let_go as &dyn Aml, &told]);
+    }
     Raw::new(&Device::new(path.as_str().into(), parts))
 }
 
