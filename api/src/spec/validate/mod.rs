@@ -184,10 +184,9 @@ fn topology(
         format!("{sockets} sockets × {cores} cores × {threads} threads is {product} processors");
     match count {
         Some(count) if u32::from(count) != product => {
-            problems.add(at.clone(), ProblemCode::Conflict, {
-                let name = if is_max { "max" } else { "count" };
-                format!("{made}, but {name} is {count}; make them equal or leave one out")
-            })
+            let name = if is_max { "max" } else { "count" };
+            let detail = format!("{made}, but {name} is {count}; make them equal or leave one out");
+            problems.add(at.clone(), ProblemCode::Conflict, detail);
         }
         _ if u64::from(product) > MAX_CPUS => problems.add(
             at.clone(),
