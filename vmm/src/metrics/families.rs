@@ -18,6 +18,7 @@ use crate::balloon::BalloonStatus;
 use crate::driver::VmHandle;
 use crate::growth::MemoryStatus;
 use crate::machine::devices::DeviceKey;
+use crate::processors::ProcessorsStatus;
 use crate::vcpu::exits::ExitKind;
 
 /// A family of counters: its name, its meaning, and where its number is.
@@ -153,12 +154,35 @@ pub fn describe_vm(to: &mut Exposition, vm: &VmHandle) {
     }
     to.counter("paddock_vm_resets_total", "Resets of the VM.")
         .sample(&[], meters.resets());
+    describe_cpus(to, &vm.cpus().processors().status());
     describe_memory(to, &vm.memory().status());
     describe_timeline(to, &meters.times.timeline());
     describe_vcpus(to, meters);
     describe_devices(to, meters);
     if let Some(balloon) = vm.balloon() {
         describe_balloon(to, &balloon.status());
+    }
+}
+
+fn describe_cpus(to: &mut Exposition, status: &ProcessorsStatus) {
+    for (name, help, value) in [
+        (
+            "paddock_vm_cpus",
+            "CPUs that are plugged in.",
+            status.present as u64,
+        ),
+        (
+            "paddock_vm_cpus_wanted",
+            "CPUs that are to be plugged in.",
+            status.wanted.into(),
+        ),
+        (
+            "paddock_vm_cpus_max",
+            "CPUs that there may be.",
+            status.max.into(),
+        ),
+    ] {
+        to.gauge(name, help).sample(&[], value);
     }
 }
 
@@ -426,10 +450,11 @@ mod tests {
     use crate::balloon::Balloon;
     use crate::growth::Growth;
     use crate::metrics::Share;
+    use crate::processors::Processors;
 
     /// All families that a VM with one of each device has.
     fn everything() -> Snapshot {
-        let spec = r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 2}, "balloon": {"size": "8MiB"}, "memory": {"max": "1GiB"}}"#;
+        let spec = r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 2, "max": 4}, "balloon": {"size": "8MiB"}, "memory": {"max": "1GiB"}}"#;
         let spec = VmSpec::from_json(spec).unwrap();
         let meters = Arc::new(Meters::new(&spec));
         let disk = || DeviceMeter::Disk(Arc::new(blk::Counters::new(2)));
@@ -469,6 +494,7 @@ mod tests {
         describe_timeline(&mut to, &meters.times.timeline());
         describe_vcpus(&mut to, &meters);
         describe_devices(&mut to, &meters);
+        describe_cpus(&mut to, &Processors::new(&spec).status());
         describe_memory(&mut to, &Growth::new(&spec).status());
         describe_balloon(&mut to, &Balloon::new(&spec).unwrap().status());
         Snapshot::parse(&to.into_text()).unwrap()
@@ -527,6 +553,9 @@ mod tests {
                 7.0,
             ),
             ("paddock_balloon_target_bytes", vec![], 8_388_608.0),
+            ("paddock_vm_cpus", vec![], 2.0),
+            ("paddock_vm_cpus_wanted", vec![], 2.0),
+            ("paddock_vm_cpus_max", vec![], 4.0),
             ("paddock_vm_memory_bytes", vec![], 536_870_912.0),
             ("paddock_vm_memory_max_bytes", vec![], 1_073_741_824.0),
             ("paddock_vm_memory_errors_total", vec![], 0.0),
