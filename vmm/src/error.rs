@@ -75,8 +75,7 @@ impl Error {
     pub fn pointer(&self) -> Option<&str> {
         match self {
             Self::Part { pointer, .. } => Some(pointer),
-            Self::Cpus(_) => Some("/cpus"),
-            Self::Kvm(KvmError::TooManyVcpus { .. }) => Some("/cpus/count"),
+            Self::Cpus(_) | Self::Kvm(KvmError::TooManyVcpus { .. }) => Some("/cpus"),
             Self::Memory(_) => Some("/memory"),
             Self::Boot(error) => error.pointer(),
             _ => None,

@@ -174,8 +174,8 @@ impl Processors {
         inner.settle();
     }
 
-    /// The job is over: the machine that is built next has what is wanted.
-    pub(crate) fn settle_by_reset(&self) {
+    /// The job is over: the machine that is built next has what is wanted, or there is none any more.
+    pub(crate) fn forget_job(&self) {
         self.0.lock().job = None;
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         let cpus = processors(r#"{"count": 3, "max": 4}"#);
         cpus.start();
         assert_eq!(begin(&cpus, 2), Ok(Ok(())));
-        cpus.settle_by_reset();
+        cpus.forget_job();
         assert_eq!(cpus.start(), 2);
         let status = cpus.status();
         assert_eq!((status.wanted, status.present, status.job), (2, 2, None));

@@ -496,6 +496,34 @@ mod tests {
     }
 
     #[test]
+    fn a_topology_is_that_of_all_processors_that_there_may_be() {
+        let (_dir, path) = file(
+            "vm.toml",
+            r#"
+            boot = { kernel = "k" }
+            cpus = { count = 2, max = 8, topology = { threads = 2 } }
+            "#,
+        );
+        for (flag, expected) in [
+            ("4", (4, 8, 4, 2)),
+            ("max=4", (2, 4, 4, 1)),
+            ("3,max=3", (3, 3, 3, 1)),
+            ("cores=3", (6, 6, 3, 2)),
+            ("1,max=6,cores=3", (1, 6, 3, 2)),
+        ] {
+            let (spec, _) = assemble(&SpecArgs {
+                spec: Some(path.clone()),
+                cpus: Some(flag.into()),
+                ..args(None)
+            })
+            .unwrap();
+            let cpus = spec.cpus;
+            let shape = (cpus.topology.cores, cpus.topology.threads);
+            assert_eq!((cpus.count, cpus.max, shape.0, shape.1), expected, "{flag}");
+        }
+    }
+
+    #[test]
     fn default_command_lines() {
         assert_eq!(command_line(&args(Some("k"))), "console=ttyS0");
         let hvc0 = SpecArgs {

@@ -274,6 +274,7 @@ impl Driver {
         let result = self.turns.live(self.consoles, &mut self.changing).await;
         // Jobs that the end overtakes have failed before it is told.
         drop(self.changing);
+        self.turns.processors.forget_job();
         self.turns.life.end(&result);
         result
     }

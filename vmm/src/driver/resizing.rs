@@ -179,7 +179,7 @@ impl Resizing {
     pub fn reset(&mut self) {
         self.reminders = 0;
         if let Some(resize) = self.pending.take() {
-            self.processors.settle_by_reset();
+            self.processors.forget_job();
             resize.job.succeed();
         }
     }
@@ -233,8 +233,13 @@ impl Resizing {
                 }
             }
         }
+        for cpu in machine.take_released_cpus() {
+            self.processors.let_go(cpu);
+        }
         self.processors.settle();
-        if cancelled {
+        if kept.is_empty() {
+            resize.job.succeed();
+        } else if cancelled {
             tracing::info!(cpus = ?kept, "guest may keep them");
             resize.job.cancel();
         } else {

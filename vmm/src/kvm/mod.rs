@@ -34,7 +34,7 @@ pub enum KvmError {
     #[error("KVM lacks {0}: the host's kernel is too old, or its kvm module does not offer it")]
     Missing(&'static str),
     /// More vCPUs than KVM has.
-    #[error("/cpus/count: {wanted} vCPUs asked for, this host's KVM gives at most {most}")]
+    #[error("/cpus: {wanted} vCPUs asked for, this host's KVM gives at most {most}")]
     TooManyVcpus {
         /// What the spec asks for.
         wanted: u32,
