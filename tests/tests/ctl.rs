@@ -97,6 +97,7 @@ fn a_vm_through_its_life() {
 
     disks_come_and_go(&vm, &ctl, &directory);
     nics_come_and_go(&vm, &ctl);
+    the_cpus_stay(&ctl);
     the_memory_stays(&ctl);
     the_balloon_is_set(&vm, &ctl);
     the_jobs_are_listed(&ctl);
@@ -198,6 +199,16 @@ fn nics_come_and_go(vm: &Vm, ctl: &Ctl) {
     let job = ctl.json(&["nics", "remove", "lan"]);
     assert_eq!(job["state"], "succeeded", "{job}");
     assert!(!has_nic(vm));
+}
+
+fn the_cpus_stay(ctl: &Ctl) {
+    let cpus = ctl.json(&["cpus", "show"]);
+    assert_eq!(
+        (&cpus["max"], &cpus["present"]),
+        (&cpus["count"], &cpus["count"])
+    );
+    let error = ctl.fails(&["cpus", "set", "3"]);
+    assert!(error.contains("max when the VM is created"), "{error}");
 }
 
 fn the_memory_stays(ctl: &Ctl) {
