@@ -3,7 +3,7 @@
 //! The file is what a running process serves and what clients are generated from, so a change of the API is a change one sees in review. A test
 //! holds the two equal; `UPDATE_OPENAPI=1 cargo test -p paddock-api openapi` writes the file anew.
 
-use utoipa::openapi::schema::Schema;
+use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::{OpenApi as Api, RefOr};
 use utoipa::{Modify, OpenApi};
 
@@ -48,7 +48,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_openapi
     ),
     components(schemas(Event, Gap, Problem)),
-    modifiers(&NoNullDefaults),
+    modifiers(&NoNullDefaults, &NoNullParameters),
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
@@ -84,6 +84,38 @@ impl Modify for NoNullDefaults {
                 }
             }
         }
+    }
+}
+
+/// An `Option` that is a parameter may be left out; in a URL or a header there is no null.
+struct NoNullParameters;
+
+impl Modify for NoNullParameters {
+    fn modify(&self, api: &mut Api) {
+        for item in api.paths.paths.values_mut() {
+            let operations = [
+                &mut item.get,
+                &mut item.put,
+                &mut item.post,
+                &mut item.delete,
+            ];
+            let operations = operations.into_iter().flatten();
+            for parameter in operations.flat_map(|o| o.parameters.iter_mut().flatten()) {
+                if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
+                    without_null(&mut schema.schema_type);
+                }
+            }
+        }
+    }
+}
+
+fn without_null(of: &mut SchemaType) {
+    let SchemaType::Array(types) = of else {
+        return;
+    };
+    types.retain(|one| *one != Type::Null);
+    if let [one] = types.as_slice() {
+        *of = SchemaType::Type(one.clone());
     }
 }
 
@@ -155,5 +187,51 @@ mod tests {
             let pointer = reference.strip_prefix('#').unwrap();
             assert!(document.pointer(pointer).is_some(), "{reference}");
         }
+    }
+
+    #[test]
+    fn parameters_are_never_null() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let operations = paths.values().flat_map(|path| path.as_object().unwrap());
+        let parameters =
+            operations.flat_map(|(_, o)| o["parameters"].as_array().into_iter().flatten());
+        let types: Vec<_> = parameters
+            .map(|parameter| &parameter["schema"]["type"])
+            .collect();
+        assert!(types.len() > 5, "{types:?}");
+        assert!(types.iter().all(|of| !of.is_array()), "{types:?}");
+    }
+
+    /// What the document allows of a text is what the spec's types take.
+    #[test]
+    fn texts_are_described_as_narrowly_as_they_are_read() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let schemas = &document["components"]["schemas"];
+        let takes = |schema: &serde_json::Value, value: &str| {
+            jsonschema::is_valid(schema, &serde_json::Value::from(value))
+        };
+        let size = &schemas["ByteSize"]["oneOf"][0];
+        for (text, good) in [("1", true), ("1 MiB", true), ("1MB", false), ("1 ", false)] {
+            assert_eq!(takes(size, text), good, "{text:?}");
+            assert_eq!(
+                text.parse::<crate::spec::ByteSize>().is_ok(),
+                good,
+                "{text:?}"
+            );
+        }
+        let name = &schemas["PortConfig"]["properties"]["name"];
+        for (text, good) in [("a", true), ("a.b", true), (".a", false), ("", false)] {
+            assert_eq!(takes(name, text), good, "{text:?}");
+            assert_eq!(
+                text.parse::<crate::spec::PortName>().is_ok(),
+                good,
+                "{text:?}"
+            );
+        }
+        assert!(!takes(&schemas["Path"], ""));
+        assert_eq!(schemas["ConsoleLogConfig"]["required"][0], "path");
+        let removal = &document["paths"]["/api/v1/vm/disks/{id}"]["delete"]["parameters"];
+        assert_eq!(removal[1]["schema"]["maximum"], 3_600_000);
     }
 }

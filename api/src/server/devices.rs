@@ -168,7 +168,7 @@ pub(crate) async fn add_nic(
     tag = "devices",
     params(
         ("id" = String, Path, description = "The disk's id."),
-        ("deadline_ms" = Option<u64>, Query, description = "How long the guest may take, 1 to 3600000 milliseconds; 30000 by default."),
+        ("deadline_ms" = Option<u64>, Query, minimum = 1, maximum = 3_600_000, description = "How long the guest may take, 1 to 3600000 milliseconds; 30000 by default."),
     ),
     responses(
         (status = 202, description = "It is being removed.", body = Job),
@@ -196,7 +196,7 @@ pub(crate) async fn remove_disk(
     tag = "devices",
     params(
         ("id" = String, Path, description = "The network interface's id."),
-        ("deadline_ms" = Option<u64>, Query, description = "How long the guest may take, 1 to 3600000 milliseconds; 30000 by default."),
+        ("deadline_ms" = Option<u64>, Query, minimum = 1, maximum = 3_600_000, description = "How long the guest may take, 1 to 3600000 milliseconds; 30000 by default."),
     ),
     responses(
         (status = 202, description = "It is being removed.", body = Job),

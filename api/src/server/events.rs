@@ -4,7 +4,6 @@
 //! `Last-Event-ID` by themselves.
 
 use std::convert::Infallible;
-use std::num::ParseIntError;
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
@@ -13,6 +12,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::routes::Shared;
 use crate::journal::Delivery;
@@ -23,6 +23,21 @@ use crate::problem::{Code, NotServed, Problem};
 #[serde(deny_unknown_fields)]
 pub(crate) struct Begin {
     after: Option<String>,
+}
+
+/// One server-sent event, as the standard names its fields; the stream is any number of them.
+#[derive(ToSchema)]
+#[schema(as = EventMessage)]
+#[expect(dead_code, reason = "utoipa reads it")]
+pub(crate) struct Message {
+    /// The event's number, to go on after.
+    #[schema(pattern = "^[0-9]+$")]
+    id: String,
+    /// The event's `type`, or `gap`.
+    event: String,
+    /// An `Event`, or a `Gap`, as JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
 }
 
 /// Follow what happens
@@ -40,7 +55,7 @@ pub(crate) struct Begin {
         ("Last-Event-ID" = Option<u64>, Header, description = "Like `after`, and stronger: the number of the last event that was received."),
     ),
     responses(
-        (status = 200, description = "Events as they happen.", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "Events as they happen.", body = Message, content_type = "text/event-stream"),
         (status = 400, description = "A number is none.", body = Problem, content_type = "application/problem+json"),
         NotServed,
     )
@@ -56,17 +71,17 @@ pub(crate) async fn follow(
             "the only parameter here is after, the number of an event",
         )
     })?;
+    let after = begin
+        .after
+        .map(|text| number("the parameter after", &text))
+        .transpose()?;
+    let last = headers
+        .get("last-event-id")
+        .map(|value| value.to_str().unwrap_or_default())
+        .map(|text| number("the header Last-Event-ID", text))
+        .transpose()?;
     // A client that reconnects repeats the URL it was given; the header is newer.
-    let after = match headers.get("last-event-id") {
-        Some(value) => Some(number(
-            "the header Last-Event-ID",
-            value.to_str().unwrap_or_default(),
-        )?),
-        None => begin
-            .after
-            .map(|text| number("the parameter after", &text))
-            .transpose()?,
-    };
+    let after = last.or(after);
     let place = Arc::clone(&shared.followers)
         .try_acquire_owned()
         .map_err(|_| {
@@ -84,8 +99,10 @@ pub(crate) async fn follow(
 }
 
 fn number(what: &str, text: &str) -> Result<u64, Problem> {
-    text.parse().map_err(|_: ParseIntError| {
-        let detail = format!("{what} must be the number of an event, from 0 up");
+    // The document calls it an int64, which is what a client in any language can hold.
+    let number = text.parse::<i64>().ok().and_then(|n| u64::try_from(n).ok());
+    number.ok_or_else(|| {
+        let detail = format!("{what} must be the number of an event, 0 to {}", i64::MAX);
         Problem::new(Code::InvalidParameter, detail)
     })
 }

@@ -302,7 +302,7 @@ pub struct ConsoleConfig {
 pub struct ConsoleLogConfig {
     /// The file that is appended to, and made if need be. Required; its name has at most 250 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = String, required = true, min_length = 1)]
     pub path: Option<PathBuf>,
     /// How large a file gets: 4 KiB to 1 TiB; 2 MiB by default.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -321,9 +321,9 @@ pub struct ConsoleLogConfig {
     expecting = "an object such as {\"name\": \"agent\", \"socket\": \"agent.sock\"}"
 )]
 pub struct PortConfig {
-    /// Its name in the guest, unique: 1 to 63 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`. Required.
+    /// Its name in the guest, unique: 1 to 63 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, a letter or digit first. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = true, pattern = "^[A-Za-z0-9._-]{1,63}$")]
+    #[schema(value_type = String, required = true, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     pub name: Option<String>,
     /// The unix socket on which the host's side connects; made by Paddock, or `fd:N`, `fd:NAME`: one that listens, passed to the
     /// process. Required, at most 107 bytes.

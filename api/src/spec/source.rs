@@ -93,6 +93,7 @@ impl Draft {
         let mut problems = Problems::default();
         let mut blanked = HashSet::new();
         refuse_arrays(&mut tree, &JsonPointer::root(), "", &mut problems);
+        take_whole_numbers(&mut tree);
         while !problems.is_full() {
             let error = match serde_path_to_error::deserialize::<_, VmConfig>(&tree) {
                 Ok(config) => return Self { config, problems },
@@ -185,6 +186,7 @@ pub(crate) fn read_json<T: de::DeserializeOwned>(text: &str) -> Result<T, SpecEr
     let mut arrays = Problems::default();
     refuse_arrays(&mut tree, &JsonPointer::root(), "", &mut arrays);
     arrays.finish()?;
+    take_whole_numbers(&mut tree);
     serde_path_to_error::deserialize(&tree).map_err(|error| {
         let pointer = existing(&tree, pointer_of(error.path()));
         let inner = error.into_inner();
@@ -243,6 +245,28 @@ fn refuse_arrays(tree: &mut Value, at: &JsonPointer, path: &str, problems: &mut 
                 refuse_arrays(value, &at.key(key), &path, problems);
             }
         }
+        _ => {}
+    }
+}
+
+/// Makes integers of the numbers that are whole, although they are written with a point or an exponent: to JSON Schema, and so to the OpenAPI
+/// document, `2.0` is as good as `2`. Those that a double does not tell from their neighbours stay what they are.
+fn take_whole_numbers(tree: &mut Value) {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match tree {
+        Value::Number(number) if number.is_f64() => {
+            let value = number.as_f64().unwrap_or(f64::NAN);
+            if value.fract() == 0.0 && value.abs() < EXACT {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "a whole number within 2^53"
+                )]
+                let whole = value as i64;
+                *tree = whole.into();
+            }
+        }
+        Value::Array(elements) => elements.iter_mut().for_each(take_whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(take_whole_numbers),
         _ => {}
     }
 }

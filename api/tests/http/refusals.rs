@@ -278,6 +278,10 @@ fn places_in_the_events_that_are_none() {
         ("?from=1", ""),
         ("", "Last-Event-ID: x\r\n"),
         ("?after=1", "Last-Event-ID: \u{e9}\r\n"),
+        // What is wrong is refused also where it would not count.
+        ("?after=x", "Last-Event-ID: 1\r\n"),
+        // More than an int64, which the document says it is.
+        ("?after=9223372036854775808", ""),
     ] {
         let target = format!("/api/v1/events{query}");
         let answer = server.request("GET", &target, header, b"");

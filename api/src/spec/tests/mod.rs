@@ -611,6 +611,29 @@ fn syntax_errors_have_a_place() {
 }
 
 #[test]
+fn a_whole_number_is_an_integer_however_it_is_written() {
+    let with = |number: &str| {
+        let text = format!(
+            "{{\"boot\": {{\"kernel\": \"k\"}}, \"cpus\": {{\"count\": {number}}}, \"memory\": {{\"size\": 268435456.0}}}}"
+        );
+        VmSpec::from_json(&text)
+    };
+    for two in ["2", "2.0", "2e0", "0.2e1"] {
+        let spec = with(two).unwrap();
+        assert_eq!(spec.cpus.count, 2, "{two}");
+        assert_eq!(spec.memory.size.bytes(), 256 << 20);
+    }
+    for wrong in ["2.5", "-2.0", "1e300", "9007199254740992.0"] {
+        let error = with(wrong).unwrap_err();
+        assert_eq!(
+            error.problems()[0].pointer.as_str(),
+            "/cpus/count",
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
 fn answers_stay_small() {
     let fields: serde_json::Map<_, _> = (0..10_000)
         .map(|n| (format!("field{n}"), json!(n)))

@@ -139,7 +139,7 @@ impl PartialSchema for ByteSize {
     fn schema() -> RefOr<Schema> {
         let text = ObjectBuilder::new()
             .schema_type(Type::String)
-            .pattern(Some("^[0-9]+ *([KkMmGgTt]([Ii][Bb])?)?$"))
+            .pattern(Some("^[0-9]+( *[KkMmGgTt]([Ii][Bb])?)?$"))
             .description(Some("With a unit: KiB, MiB, GiB, TiB, or K, M, G, T."))
             .examples(["512MiB"]);
         let bytes = ObjectBuilder::new()

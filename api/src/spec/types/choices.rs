@@ -1,9 +1,12 @@
 //! The words that a field chooses from.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Whether a disk bypasses the host's page cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -42,6 +45,24 @@ pub enum OnReset {
     Exit,
 }
 
+/// A path, in the OpenAPI document.
+struct PathText;
+
+impl PartialSchema for PathText {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        text.description(Some("A path of the host's."))
+            .min_length(Some(1))
+            .into()
+    }
+}
+
+impl ToSchema for PathText {
+    fn name() -> Cow<'static, str> {
+        "Path".into()
+    }
+}
+
 /// Where a console's bytes go to and come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -51,9 +72,9 @@ pub enum ConsoleTarget {
     /// Nowhere: the guest finds no such console, or one on which nobody ever types. A log may still keep its output.
     Off,
     /// Output is appended to a file, which is made if need be; there is no input.
-    #[schema(value_type = String)]
+    #[schema(value_type = PathText)]
     File(PathBuf),
     /// A unix socket, made by Paddock, on which several viewers at once see the output and type.
-    #[schema(value_type = String)]
+    #[schema(value_type = PathText)]
     Socket(PathBuf),
 }
