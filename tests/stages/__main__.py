@@ -51,10 +51,10 @@ def _summary(rows: list[Row]) -> Counts:
     print(f"\n== summary (logs: {LOGS})")
     for stage, counts, seconds in rows:
         mark = "FAILED" if counts.failed else "ok"
-        print(f"{stage.name:8} {mark:6} {int(seconds) // 60:3d}:{int(seconds) % 60:02d}  {counts}")
+        print(f"{stage.name:11} {mark:6} {int(seconds) // 60:3d}:{int(seconds) % 60:02d}  {counts}")
         total += counts
     seconds = sum(row[2] for row in rows)
-    print(f"{'all':8} {'':6} {int(seconds) // 60:3d}:{int(seconds) % 60:02d}")
+    print(f"{'all':11} {'':6} {int(seconds) // 60:3d}:{int(seconds) % 60:02d}")
     return total
 
 
@@ -67,7 +67,7 @@ def main() -> int:
     options = _options(sys.argv[1:])
     if options.list:
         for stage in STAGES:
-            print(f"{stage.name:8} {stage.title}")
+            print(f"{stage.name:11} {stage.title}")
         return 0
     if options.soak:
         os.environ["PADDOCK_SOAK"] = "1"

@@ -14,8 +14,11 @@ from stages.steps import REPOSITORY, Steps
 
 MINUTE = 60.0
 
-EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "g++", "shellcheck"]
+EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "g++", "python3-venv", "shellcheck"]
 """Debian packages that the stages below need, beside what the lab needs. g++ compiles libFuzzer, dmsetup makes disks with bad blocks."""
+
+NODE_PACKAGES = ["nodejs", "npm"]
+"""Likewise, where the machine has no npm yet: one that came otherwise would not go together with Debian's."""
 
 SHELLCHECK = ["shellcheck", "--external-sources", "--exclude=SC1091,SC2016"]
 """SC1091: a sourced file is checked where it is in the tree. SC2016: a dollar sign in single quotes is meant for another program."""
@@ -24,6 +27,7 @@ VM_MEMORY = "10G"
 """Memory of the lab's host for the end-to-end tests: a guest of 5 GiB, and scratch files on a tmpfs."""
 
 VM_BINARY_DEADLINE = 15 * MINUTE
+CONFORMANCE_DEADLINE = 12 * MINUTE
 FUZZ_SECONDS = 60
 FUZZ_SECONDS_SOAK = 300
 
@@ -40,7 +44,9 @@ class Stage:
 
 def setup(steps: Steps) -> None:
     """Installs and prepares; idempotent."""
-    steps.must("tests/lab/setup", ["tests/lab/setup", *EXTRA_PACKAGES], deadline=20 * MINUTE)
+    packages = EXTRA_PACKAGES + ([] if shutil.which("npm") else NODE_PACKAGES)
+    if steps.must("tests/lab/setup", ["tests/lab/setup", *packages], deadline=20 * MINUTE):
+        steps.must("tests/conformance/setup", ["tests/conformance/setup"], deadline=20 * MINUTE)
 
 
 def style(steps: Steps) -> None:
@@ -126,37 +132,64 @@ LAB_DEADLINE, LAB_FAILED = 124, 125
 """Exit codes of tests/lab/run."""
 
 
-def _run_in_lab(steps: Steps, path: Path) -> tuple[int, Counts]:
-    """Runs a test binary in a host of its own; returns the exit code and what its tests said."""
-    deadline = VM_BINARY_DEADLINE * (8 if steps.soak else 1)
+def _paddock() -> dict[str, str]:
+    """Where the tests find the binary."""
+    return {"PADDOCK_BIN": str(cargo.target_directory() / "release" / "paddock")}
+
+
+def _run_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> tuple[int, Counts]:
+    """Runs a bash script with a path in a host of its own; returns the exit code and what the tests in it said."""
+    deadline *= 8 if steps.soak else 1
     counter = Counter()
     code = steps.program(
-        ["tests/lab/run", "--memory", VM_MEMORY, "--deadline", f"{deadline:.0f}", "--", "bash", "-c", VM_SCRIPT, "vm", str(path)],
+        ["tests/lab/run", "--memory", VM_MEMORY, "--deadline", f"{deadline:.0f}", "--", "bash", "-c", script, "lab", str(path)],
         deadline=deadline + 3 * MINUTE,
-        environment={"PADDOCK_BIN": str(cargo.target_directory() / "release" / "paddock")},
+        environment=_paddock(),
         on_line=counter.line,
     )
     return code, counter.counts
 
 
-def vm(steps: Steps) -> None:
-    """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline.
+def _tests_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> None:
+    """Counts the tests of a script in the lab. A test that fails has failed; but where the emulated host itself died or hung, once more."""
+    code, counts = _run_in_lab(steps, script, path, deadline)
+    if code in (LAB_DEADLINE, LAB_FAILED):
+        steps.say(f"UNSTEADY: the lab's host died or hung under {path.name}; once more")
+        code, counts = _run_in_lab(steps, script, path, deadline)
+    steps.counts += counts
+    if code and not counts.failed:
+        steps.failed(f"{path.name} (exit code {code})")
+    elif counts == Counts():
+        steps.failed(f"{path.name} has no tests")
 
-    A test that fails has failed. But where the emulated host itself died or hung, the binary is run once more.
-    """
+
+def vm(steps: Steps) -> None:
+    """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline."""
     paths = list(cargo.test_binaries().values())
     if not paths:
         steps.failed("paddock-tests has no end-to-end tests")
     for path in paths:
-        code, counts = _run_in_lab(steps, path)
-        if code in (LAB_DEADLINE, LAB_FAILED):
-            steps.say(f"UNSTEADY: the lab's host died or hung under {path.name}; once more")
-            code, counts = _run_in_lab(steps, path)
-        steps.counts += counts
-        if code and not counts.failed:
-            steps.failed(f"{path.name} (exit code {code})")
-        elif counts == Counts():
-            steps.failed(f"{path.name} has no tests")
+        _tests_in_lab(steps, VM_SCRIPT, path, VM_BINARY_DEADLINE)
+
+
+# Runs the conformance tests that need a VM. The process in them is nobody's, and udev, which lets everyone open it, is not in the lab.
+CONFORMANCE_SCRIPT = """
+modprobe tun && chmod 0666 /dev/net/tun || exit
+export PYTHONDONTWRITEBYTECODE=1
+code=0
+/usr/bin/python3 "$1/client.py" || code=$?
+/usr/bin/python3 "$1/schema.py" vm || code=$?
+exit $code
+"""
+
+
+def conformance(steps: Steps) -> None:
+    """The HTTP API as others see it: tools that know nothing but api/openapi.json."""
+    here = REPOSITORY / "tests" / "conformance"
+    steps.check("a client generated from api/openapi.json compiles", [str(here / "client" / "build")], deadline=5 * MINUTE)
+    breadth = ["/usr/bin/python3", "-B", str(here / "schema.py"), "breadth"]
+    steps.tests("schemathesis without a VM", breadth, deadline=(65 if steps.soak else 6) * MINUTE, environment=_paddock())
+    _tests_in_lab(steps, CONFORMANCE_SCRIPT, here, CONFORMANCE_DEADLINE)
 
 
 def fuzz(steps: Steps) -> None:
@@ -195,6 +228,7 @@ STAGES = [
     Stage("guests", "guest kernels, initramfs and disk images", guests, needs=("setup",)),
     Stage("lab", "the lab's own tests", lab, needs=("setup",)),
     Stage("vm", "end-to-end tests on real KVM", vm, needs=("setup", "build", "guests")),
+    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client", conformance, needs=("setup", "build", "guests")),
     Stage("fuzz", "each fuzz target for a short time", fuzz, needs=("setup",)),
     Stage("demo", "guests/run", demo, needs=("setup", "build", "guests")),
 ]
