@@ -1,0 +1,135 @@
+//! Disks and network interfaces.
+
+use super::*;
+
+#[test]
+fn ids_are_unique_among_all_devices() {
+    let spec = valid(&json!({
+        "boot": {"kernel": "k"},
+        "disks": [{"path": "a"}, {"path": "b", "id": "disk0"}, {"path": "c"}, {"path": "d", "id": "disk3"}],
+        "nics": [{"tap": "a"}, {"tap": "b", "id": "nic0"}],
+    }));
+    let disks: Vec<_> = spec.disks.iter().map(|disk| disk.id.as_str()).collect();
+    let nics: Vec<_> = spec.nics.iter().map(|nic| nic.id.as_str()).collect();
+    assert_eq!(disks, ["disk1", "disk0", "disk2", "disk3"]);
+    assert_eq!(nics, ["nic1", "nic0"]);
+    refuses(
+        &json!({
+            "boot": {"kernel": "k"},
+            "disks": [{"path": "a", "id": "x"}, {"path": "b", "id": "rng"}],
+            "nics": [{"tap": "a", "id": "x"}],
+        }),
+        &[("/disks/1/id", Duplicate), ("/nics/0/id", Duplicate)],
+    );
+}
+
+#[test]
+fn disks() {
+    let same = |first, second| {
+        with(
+            "disks",
+            json!([{"path": "a", "read_only": first}, {"path": "a", "read_only": second}]),
+        )
+    };
+    valid(&same(true, true));
+    for (first, second) in [(true, false), (false, true), (false, false)] {
+        refuses(&same(first, second), &[("/disks/1/path", Duplicate)]);
+    }
+    for (field, value, code) in [
+        ("queues", json!(0), OutOfRange),
+        ("queues", json!(65), OutOfRange),
+        ("queue_size", json!(8), OutOfRange),
+        ("serial", json!(""), Malformed),
+        ("serial", json!("x".repeat(21)), Malformed),
+        ("engine", json!("aio"), UnknownValue),
+        ("readonly", json!(true), UnknownField),
+    ] {
+        let mut disk = json!({"path": "a"});
+        disk[field] = value;
+        refuses(
+            &with("disks", json!([disk])),
+            &[(&format!("/disks/0/{field}"), code)],
+        );
+    }
+    let many = |count: usize| {
+        let disks: Vec<_> = (0..count).map(|n| json!({"path": n.to_string()})).collect();
+        with("disks", disks.into())
+    };
+    assert_eq!(valid(&many(128)).disks[127].id.as_str(), "disk127");
+    refuses(&many(129), &[("/disks", OutOfRange)]);
+}
+
+#[test]
+fn nics() {
+    let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    let spec = |uuid: &str| {
+        valid(&json!({
+            "uuid": uuid,
+            "boot": {"kernel": "k"},
+            "nics": [{"tap": "a"}, {"tap": "b"}, {"tap": "c", "mac": "52:54:00:00:00:01"}],
+        }))
+    };
+    let macs: Vec<_> = spec(uuid).nics.iter().filter_map(|nic| nic.mac).collect();
+    assert_eq!(macs.len(), 3);
+    assert_ne!(macs[0], macs[1]);
+    assert_eq!(macs[2].to_string(), "52:54:00:00:00:01");
+    assert_eq!(
+        spec(uuid),
+        spec(&uuid.to_uppercase()),
+        "derived addresses stay the same"
+    );
+    assert_ne!(
+        spec("6ba7b810-9dad-11d1-80b4-00c04fd430c9").nics[0].mac,
+        Some(macs[0])
+    );
+
+    for (nic, at, code) in [
+        (json!({}), "/nics/0", MissingField),
+        (json!({"tap": "a", "bridge": "b"}), "/nics/0", Conflict),
+        (json!({"tap": "a", "vlan": 1}), "/nics/0/vlan", Conflict),
+        (json!({"tap": "a/b"}), "/nics/0/tap", Malformed),
+        (
+            json!({"bridge": "sixteen-bytes-ab"}),
+            "/nics/0/bridge",
+            Malformed,
+        ),
+        (
+            json!({"bridge": "b", "vlan": 0}),
+            "/nics/0/vlan",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "vlan": 4095}),
+            "/nics/0/vlan",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "mac": "01:00:00:00:00:00"}),
+            "/nics/0/mac",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "mtu": 1279}),
+            "/nics/0/mtu",
+            OutOfRange,
+        ),
+        (
+            json!({"bridge": "b", "queue_pairs": 9}),
+            "/nics/0/queue_pairs",
+            OutOfRange,
+        ),
+    ] {
+        refuses(&with("nics", json!([nic])), &[(at, code)]);
+    }
+    refuses(
+        &with(
+            "nics",
+            json!([
+                {"tap": "a", "mac": "02:00:00:00:00:0a"},
+                {"tap": "a", "mac": "02:00:00:00:00:0A"},
+            ]),
+        ),
+        &[("/nics/1/mac", Duplicate), ("/nics/1/tap", Duplicate)],
+    );
+    valid(&with("nics", json!([{"bridge": "a"}, {"bridge": "a"}])));
+}
