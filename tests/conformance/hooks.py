@@ -165,6 +165,8 @@ def prepare(operation: str, case: Case) -> None:
             case.path_parameters["id"] = idle("nics") or "nic0"
         case "set_memory":
             case.body = {"requested": SPEC["memory"]["max"]}
+        case "set_cpus":
+            case.body = {"wanted": SPEC["cpus"]["max"]}
         case "set_balloon":
             case.body = {"target": "8MiB"}
         case "read_memory_statistics":

@@ -112,6 +112,7 @@ def spec(paddock: Paddock) -> dict[str, Any]:
     return {
         "name": "conformance",
         "boot": {"kernel": str(guests / "vmlinuz"), "initramfs": str(guests / "initramfs.cpio"), "command_line": "console=ttyS0 quiet panic=-1"},
+        "cpus": {"count": 1, "max": 2},
         "memory": {"size": "256MiB", "max": "512MiB"},
         "balloon": {},
         "disks": [{"path": str(paddock.image("disk.img"))}],

@@ -38,7 +38,7 @@ pub(crate) async fn read_cpus(State(shared): State<Shared>) -> Result<Json<Cpus>
     path = "/api/v1/vm/cpus",
     tag = "cpus",
     params(
-        ("deadline_ms" = Option<u64>, Query, description = "How long the guest may take to let go, 1 to 3600000 milliseconds; 30000 by default."),
+        ("deadline_ms" = Option<u64>, Query, minimum = 1, maximum = 3_600_000, description = "How long the guest may take to let go, 1 to 3600000 milliseconds; 30000 by default."),
     ),
     request_body = CpusRequest,
     responses(

@@ -12,6 +12,7 @@ import { Events } from "./events.js";
 const GUEST = 120;
 
 const DISKS = "/api/v1/vm/disks";
+const CPUS = "/api/v1/vm/cpus";
 const VM = "/api/v1/vm";
 
 async function act(client: Client, action: Schemas["Action"]) {
@@ -51,6 +52,7 @@ async function create(client: Client, kernel: string, initramfs: string, disk: s
   const spec: Schemas["VmConfig"] = {
     name: "generated",
     boot: { kernel, initramfs, command_line: "console=ttyS0 quiet panic=-1" },
+    cpus: { max: 2 },
     memory: { size: "256MiB", max: "512MiB" },
     disks: [{ id: "root", path: disk, serial: "FIRST" }],
     balloon: {},
@@ -80,6 +82,17 @@ async function disks(client: Client, other: string): Promise<void> {
   refusal("the disk that is gone", await client.GET("/api/v1/vm/disks/{id}", { params: { path } }), 404, "no-device");
   const jobs = data("GET /jobs", await client.GET("/api/v1/jobs"));
   assert.deepEqual(jobs.map((job) => job.id).sort(), [added.id, removed.id].sort());
+}
+
+async function cpus(client: Client): Promise<void> {
+  const more = await ended(client, data("PUT /vm/cpus", await client.PUT(CPUS, { body: { wanted: 2 } })));
+  assert.deepEqual([more.kind, more.device, more.state], ["resize-cpus", "cpus", "succeeded"]);
+  const over = refusal("too many CPUs", await client.PUT(CPUS, { body: { wanted: 3 } }), 422, "invalid-spec");
+  assert.deepEqual(over.errors?.map((error) => error.pointer), ["/wanted"]);
+  const query = { deadline_ms: GUEST * 1000 };
+  const fewer = await ended(client, data("PUT /vm/cpus", await client.PUT(CPUS, { body: { wanted: 1 }, params: { query } })));
+  assert.deepEqual([fewer.state, fewer.failure], ["succeeded", undefined]);
+  assert.equal(data("GET /vm/cpus", await client.GET(CPUS)).present, 1);
 }
 
 async function memory(client: Client): Promise<void> {
@@ -115,6 +128,7 @@ async function main([socket, kernel, initramfs, disk, other]: string[]): Promise
   await step("refusals, with their pointers", () => refusals(client));
   await step("create, boot, read", () => create(client, kernel, initramfs, disk));
   await step("a disk added and removed", () => disks(client, other));
+  await step("CPUs that come and go", () => cpus(client));
   await step("memory", () => memory(client));
   await step("pause, resume, power button, reset", () => actions(client, events));
   await step("metrics", async () => {
