@@ -289,6 +289,17 @@ pub fn setup_boot_vcpu(vcpu: &VcpuFd, entry: &BootEntry) -> Result<(), KvmError>
         .map_err(call("setting the boot vCPU's local APIC"))
 }
 
+/// Makes KVM deliver interrupts to a vCPU that was created while others run: it looks APIC ids up in a map, which it makes anew when an
+/// APIC's registers are set, and not once a vCPU is there. Without this the INIT that is to start it is lost.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn announce_apic(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    const ACTION: &str = "making a vCPU's local APIC known";
+    let lapic = vcpu.get_lapic().map_err(call(ACTION))?;
+    vcpu.set_lapic(&lapic).map_err(call(ACTION))
+}
+
 /// A vCPU as it is while it waits for INIT and SIPI: what a CPU that was unplugged and comes back starts from.
 ///
 /// MSRs are not part of it, nor are the FPU's registers: INIT leaves them as they are (Intel SDM vol. 3, 10.1), and so a kernel that

@@ -197,7 +197,9 @@ impl Machine {
         if !self.vcpus.unpark(index) {
             // Those before it are there or parked: CPUs come in the order of their numbers.
             let created = u32::try_from(self.vcpus.created()).unwrap_or(u32::MAX);
-            self.vcpus.add(self.cpus.create_one(&self.vm, created)?)?;
+            let vcpu = self.cpus.create_one(&self.vm, created)?;
+            registers::announce_apic(&vcpu)?;
+            self.vcpus.add(vcpu)?;
         }
         self.chipset.cpu_hot_plug.add(number);
         Ok(())
