@@ -3,7 +3,7 @@
 //! The file is what a running process serves and what clients are generated from, so a change of the API is a change one sees in review. A test
 //! holds the two equal; `UPDATE_OPENAPI=1 cargo test -p paddock-api openapi` writes the file anew.
 
-use utoipa::openapi::schema::{Schema, SchemaType, Type};
+use utoipa::openapi::schema::{AdditionalProperties, Schema, SchemaType, Type};
 use utoipa::openapi::{OpenApi as Api, RefOr};
 use utoipa::{Modify, OpenApi};
 
@@ -48,7 +48,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_openapi
     ),
     components(schemas(Event, Gap, Problem)),
-    modifiers(&NoNullDefaults, &NoNullParameters),
+    modifiers(&NoNullDefaults, &NoNullParameters, &OneKey),
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
@@ -103,6 +103,27 @@ impl Modify for NoNullParameters {
             for parameter in operations.flat_map(|o| o.parameters.iter_mut().flatten()) {
                 if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
                     without_null(&mut schema.schema_type);
+                }
+            }
+        }
+    }
+}
+
+/// An object that stands for one of several choices has the key of one of them, and no other.
+struct OneKey;
+
+impl Modify for OneKey {
+    fn modify(&self, api: &mut Api) {
+        let schemas = api.components.as_mut().map(|c| &mut c.schemas);
+        let target = schemas.and_then(|schemas| schemas.get_mut("ConsoleTarget"));
+        let Some(RefOr::T(Schema::OneOf(choices))) = target else {
+            return;
+        };
+        for choice in &mut choices.items {
+            if let RefOr::T(Schema::Object(object)) = choice {
+                if !object.properties.is_empty() {
+                    object.additional_properties =
+                        Some(Box::new(AdditionalProperties::FreeForm(false)));
                 }
             }
         }
@@ -220,6 +241,10 @@ mod tests {
                 "{text:?}"
             );
         }
+        let target = schemas["ConsoleTarget"]["oneOf"].as_array().unwrap();
+        let objects = target.iter().filter(|choice| choice["type"] == "object");
+        let closed = objects.filter(|choice| choice["additionalProperties"] == false);
+        assert_eq!(closed.count(), 2, "a file, or a socket");
         let name = &schemas["PortConfig"]["properties"]["name"];
         for (text, good) in [("a", true), ("a.b", true), (".a", false), ("", false)] {
             assert_eq!(takes(name, text), good, "{text:?}");

@@ -376,6 +376,7 @@ fn in_words(expected: &str) -> &str {
         "u64" => "an integer from 0 up",
         "a boolean" => "true or false",
         "a sequence" => "an array",
+        "map with a single key" => "an object with a single key",
         "path string" => "a path",
         other => other,
     }

@@ -24,6 +24,11 @@ fn console() {
             UnknownValue,
         ),
         (
+            json!({"serial": {"file": "a", "socket": "b"}}),
+            "/console/serial",
+            WrongType,
+        ),
+        (
             json!({"serial": {"file": "a"}, "hvc0": {"file": "a"}}),
             "/console/hvc0/file",
             Duplicate,
