@@ -13,6 +13,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use paddock_probe::protocol::{CpuSpin, Cpus, Reboot};
+use paddock_tests::host::run;
+use paddock_tests::threads::cpu_time;
 use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE};
 use paddock_tests::{Vm, amount};
 use serde_json::{Value, json};
@@ -118,6 +120,16 @@ fn exits(vm: &Vm, vcpu: u32) -> Option<f64> {
     vm.api().metrics().find(&series)
 }
 
+/// A vCPU's thread takes next to no CPU time.
+#[track_caller]
+fn stands_still(vm: &Vm, thread: &str) {
+    const WHILE: Duration = Duration::from_millis(500);
+    let before = cpu_time(vm.pid(), thread).unwrap();
+    sleep(WHILE);
+    let spent = cpu_time(vm.pid(), thread).unwrap() - before;
+    assert!(spent < WHILE / 10, "{thread} took {spent:?}");
+}
+
 /// Nothing about the CPUs was worth a warning, to either side.
 fn was_quiet(vm: &Vm) {
     let (log, kernel) = (vm.log(), vm.shell("dmesg"));
@@ -167,7 +179,8 @@ fn cpus_come_and_go() {
     set(&vm, 1);
     assert_eq!(threads(&vm), [0, 1, 2], "they are parked");
     let before = exits(&vm, 2);
-    sleep(Duration::from_millis(500));
+    stands_still(&vm, "vcpu1");
+    stands_still(&vm, "vcpu2");
     assert_eq!(exits(&vm, 2), before, "it stands still");
     for (_, wanted) in (0..amount(4, 40)).zip([4, 2, 3, 1].into_iter().cycle()) {
         set(&vm, wanted);
@@ -255,9 +268,37 @@ fn a_paused_guest_finds_out_when_it_goes_on() {
         act("resume", "running");
     }
     has(&vm, 2);
+    // One that nobody has put online yet, and that has nowhere to go with an NMI.
+    let job = end_of(&vm, &ask(&vm, 3, 60_000));
+    assert_eq!(job["state"], "succeeded", "{job}");
     assert_eq!(api.act("nmi").status, 202);
-    set(&vm, 3);
+    stands_still(&vm, "vcpu2");
+    has(&vm, 3);
     vm.power_off();
+}
+
+#[test]
+fn a_cpu_that_got_no_thread_can_come_later() {
+    const GROUP: &str = "/sys/fs/cgroup/paddock-cpus";
+    let vm = boot("1,max=3");
+    run("echo +pids > /sys/fs/cgroup/cgroup.subtree_control");
+    run(&format!(
+        "mkdir {GROUP} && echo {} > {GROUP}/cgroup.procs && echo 1 > {GROUP}/pids.max",
+        vm.pid()
+    ));
+    for _ in 0..2 {
+        let job = end_of(&vm, &ask(&vm, 2, 60_000));
+        assert_eq!(job["state"], "failed", "{job}");
+        let failure = job["failure"].as_str().unwrap_or_default();
+        assert!(failure.contains("starting vCPU threads"), "{failure}");
+        let now = cpus_of(&vm);
+        assert_eq!((&now["wanted"], &now["present"]), (&json!(1), &json!(1)));
+    }
+    run(&format!("echo max > {GROUP}/pids.max"));
+    set(&vm, 3);
+    was_quiet(&vm);
+    vm.power_off();
+    run(&format!("rmdir {GROUP}"));
 }
 
 #[test]

@@ -12,8 +12,9 @@ use std::fs::File;
 use std::thread::sleep;
 use std::time::Duration;
 
-use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, Event, Info, PowerOff};
-use paddock_tests::vm::CALL_DEADLINE;
+use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, Event, Info, PowerOff, Reboot};
+use paddock_tests::threads::cpu_time;
+use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE};
 use paddock_tests::{Api, Events, Vm, amount};
 
 const MIB: u64 = 1 << 20;
@@ -53,7 +54,10 @@ fn a_guest_stands_still_and_goes_on() {
         for refused in ["pause", "nmi", "reset"] {
             assert_eq!(api.act(refused).code(), "wrong-state");
         }
+        let before = cpu_time(vm.pid(), "vcpu").unwrap();
         assert!(vm.probe().call(Info {}, SILENCE).is_err(), "it answers");
+        let spent = cpu_time(vm.pid(), "vcpu").unwrap() - before;
+        assert!(spent < SILENCE / 10, "its vCPUs' threads took {spent:?}");
         sleep(Duration::from_secs(seconds));
         act(&api, &mut events, "resume", "running");
         vm.call(Info {});
@@ -78,6 +82,31 @@ fn a_guest_stands_still_and_goes_on() {
     assert_eq!(api.act("power-button").status, 202);
     act(&api, &mut events, "resume", "running");
     wait_for_button(&vm);
+    vm.power_off();
+}
+
+#[test]
+fn a_pause_outlives_a_reset_that_comes_with_it() {
+    let mut vm = Vm::builder().cpus("2").api().boot();
+    let api = vm.api();
+    let (mut boots, mut paused) = (1, 0);
+    for round in 0..amount(4, 40) {
+        let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
+        let rebooting = vm.probe().start(Reboot { method: None }).unwrap();
+        sleep(Duration::from_millis(20 * round));
+        if api.act("pause").status == 202 {
+            events.wait_for_state("paused");
+            sleep(SILENCE);
+            assert_eq!(api.state(), "paused");
+            act(&api, &mut events, "resume", "running");
+            paused += 1;
+        }
+        drop(rebooting);
+        boots += 1;
+        vm.wait_for_console("paddock-probe: up", boots, BOOT_DEADLINE);
+        vm.connect();
+    }
+    assert!(paused > 0, "no pause was taken");
     vm.power_off();
 }
 

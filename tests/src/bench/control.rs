@@ -7,7 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::BenchError;
-use super::vmm::{Running, Vmm};
+use super::vmm::Vmm;
+use crate::threads::cpu_time;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Often enough to be near the moment, seldom enough to leave the process alone.
@@ -23,7 +24,7 @@ pub(super) fn measure(vmm: &Vmm) -> Result<f64, BenchError> {
     let socket = directory.path().join("api.sock");
     let running = vmm.serve(&socket)?;
     answered(vmm, &socket).map_err(host("waiting for an answer of the API"))?;
-    cpu_time(&running)
+    cpu_time(running.pid(), "")
         .map(|time| time.as_secs_f64() * 1000.0)
         .map_err(host("reading the process's CPU time"))
 }
@@ -41,15 +42,4 @@ fn answered(vmm: &Vmm, socket: &Path) -> std::io::Result<()> {
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.write_all(vmm.question().as_bytes())?;
     stream.read_exact(&mut [0])
-}
-
-/// Of all threads, those that ended included where the kernel counts them.
-fn cpu_time(running: &Running) -> std::io::Result<Duration> {
-    let mut nanoseconds = 0;
-    for thread in std::fs::read_dir(format!("/proc/{}/task", running.pid()))? {
-        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        let first = text.split_whitespace().next().unwrap_or_default();
-        nanoseconds += first.parse::<u64>().map_err(std::io::Error::other)?;
-    }
-    Ok(Duration::from_nanos(nanoseconds))
 }

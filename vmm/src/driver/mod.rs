@@ -256,6 +256,7 @@ impl Driver {
             processors,
             meters,
             held,
+            paused: false,
             log: Throttle::new(),
         };
         let driver = Self {
@@ -291,6 +292,8 @@ struct Turns {
     processors: Processors,
     meters: Arc<Meters>,
     held: Held,
+    /// The guest is to stand still, also when it has reset: a pause that was taken holds until somebody resumes.
+    paused: bool,
     /// For what is said of every reset: a guest can do nothing but reset.
     log: Throttle,
 }
@@ -329,8 +332,12 @@ impl Turns {
             };
             let mut machine = machine?;
             self.meters.times.machine_built.set();
-            machine.start();
-            self.life.set(VmState::Running);
+            if self.paused {
+                self.life.set(VmState::Paused);
+            } else {
+                machine.start();
+                self.life.set(VmState::Running);
+            }
             if tell {
                 tracing::info!("guest started");
             }
@@ -340,6 +347,7 @@ impl Turns {
                 .await?;
             match fate {
                 Fate::Again => {
+                    changing.resizing.reset();
                     self.meters.reset();
                     self.life.set(VmState::Resetting);
                     let held_back = self.log.pass();
@@ -355,7 +363,6 @@ impl Turns {
                     // Until here the guest still ran.
                     self.meters.times.forget_guest();
                     changing.plugging.reset(&mut resources);
-                    changing.resizing.reset();
                     let quiet = async {
                         changing.plugging.quiesce().await;
                         Ok(())
@@ -386,13 +393,9 @@ impl Turns {
                 request = self.requests.recv() => match request {
                     Some(Request::Stop) | None => return Ok(None),
                     // Made while the guest ran, and overtaken by its reset.
-                    Some(
-                        Request::PowerButton
-                        | Request::Reset
-                        | Request::Nmi
-                        | Request::Pause
-                        | Request::Resume,
-                    ) => {}
+                    Some(Request::PowerButton | Request::Reset | Request::Nmi) => {}
+                    Some(Request::Pause) => self.paused = true,
+                    Some(Request::Resume) => self.paused = false,
                     Some(Request::SetBalloon { target }) => self.set_balloon(target),
                     Some(Request::SetMemory { requested }) => self.growth.set(requested),
                 },
@@ -411,6 +414,7 @@ impl Turns {
         loop {
             match self.serve(&mut machine, events, released, changing).await {
                 Turn::Pause => {
+                    self.paused = true;
                     // A vCPU in the middle of a device's reset may take a while.
                     let pausing = self.blocking(move || {
                         machine.pause();
@@ -421,6 +425,7 @@ impl Turns {
                     tracing::info!("guest paused");
                 }
                 Turn::Resume => {
+                    self.paused = false;
                     machine.start();
                     self.life.set(VmState::Running);
                     tracing::info!("guest resumed");

@@ -52,6 +52,8 @@ pub trait MachineEvents {
 pub struct Machine {
     // Dropped in this order: vCPUs first, then what they use.
     vcpus: Vcpus,
+    /// A vCPU that was created and got no thread: KVM gives each only once.
+    spare_vcpu: Option<VcpuFd>,
     cpus: Cpus,
     slots: PciSlots,
     chipset: Chipset,
@@ -112,6 +114,7 @@ impl Machine {
         )?;
         Ok(Self {
             vcpus,
+            spare_vcpu: None,
             cpus,
             slots,
             chipset,
@@ -194,15 +197,30 @@ impl Machine {
     /// When the host or KVM does not give it. Nothing has changed then.
     pub fn add_cpu(&mut self, number: u32) -> Result<(), Error> {
         let index = usize::try_from(number).unwrap_or(usize::MAX);
-        if !self.vcpus.unpark(index) {
-            // Those before it are there or parked: CPUs come in the order of their numbers.
-            let created = u32::try_from(self.vcpus.created()).unwrap_or(u32::MAX);
-            let vcpu = self.cpus.create_one(&self.vm, created)?;
-            registers::announce_apic(&vcpu)?;
-            self.vcpus.add(vcpu)?;
+        if !self.vcpus.unpark(index)? {
+            self.add_vcpu()?;
         }
         self.chipset.cpu_hot_plug.add(number);
         Ok(())
+    }
+
+    /// Creates the next vCPU and its thread. Those before it are there or parked: CPUs come in the order of their numbers.
+    fn add_vcpu(&mut self) -> Result<(), Error> {
+        let number = u32::try_from(self.vcpus.created()).unwrap_or(u32::MAX);
+        let vcpu = match self.spare_vcpu.take() {
+            Some(vcpu) => vcpu,
+            None => self.cpus.create_one(&self.vm, number)?,
+        };
+        let prepared = self.cpus.set_up(&vcpu, number);
+        let prepared = prepared.and_then(|()| Ok(registers::announce_apic(&vcpu)?));
+        let added = match prepared {
+            Ok(()) => self.vcpus.add(vcpu),
+            Err(error) => Err((error, Some(vcpu))),
+        };
+        added.map_err(|(error, vcpu)| {
+            self.spare_vcpu = vcpu;
+            error
+        })
     }
 
     /// Asks the guest to let go of a CPU. Asking again is right when nothing comes of it.
@@ -334,6 +352,7 @@ impl Cpus {
         let mut vcpus = Vec::new();
         for number in (0u32..).take(count) {
             let vcpu = self.create_one(vm, number)?;
+            self.set_up(&vcpu, number)?;
             if number == 0 {
                 registers::setup_boot_vcpu(&vcpu, entry)?;
             }
@@ -342,14 +361,17 @@ impl Cpus {
         Ok(vcpus)
     }
 
-    /// Creates a vCPU that waits for another one to start it.
+    /// Creates a vCPU.
     fn create_one(&self, vm: &Vm, number: u32) -> Result<VcpuFd, Error> {
-        let vcpu = vm.create_vcpu(self.topology.apic_id(number))?;
+        Ok(vm.create_vcpu(self.topology.apic_id(number))?)
+    }
+
+    /// Makes a new vCPU one that waits for another one to start it.
+    fn set_up(&self, vcpu: &VcpuFd, number: u32) -> Result<(), Error> {
         let cpuid = cpuid::filter(&self.supported, &self.topology, number, &self.options);
         vcpu.set_cpuid2(&cpuid)
             .map_err(crate::kvm::call("setting CPUID"))?;
-        registers::setup_msrs(&vcpu)?;
-        Ok(vcpu)
+        Ok(registers::setup_msrs(vcpu)?)
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Exit {
     Handled,
     /// A signal took the vCPU out.
     Kicked,
+    /// KVM has nothing to run, and did not wait for anything.
+    TurnedAway,
     /// This vCPU cannot go on.
     Fatal(FatalExit),
 }
@@ -157,7 +159,7 @@ impl Exits {
         let exit = self.run(fd);
         match exit {
             Exit::Handled => {}
-            Exit::Kicked => self.counters.count(ExitKind::Signal),
+            Exit::Kicked | Exit::TurnedAway => self.counters.count(ExitKind::Signal),
             Exit::Fatal(_) => self.counters.count(ExitKind::Fatal),
         }
         exit
@@ -193,7 +195,8 @@ impl Exits {
             Ok(VcpuExit::InternalError) => Exit::Fatal(internal_error(fd)),
             Ok(other) => Exit::Fatal(FatalExit::Unexpected(format!("{other:?}"))),
             Err(error) => match error.errno() {
-                libc::EINTR | libc::EAGAIN => Exit::Kicked,
+                libc::EINTR => Exit::Kicked,
+                libc::EAGAIN => Exit::TurnedAway,
                 errno => Exit::Fatal(FatalExit::RunFailed(errno)),
             },
         }

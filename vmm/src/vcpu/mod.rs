@@ -20,6 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use paddock_devices::bus::Bus;
@@ -38,6 +39,13 @@ use crate::metrics::Meters;
 const STARTING: &str = "starting vCPU threads";
 /// An instruction's access comes in so many parts at most (a repeated one can be interrupted in between).
 const ACCESS_PARTS: usize = 16;
+/// How often a thread is kicked that does not come.
+const KICK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a parked vCPU may take to be set back before it can come again; it takes microseconds unless the host is overloaded.
+const SET_BACK: Duration = Duration::from_millis(200);
+/// How often KVM may send a thread back at once before it is left alone for a moment, and for how long. Starting a CPU takes a few.
+const TURNS_AWAY: u32 = 16;
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// What all vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +73,25 @@ struct Shared {
     /// Whether the order is to run: what a thread looks at between exits, without the lock.
     running: AtomicBool,
     state: Mutex<State>,
+    /// The owner wants something else: what threads wait for.
     changed: Condvar,
+    /// A thread waits, or has set its vCPU back: what the owner waits for. Not one for both: threads that wait would wake each other.
+    arrived: Condvar,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            running: AtomicBool::new(false),
+            state: Mutex::new(State {
+                order: Order::Pause,
+                waiting: 0,
+                seats: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            arrived: Condvar::new(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -124,24 +150,15 @@ impl Vcpus {
         on_crash: &OnCrash,
     ) -> Result<Self, Error> {
         install_kick_handler().map_err(Error::host(STARTING))?;
-        let shared = Arc::new(Shared {
-            running: AtomicBool::new(false),
-            state: Mutex::new(State {
-                order: Order::Pause,
-                waiting: 0,
-                seats: Vec::new(),
-            }),
-            changed: Condvar::new(),
-        });
         let mut this = Self {
-            shared,
+            shared: Arc::new(Shared::new()),
             threads: Vec::new(),
             buses: buses.clone(),
             meters: Arc::clone(meters),
             on_crash: Arc::clone(on_crash),
         };
         for fd in vcpus {
-            this.add(fd)?;
+            this.add(fd).map_err(|(error, _)| error)?;
         }
         Ok(this)
     }
@@ -149,15 +166,19 @@ impl Vcpus {
     /// Starts a thread for one more vCPU, which does as the others: it runs while they do.
     ///
     /// # Errors
-    /// When the host gives no thread, or KVM does not tell the vCPU's state.
-    pub fn add(&mut self, fd: VcpuFd) -> Result<(), Error> {
+    /// When the host gives no thread, or KVM does not tell the vCPU's state. The vCPU comes back with it: KVM cannot take it out of the VM.
+    pub fn add(&mut self, fd: VcpuFd) -> Result<(), (Error, Option<VcpuFd>)> {
         let index = self.threads.len();
         let counters = self.meters.exits().get(index).cloned().unwrap_or_default();
         let called = Arc::new(AtomicBool::new(false));
+        let first = match WaitingForInit::of(&fd) {
+            Ok(first) => first,
+            Err(error) => return Err((error.into(), Some(fd))),
+        };
         let vcpu = Vcpu {
             index,
             exits: Exits::new(self.buses.clone(), counters),
-            first: WaitingForInit::of(&fd)?,
+            first,
             fd,
             meters: Arc::clone(&self.meters),
             called: Arc::clone(&called),
@@ -165,9 +186,9 @@ impl Vcpus {
         self.shared.state.lock().seats.push(Seat::default());
         match self.spawn_one(vcpu, called) {
             Ok(thread) => self.threads.push(thread),
-            Err(error) => {
+            Err((error, fd)) => {
                 self.shared.state.lock().seats.pop();
-                return Err(Error::host(STARTING)(error));
+                return Err((Error::host(STARTING)(error), fd));
             }
         }
         self.meters.count_vcpus(self.threads.len());
@@ -197,38 +218,65 @@ impl Vcpus {
     }
 
     /// Puts a vCPU back that was parked. `false` if there is none that could come back.
-    #[must_use]
-    pub fn unpark(&self, index: usize) -> bool {
+    ///
+    /// # Errors
+    /// When it is still in the middle of something, which would meet the INIT of its next life.
+    pub fn unpark(&self, index: usize) -> Result<bool, Error> {
         let mut state = self.shared.state.lock();
-        let Some(seat) = state.seats.get_mut(index) else {
-            return false;
-        };
-        seat.empty = false;
+        let end = Instant::now() + SET_BACK;
+        loop {
+            let Some(seat) = state.seats.get_mut(index) else {
+                return Ok(false);
+            };
+            if !seat.set_back {
+                seat.empty = false;
+                break;
+            }
+            if Instant::now() >= end {
+                let source = io::ErrorKind::TimedOut.into();
+                return Err(Error::host("taking the vCPU out of the guest")(source));
+            }
+            self.shared.arrived.wait_until(&mut state, end);
+        }
         self.shared.changed.notify_all();
-        true
+        Ok(true)
     }
 
-    fn spawn_one(&self, mut vcpu: Vcpu, called: Arc<AtomicBool>) -> io::Result<Thread> {
+    /// Gives the vCPU's descriptor back with an error.
+    fn spawn_one(
+        &self,
+        mut vcpu: Vcpu,
+        called: Arc<AtomicBool>,
+    ) -> Result<Thread, (io::Error, Option<VcpuFd>)> {
         let on_crash = Arc::clone(&self.on_crash);
         let index = vcpu.index;
         let byte: *mut u8 = &raw mut vcpu.fd.get_kvm_run().immediate_exit;
         let immediate_exit = Arc::new(AtomicPtr::new(byte));
         let theirs = Arc::clone(&immediate_exit);
         let shared = Arc::clone(&self.shared);
+        // Where there is no thread to take it, it is still here.
+        let offered = Arc::new(Mutex::new(Some(vcpu)));
+        let taken = Arc::clone(&offered);
         let handle = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
                 if let Err(error) = let_kicks_through() {
                     tracing::error!(vcpu = index, %error, "unblocking the signal that stops a vCPU");
                 }
-                let mut vcpu = vcpu;
+                let Some(mut vcpu) = taken.lock().take() else {
+                    return;
+                };
                 // Dropped before `vcpu`, also by a panic.
                 let closing = Closing {
                     shared,
                     immediate_exit: theirs,
                 };
                 vcpu.serve(&closing.shared, &on_crash);
-            })?;
+            });
+        let handle = match handle {
+            Ok(handle) => handle,
+            Err(error) => return Err((error, offered.lock().take().map(|vcpu| vcpu.fd))),
+        };
         Ok(Thread {
             handle: Some(handle),
             called,
@@ -252,9 +300,7 @@ impl Vcpus {
         while state.waiting < self.alive() {
             self.kick(&state);
             // Bounded, and repeated: a kick can fall between a thread's last look at its order and a blocking device call.
-            self.shared
-                .changed
-                .wait_for(&mut state, std::time::Duration::from_millis(10));
+            self.shared.arrived.wait_for(&mut state, KICK_AGAIN);
         }
     }
 
@@ -310,7 +356,7 @@ impl Vcpus {
                     break;
                 }
                 let _ = handle.kill(kick_signal());
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
             if handle.join().is_err() {
                 tracing::error!("a vCPU thread panicked");
@@ -359,12 +405,15 @@ impl Vcpu {
         if self.index == 0 && self.wait_for_order(shared) {
             self.meters.times.first_instruction.set();
         }
+        let mut turned_away = 0;
         loop {
             if !self.wait_for_order(shared) {
                 return;
             }
             match self.exits.run_once(&mut self.fd) {
-                Exit::Handled | Exit::Kicked => {}
+                Exit::Handled | Exit::Kicked => turned_away = 0,
+                Exit::TurnedAway if turned_away < TURNS_AWAY => turned_away += 1,
+                Exit::TurnedAway => self.wait_a_moment(shared),
                 Exit::Fatal(reason) => {
                     on_crash(CrashReport::collect(
                         self.index,
@@ -392,17 +441,18 @@ impl Vcpu {
             match state.order {
                 Order::End => break false,
                 _ if seat.set_back => {
+                    // Not waiting yet: what it is in the middle of may reach a device.
+                    MutexGuard::unlocked(&mut state, || self.set_back());
                     if let Some(seat) = state.seats.get_mut(self.index) {
                         seat.set_back = false;
                     }
-                    // Not waiting yet: what it is in the middle of may reach a device.
-                    MutexGuard::unlocked(&mut state, || self.set_back());
+                    shared.arrived.notify_all();
                 }
                 Order::Run if !seat.empty => break true,
                 Order::Run | Order::Pause => {
                     waited = true;
                     state.waiting += 1;
-                    shared.changed.notify_all();
+                    shared.arrived.notify_all();
                     shared.changed.wait(&mut state);
                     state.waiting -= 1;
                 }
@@ -416,6 +466,14 @@ impl Vcpu {
             self.excuse_pause();
         }
         run
+    }
+
+    /// KVM has nothing to run here and does not wait either, as for a CPU that nobody has started and that was sent an NMI.
+    fn wait_a_moment(&self, shared: &Shared) {
+        let mut state = shared.state.lock();
+        if state.order == Order::Run && !self.called.load(Ordering::Acquire) {
+            shared.changed.wait_for(&mut state, MOMENT);
+        }
     }
 
     /// Ends what the vCPU is in the middle of, and sets it back to where it waits for INIT.
@@ -448,7 +506,7 @@ impl Vcpu {
 fn wait_for_end(shared: &Shared) {
     let mut state = shared.state.lock();
     state.waiting += 1;
-    shared.changed.notify_all();
+    shared.arrived.notify_all();
     while state.order != Order::End {
         shared.changed.wait(&mut state);
     }
@@ -480,15 +538,7 @@ mod tests {
 
     #[test]
     fn a_vcpu_that_panics_is_not_kicked_any_more() {
-        let shared = Arc::new(Shared {
-            running: AtomicBool::new(false),
-            state: Mutex::new(State {
-                order: Order::Pause,
-                waiting: 0,
-                seats: Vec::new(),
-            }),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new());
         let mut byte = 0_u8;
         let immediate_exit = Arc::new(AtomicPtr::new(&raw mut byte));
         let theirs = Arc::clone(&immediate_exit);
