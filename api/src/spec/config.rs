@@ -203,7 +203,7 @@ pub struct DiskConfig {
     /// How the host does the I/O; `"auto"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<DiskEngine>,
-    /// Request queues, 1 to 64; one for each processor, up to 4, by default.
+    /// Request queues, 1 to 64; one for each processor that there may be, up to 4, by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 64)]
     pub queues: Option<u64>,

@@ -41,7 +41,7 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
     let boot = boot(config.boot.as_ref(), &root, problems);
     let cpus = cpus(config.cpus.as_ref(), &root.key("cpus"), problems);
     let memory = memory(config.memory.as_ref(), &root.key("memory"), problems);
-    let processors = cpus.as_ref().map_or(1, |cpus| cpus.count);
+    let processors = cpus.as_ref().map_or(1, |cpus| cpus.max);
     let devices = devices::devices(config, processors, uuid.flatten(), problems);
     let console = console::console(config.console.as_ref(), &root.key("console"), problems);
     let balloon = config

@@ -26,6 +26,10 @@ const DOORBELL: u32 = 1;
 const REQUEST_LENGTH: usize = 24;
 const RESPONSE_LENGTH: usize = 10;
 
+/// What one request can plug in, unless a block is larger: the host may have to clear all of it, and a stop waits for that long. Linux asks for
+/// a memory block at a time, 2 GiB at most.
+const MOST_AT_ONCE: u64 = 4 << 30;
+
 const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
@@ -213,10 +217,11 @@ impl Engine {
             return Answer::Error;
         }
         let after = (blocks.plugged() + range.len()) as u64 * self.handle.block_size();
-        if after > self.handle.requested() {
+        let addresses = self.addresses(&range);
+        let too_much = range.len() > 1 && addresses.end - addresses.start > MOST_AT_ONCE;
+        if after > self.handle.requested() || too_much {
             return Answer::Nack;
         }
-        let addresses = self.addresses(&range);
         if let Err(error) = self.memory.provide(addresses.clone()) {
             self.note_failure(&error, &addresses, "gives no memory for");
             // What came before the failure goes back; what does not is found there when it is tried again.

@@ -78,6 +78,27 @@ impl Supply for Recorder {
     }
 }
 
+/// A host that has all the memory one can ask for; counts what it provides.
+#[derive(Debug, Default)]
+struct Unlimited(AtomicU64);
+
+impl Reclaim for Unlimited {
+    fn granule(&self) -> u64 {
+        4096
+    }
+
+    fn reclaim(&self, _: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Supply for Unlimited {
+    fn provide(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.fetch_add(range.end - range.start, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 struct Machine {
     guest: Guest,
     memory: Arc<Recorder>,
@@ -227,6 +248,26 @@ fn a_stop_waits_for_one_request_and_not_for_a_ring_of_them() {
     machine.device.stop_queue(0).unwrap();
     let done = machine.memory.take().len();
     assert!(done < 8, "{done} requests were served before the stop");
+}
+
+#[test]
+fn a_request_takes_no_longer_than_its_memory_needs() {
+    const HUGE: u64 = 1 << 30;
+    let memory = Arc::<Unlimited>::default();
+    let handle = MemHandle::new(START..START + 16 * HUGE, HUGE, || ()).unwrap();
+    handle.set_requested(16 * HUGE).unwrap();
+    let mut device = VirtioMem::new("memory", handle.clone(), Arc::clone(&memory) as _);
+    let guest = Guest::new();
+    let mut driver = guest.queue(0, QUEUE_SIZE);
+    let resources = driver.resources(device.features());
+    device.start_queue(0, resources).unwrap();
+    let mut plug =
+        |first: u64, count| send(&mut driver, &request(PLUG, START + first * HUGE, count));
+    assert_eq!(plug(0, 5), NACK);
+    assert_eq!(plug(0, 16), NACK);
+    assert_eq!((plug(0, 4), plug(4, 1)), (ACK, ACK));
+    assert_eq!(handle.plugged(), 5 * HUGE);
+    assert_eq!(memory.0.load(Ordering::Relaxed), 5 * HUGE);
 }
 
 #[test]
