@@ -30,6 +30,9 @@ METHODS = {"get", "put", "post", "delete"}
 GENERAL = {"403", "405", "408", "413", "503"}
 """Refusals that have nothing to do with the operation, or that no small request meets; the tests of the `api` crate meet them."""
 
+WITH_A_VM = {"add_disk": {"422"}, "add_nic": {"422"}, "cancel_job": {"409"}, "read_memory_statistics": {"409"}}
+"""Refusals that take a VM that runs, or has run."""
+
 EVENTS = {"events": {"200"}}
 """Beside the operations, the hooks count the events whose data they looked at."""
 
@@ -74,11 +77,11 @@ class Run(unittest.TestCase):
             return dict(json.loads(tally.read_text(encoding="utf-8")))
 
     def each_answered(self, tally: dict[str, dict[str, int]], wanted: dict[str, set[str]]) -> None:
-        """Fails unless each operation got one of its statuses: a run in which it did not has shown nothing about it."""
+        """Fails unless each operation got all of its statuses: a run in which it did not has shown nothing about them."""
         for operation, statuses in tally.items():
             print(f"{operation:24}", *(f"{status}: {count}" for status, count in sorted(statuses.items())), sep="  ")
-        lacking = {name: statuses for name, statuses in wanted.items() if not statuses & set(tally.get(name, {}))}
-        self.assertEqual(lacking, {}, "operations that never had any of these answers")
+        lacking = {name: statuses - set(tally.get(name, {})) for name, statuses in wanted.items()}
+        self.assertEqual({name: statuses for name, statuses in lacking.items() if statuses}, {}, "operations that never had these answers")
 
 
 class Breadth(Run):
@@ -87,8 +90,8 @@ class Breadth(Run):
     def test_no_breach_and_every_operation_refuses(self) -> None:
         examples = "1000" if SOAK else "100"
         tally = self.ask(kvm=False, options=["--max-examples", examples], deadline=3600 if SOAK else 240)
-        refusals = {name: {status for status in operation["responses"] if status.startswith("4")} - GENERAL for name, operation in operations().items()}
-        self.each_answered(tally, {name: statuses for name, statuses in refusals.items() if statuses} | EVENTS)
+        refusals = {name: {status for status in operation["responses"] if status.startswith("4")} for name, operation in operations().items()}
+        self.each_answered(tally, {name: statuses - GENERAL - WITH_A_VM.get(name, set()) for name, statuses in refusals.items()} | EVENTS)
 
 
 class Vm(Run):
