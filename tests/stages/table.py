@@ -1,5 +1,6 @@
 """The stages of `tests/run`, in their order. To add one: write a function that takes `Steps`, and name it in STAGES."""
 
+import json
 import re
 import shlex
 import shutil
@@ -192,6 +193,27 @@ def conformance(steps: Steps) -> None:
     _tests_in_lab(steps, CONFORMANCE_SCRIPT, here, CONFORMANCE_DEADLINE)
 
 
+BENCH_HELD = ["api", "overhead", "overhead-anonymous", "size"]
+"""Figures that hardly depend on what else the machine does: their goals are held. The others are ratios of times, for tests/bench on an idle machine."""
+
+
+def bench(steps: Steps) -> None:
+    """The benchmarks: a round of what is quick and steady; under the soak all of them, in as many rounds as they take."""
+    arguments = [] if steps.soak else ["--rounds", "1", *BENCH_HELD]
+    lines: list[str] = []
+    code = steps.program(["tests/bench", "--json", *arguments], deadline=(90 if steps.soak else 8) * MINUTE, on_line=lines.append)
+    first = next((number for number, line in enumerate(lines) if line == "["), None)
+    if code or first is None:
+        steps.failed(f"tests/bench (exit code {code})")
+        return
+    for report in json.loads("\n".join(lines[first:])):
+        name, goal = report["figure"], report["goal"]
+        if report["met"] or (name not in BENCH_HELD and report["ratio"]):
+            steps.passed(f"{name}: measured; {goal}: {'met' if report['met'] else 'NOT met'}")
+        else:
+            steps.failed(f"{name}: {goal}: not met")
+
+
 def fuzz(steps: Steps) -> None:
     """Every fuzz target for a short time."""
     seconds = FUZZ_SECONDS_SOAK if steps.soak else FUZZ_SECONDS
@@ -229,6 +251,7 @@ STAGES = [
     Stage("lab", "the lab's own tests", lab, needs=("setup",)),
     Stage("vm", "end-to-end tests on real KVM", vm, needs=("setup", "build", "guests")),
     Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client", conformance, needs=("setup", "build", "guests")),
+    Stage("bench", "benchmarks beside QEMU", bench, needs=("setup", "build", "guests")),
     Stage("fuzz", "each fuzz target for a short time", fuzz, needs=("setup",)),
     Stage("demo", "guests/run", demo, needs=("setup", "build", "guests")),
 ]

@@ -151,7 +151,16 @@ impl Report {
             Some(false) => "NOT met",
             None => "not measured",
         };
-        let _ = writeln!(text, "  goal: {}: {met}", self.goal);
+        let rounds = self.values(OURS).len();
+        let few = if rounds < super::ROUNDS {
+            format!(
+                "; in {rounds} rounds, and it takes {} to tell",
+                super::ROUNDS
+            )
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "  goal: {}: {met}{few}", self.goal);
         text
     }
 }
@@ -184,7 +193,16 @@ mod tests {
         let ratio = report.ratio.unwrap();
         assert_eq!((ratio.median, ratio.min, ratio.max), (0.4, 0.25, 1.0));
         assert_eq!(report.met, Some(true));
-        assert!(report.table().contains("at most 0.5 × qemu: met"));
+        assert!(
+            report
+                .table()
+                .contains("at most 0.5 × qemu: met; in 3 rounds")
+        );
+        for _ in 0..2 {
+            report.add("paddock", 1.0);
+            report.add("qemu", 4.0);
+        }
+        assert!(report.table().ends_with("at most 0.5 × qemu: met\n"));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! `tests/bench`: takes benchmarks and shows them. Runs inside the lab, as root.
+//! What `tests/bench` runs, once on this machine and once where there is KVM: takes benchmarks and shows them.
 
 use std::process::ExitCode;
 
-use paddock_tests::bench::{self, BenchError, FIGURES, Figure, Report, Vmm};
+use paddock_tests::bench::{self, BenchError, FIGURES, Figure, Place, Report, Vmm};
 
 const USAGE: &str = "\
 usage: tests/bench [NAME…] [--rounds N] [--json]
@@ -16,6 +16,8 @@ struct Options {
     figures: Vec<&'static Figure>,
     rounds: usize,
     json: bool,
+    /// Only say how many figures there are to measure.
+    count: bool,
 }
 
 fn usage() -> String {
@@ -30,12 +32,22 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
         figures: Vec::new(),
         rounds: bench::ROUNDS,
         json: false,
+        count: false,
     };
+    let mut place = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--help" | "-h" => return Ok(None),
             "--json" => options.json = true,
+            "--count" => options.count = true,
+            "--place" => {
+                place = match arguments.next().as_deref() {
+                    Some("here") => Some(Place::Here),
+                    Some("kvm") => Some(Place::Kvm),
+                    _ => return Err("--place wants here or kvm".to_owned()),
+                };
+            }
             "--rounds" => {
                 let value = arguments.next().and_then(|value| value.parse().ok());
                 options.rounds = value
@@ -51,6 +63,9 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
     if options.figures.is_empty() {
         options.figures = FIGURES.iter().collect();
     }
+    options
+        .figures
+        .retain(|figure| place.is_none_or(|place| figure.place == place));
     Ok(Some(options))
 }
 
@@ -79,6 +94,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.count {
+        println!("{}", options.figures.len());
+        return ExitCode::SUCCESS;
+    }
     let reports = match measure(&options) {
         Ok(reports) => reports,
         Err(error) => {

@@ -34,7 +34,9 @@ pub(super) fn guest(command: &mut Command, guest: &Guest, boot: &Boot) {
 }
 
 pub(super) fn serve(command: &mut Command, socket: &Path) {
-    command.args(QUIET).args(MACHINE).args(["-S", "-m", "256M"]);
+    // Without KVM, which what only waits to be told to go on does not need.
+    command.args(QUIET).args(["-machine", "q35,accel=tcg"]);
+    command.args(["-cpu", "max", "-S", "-m", "256M"]);
     api(command, socket);
 }
 
