@@ -1,12 +1,15 @@
 //! Relative paths are made absolute: whoever types one means the directory they are in, and not the one in which the VM's process was
-//! started.
+//! started. Descriptors that were passed to that process (`fd:NAME`) are no paths, and stay as they are.
 
 use std::path::PathBuf;
 
-use paddock_api::spec::{ConsoleTarget, VmConfig};
+use paddock_api::spec::{ConsoleTarget, PassedFd, VmConfig};
 
-/// One path. An empty one stays as it is, for the API to refuse.
+/// One path. An empty one stays as it is, for the API to refuse, and so does a descriptor that cannot be.
 pub fn make_absolute(path: &mut PathBuf) {
+    if PassedFd::in_path(path).is_some() {
+        return;
+    }
     if let Ok(absolute) = std::path::absolute(&path) {
         *path = absolute;
     }
@@ -78,5 +81,27 @@ mod tests {
             "{found:?}"
         );
         assert!(found.contains(&"/abs") && found.contains(&""), "{found:?}");
+    }
+    #[test]
+    fn descriptors_are_no_paths() {
+        let described = json!({
+            "boot": {"kernel": "fd:kernel", "initramfs": "fd:3"},
+            "disks": [{"path": "fd:data"}, {"path": "fd:"}],
+            "nics": [{"tap": "fd:tap"}],
+            "console": {
+                "serial": {"file": "fd:log"}, "hvc0": {"socket": "fd:x"},
+                "ports": [{"name": "agent", "socket": "fd:y"}],
+            },
+        });
+        let mut config: VmConfig = serde_json::from_value(described.clone()).unwrap();
+        make_all_absolute(&mut config);
+        let sent = json!(config);
+        for part in ["boot", "disks", "nics", "console"] {
+            assert_eq!(sent[part], described[part]);
+        }
+        // A file of such a name.
+        let mut path = PathBuf::from("./fd:data");
+        make_absolute(&mut path);
+        assert_eq!(path, std::env::current_dir().unwrap().join("fd:data"));
     }
 }

@@ -286,6 +286,7 @@ fn devices_are_described_as_for_run() {
     let here = std::env::current_dir().unwrap();
     fake.ctl("disks add data.img,readonly,queue-size=64").well();
     fake.ctl("nics add bridge=br0,vlan=7").well();
+    fake.ctl("disks add fd:data").well();
     for (list, written, sent) in [
         ("nics", json!({"bridge": "br0", "vlam": 7}), None),
         (
@@ -293,6 +294,7 @@ fn devices_are_described_as_for_run() {
             json!({"path": "rel", "new": [1]}),
             Some(json!({"path": here.join("rel"), "new": [1]})),
         ),
+        ("disks", json!({"path": "fd:data"}), None),
         ("disks", json!({"path": 3}), None),
         ("disks", json!([]), None),
     ] {
@@ -309,6 +311,7 @@ fn devices_are_described_as_for_run() {
         json!({"path": here.join("data.img"), "read_only": true, "queue_size": 64})
     );
     assert_eq!(requests[1].body, json!({"bridge": "br0", "vlan": 7}));
+    assert_eq!(requests[2].body, json!({"path": "fd:data"}));
     assert!(
         requests[0]
             .head
