@@ -69,9 +69,12 @@ fn print(session: &Session, message: &Message) -> Result<(), CtlError> {
     })?;
     let mut line = message.data.replace(['\r', '\n'], " ");
     if message.name == "gap" {
+        let Some(gap) = event.as_object_mut() else {
+            return Err(session.client.nonsense("a gap's data is no object").into());
+        };
         // It is no event, so its data has neither.
-        event["seq"] = json!(message.id);
-        event["type"] = json!("gap");
+        gap.insert("seq".to_owned(), json!(message.id));
+        gap.insert("type".to_owned(), json!("gap"));
         line = event.to_string();
     }
     if session.json() {

@@ -115,6 +115,20 @@ fn streams_that_are_none() {
 }
 
 #[test]
+fn a_gap_that_is_none() {
+    for data in ["[1]", "1", "\"x\"", "null", "true"] {
+        for words in ["events", "events --json", "events --after 0"] {
+            let gap = format!("id: 4\nevent: gap\ndata: {data}\n\n");
+            let done = Fake::script(vec![super::fake::stream(&gap)]).ctl(words);
+            let error = done.error();
+            let told = "does not answer as Paddock's API does: a gap's data is no object";
+            assert!(error.ends_with(told), "{words}, {data}: {error}");
+            assert_eq!(done.printed, "", "{words}, {data}");
+        }
+    }
+}
+
+#[test]
 fn answers_have_an_end() {
     let fake = Fake::with(|_, _, mut stream| {
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
