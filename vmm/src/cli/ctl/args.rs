@@ -393,7 +393,7 @@ pub struct EventsArgs {
     /// Begin after event number N, 0 with the oldest that is kept [default: with the next one that happens]
     #[arg(long, value_name = "N")]
     pub after: Option<u64>,
-    /// End after so many events
+    /// End after so many events; it is a failure if the process ends before
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 }

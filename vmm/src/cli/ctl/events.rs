@@ -24,7 +24,7 @@ pub async fn follow(session: &Session, args: &EventsArgs) -> Result<(), CtlError
     loop {
         let before = left;
         let lost = match follow_once(session, &mut after, &mut left).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return enough(args.count, left),
             // A reader of this program that holds it up gets it cut off, and a host that was suspended too.
             Err(CtlError::Call(CallError::Client(
                 lost @ (ClientError::Cut { .. } | ClientError::Silent { .. }),
@@ -37,6 +37,18 @@ pub async fn follow(session: &Session, args: &EventsArgs) -> Result<(), CtlError
             return Err(lost.into());
         }
         tokio::time::sleep(PAUSE * attempts).await;
+    }
+}
+
+/// Whether what was to come has come before the end of the stream, which is that of the process.
+fn enough(wanted: Option<u64>, left: u64) -> Result<(), CtlError> {
+    match wanted {
+        Some(wanted) if left > 0 => {
+            let came = wanted.saturating_sub(left);
+            let told = format!("the process ended after {came} of {wanted} events");
+            Err(CtlError::Failed(told))
+        }
+        _ => Ok(()),
     }
 }
 

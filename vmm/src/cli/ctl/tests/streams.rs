@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::fake::{Fake, stream};
+use crate::cli::Status;
 
 fn messages(numbers: std::ops::RangeInclusive<u64>) -> String {
     numbers.fold(String::new(), |mut text, seq| {
@@ -57,6 +58,21 @@ fn it_is_not_made_again_for_ever() {
     let fake = Fake::script(vec![stream(": alive\n\n")]);
     assert!(fake.ctl("events").error().contains("the connection ended"));
     assert_eq!(fake.lines(), ["GET /api/v1/events"]);
+}
+
+#[test]
+fn an_end_before_the_wanted_number_is_a_failure() {
+    let fake = Fake::script(vec![stream(&messages(1..=3)), whole(&messages(4..=5))]);
+    let done = fake.ctl("events --after 0 --count 6 --json");
+    assert_eq!(done.error(), "the process ended after 5 of 6 events");
+    assert_eq!(numbers(&done.printed), [1, 2, 3, 4, 5]);
+    assert_eq!(done.result.unwrap_err().status(), Status::Error);
+    // As many as were wanted, or no number.
+    for words in ["events --count 2", "events"] {
+        Fake::script(vec![whole(&messages(1..=2))])
+            .ctl(words)
+            .well();
+    }
 }
 
 #[test]
