@@ -1,7 +1,7 @@
 //! Jobs: listed, shown, cancelled, waited for.
 
 use hyper::Method;
-use paddock_api::jobs::{Job, JobState};
+use serde::Deserialize;
 
 use super::CtlError;
 use super::args::{JobsCommand, Patience};
@@ -10,16 +10,57 @@ use super::output::Progress;
 use super::render;
 use super::session::{Pace, Session};
 
+/// A job as the API tells it. Words, because a newer process may have more of them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ToldJob {
+    /// Its number.
+    pub id: u64,
+    /// What it does.
+    pub kind: String,
+    /// What it is about, if that has a name.
+    #[serde(default)]
+    pub device: String,
+    /// Whether it runs, and how it ended.
+    pub state: String,
+    /// How far it is.
+    #[serde(default)]
+    pub phase: String,
+    /// When it began, in milliseconds since 1970.
+    pub started_ms: u64,
+    /// When it ends at the latest.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// When it ended.
+    #[serde(default)]
+    pub ended_ms: Option<u64>,
+    /// Why it failed.
+    #[serde(default)]
+    pub failure: Option<String>,
+}
+
+impl ToldJob {
+    /// Whether nothing more comes of it.
+    pub fn is_over(&self) -> bool {
+        let ended = ["succeeded", "failed", "cancelled"];
+        self.ended_ms.is_some() || ended.contains(&self.state.as_str())
+    }
+
+    /// Whether both are the same job. Each process counts from 1, and another one may answer by now.
+    fn is(&self, other: &Self) -> bool {
+        (self.id, self.started_ms) == (other.id, other.started_ms)
+    }
+}
+
 /// `paddock ctl jobs`
 pub async fn execute(session: &Session, command: &JobsCommand) -> Result<(), CtlError> {
     match command {
         JobsCommand::List => {
             let call = Call::get(&["jobs"]);
-            let list = |page: &mut _, jobs: &Vec<Job>| render::jobs(page, jobs);
+            let list = |page: &mut _, jobs: &Vec<ToldJob>| render::jobs(page, jobs);
             session.show(call, list).await
         }
         JobsCommand::Show(args) => {
-            let one = |page: &mut _, job: &Job| render::jobs(page, std::slice::from_ref(job));
+            let one = |page: &mut _, job: &ToldJob| render::jobs(page, std::slice::from_ref(job));
             session.show(read(args.id), one).await
         }
         JobsCommand::Cancel(args) => cancel(session, args.id, args.wait.into()).await,
@@ -43,8 +84,8 @@ async fn cancel(session: &Session, id: u64, patience: Patience) -> Result<(), Ct
     };
     let (job, answer) = end_of(session, answer, patience).await?;
     session.print_json(&answer.text)?;
-    match job.state {
-        JobState::Cancelled => session.say(&render::outcome(&job)),
+    match job.state.as_str() {
+        "cancelled" => session.say(&render::outcome(&job)),
         _ => {
             let outcome = render::outcome(&job);
             Err(CtlError::Failed(format!(
@@ -58,10 +99,10 @@ async fn cancel(session: &Session, id: u64, patience: Patience) -> Result<(), Ct
 pub async fn finish(session: &Session, answer: Answer, patience: Patience) -> Result<(), CtlError> {
     let (job, answer) = end_of(session, answer, patience).await?;
     session.print_json(&answer.text)?;
-    match job.state {
-        JobState::Running | JobState::Succeeded => session.say(&render::outcome(&job)),
-        JobState::Failed | JobState::Cancelled => Err(CtlError::Failed(render::outcome(&job))),
+    if job.is_over() && job.state != "succeeded" {
+        return Err(CtlError::Failed(render::outcome(&job)));
     }
+    session.say(&render::outcome(&job))
 }
 
 /// The job at its end, or as it is where nobody waits.
@@ -69,8 +110,8 @@ async fn end_of(
     session: &Session,
     answer: Answer,
     patience: Patience,
-) -> Result<(Job, Answer), CtlError> {
-    let job: Job = answer.parse()?;
+) -> Result<(ToldJob, Answer), CtlError> {
+    let job: ToldJob = answer.parse()?;
     let Patience::UpTo(limit) = patience else {
         return Ok((job, answer));
     };
@@ -86,19 +127,27 @@ async fn end_of(
     session.wait_for(limit, advice, end).await
 }
 
-/// Looks at the job until it has ended.
+/// Looks at the job until it has ended. Each look is a connection of its own: a process that is started anew knows no such job, and
+/// says so.
 async fn watch(
     session: &Session,
-    mut job: Job,
+    mut job: ToldJob,
     mut answer: Answer,
-) -> Result<(Job, Answer), CtlError> {
+) -> Result<(ToldJob, Answer), CtlError> {
     let progress = Progress::start();
     let mut pace = Pace::default();
-    while job.state == JobState::Running {
+    while !job.is_over() {
         progress.tell(&render::so_far(&job));
         pace.pause().await;
         answer = session.client.call(read(job.id)).await?;
-        job = answer.parse()?;
+        let now: ToldJob = answer.parse()?;
+        if !now.is(&job) {
+            let described = render::description(&job);
+            let told =
+                format!("{described} is gone: its process has ended, and another one answers");
+            return Err(CtlError::Failed(told));
+        }
+        job = now;
     }
     Ok((job, answer))
 }

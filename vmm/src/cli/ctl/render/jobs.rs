@@ -2,19 +2,18 @@
 
 use std::time::{Duration, SystemTime};
 
-use paddock_api::jobs::{Job, JobState};
-
-use super::{Cell, Page, word};
+use super::{Cell, Page};
+use crate::cli::ctl::jobs::ToldJob;
 
 /// Jobs, a line each.
-pub fn jobs(page: &mut Page, jobs: &[Job]) {
+pub fn jobs(page: &mut Page, jobs: &[ToldJob]) {
     let rows = jobs.iter().map(|job| {
         vec![
             Cell::new(job.id.to_string()),
-            Cell::new(word(&job.kind)),
+            Cell::new(&job.kind),
             Cell::new(&job.device),
             Cell::state(&job.state),
-            Cell::new(word(&job.phase)),
+            Cell::new(&job.phase),
             Cell::new(duration(elapsed(job))),
             Cell::new(job.failure.as_deref().unwrap_or_default()),
         ]
@@ -26,16 +25,17 @@ pub fn jobs(page: &mut Page, jobs: &[Job]) {
 }
 
 /// Which job it is.
-pub fn description(job: &Job) -> String {
-    format!("job {} ({} {})", job.id, word(&job.kind), job.device)
+pub fn description(job: &ToldJob) -> String {
+    let what = format!("{} {}", job.kind, job.device);
+    format!("job {} ({})", job.id, what.trim_end())
 }
 
 /// How far it is.
-pub fn so_far(job: &Job) -> String {
+pub fn so_far(job: &ToldJob) -> String {
     let mut text = format!(
         "{}: {}, {}",
         description(job),
-        word(&job.phase),
+        job.phase,
         duration(elapsed(job))
     );
     if let Some(deadline) = job.deadline_ms {
@@ -46,20 +46,24 @@ pub fn so_far(job: &Job) -> String {
 }
 
 /// How it ended.
-pub fn outcome(job: &Job) -> String {
+pub fn outcome(job: &ToldJob) -> String {
     let described = description(job);
     let elapsed = duration(elapsed(job));
-    match (job.state, &job.failure) {
-        (JobState::Running, _) => so_far(job),
-        (JobState::Succeeded, _) => format!("{described} succeeded in {elapsed}"),
-        (JobState::Cancelled, _) => format!("{described} was cancelled after {elapsed}"),
-        (JobState::Failed, Some(failure)) => format!("{described} failed: {failure}"),
-        (JobState::Failed, None) => format!("{described} failed"),
+    let told = match job.state.as_str() {
+        _ if !job.is_over() => return so_far(job),
+        "succeeded" => return format!("{described} succeeded in {elapsed}"),
+        "cancelled" => return format!("{described} was cancelled after {elapsed}"),
+        "failed" => format!("{described} failed"),
+        other => format!("{described} ended: {other}"),
+    };
+    match &job.failure {
+        Some(failure) => format!("{told}: {failure}"),
+        None => told,
     }
 }
 
 /// The server's clock is this host's.
-fn elapsed(job: &Job) -> Duration {
+fn elapsed(job: &ToldJob) -> Duration {
     let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let end = job.ended_ms.map_or_else(now, Duration::from_millis);
     end.saturating_sub(Duration::from_millis(job.started_ms))

@@ -64,6 +64,59 @@ fn a_job_that_fails_is_a_failure() {
     }
 }
 
+/// A job of a kind, with a phase, that this program does not know.
+fn new_job(state: &str) -> Value {
+    let mut job = job(state);
+    job["kind"] = json!("copy-volume");
+    job["phase"] = json!("catching-up");
+    job
+}
+
+#[test]
+fn jobs_of_a_newer_process_are_waited_for_too() {
+    for (state, told) in [
+        ("succeeded", "job 3 (copy-volume data) succeeded in 1.5 s"),
+        (
+            "failed",
+            "job 3 (copy-volume data) failed: the guest did not let go of it in time",
+        ),
+        ("expired", "job 3 (copy-volume data) ended: expired"),
+    ] {
+        // A state that is not known is no end without the time of it.
+        let mut queued = new_job("queued");
+        queued["ended_ms"] = Value::Null;
+        for words in ["disks add a", "jobs wait 3"] {
+            let running = new_job("running");
+            let fake = script(&[(202, running), (200, queued.clone()), (200, new_job(state))]);
+            let done = fake.ctl(words);
+            assert_eq!(fake.lines().len(), 3, "{words}");
+            if state == "succeeded" {
+                assert_eq!(done.well(), format!("{told}\n"));
+            } else {
+                assert_eq!(done.error(), told);
+            }
+        }
+    }
+    let fake = script(&[(200, json!([new_job("running")]))]);
+    let printed = fake.ctl("jobs list").well();
+    assert!(
+        printed.contains("3   copy-volume  data    running  catching-up"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_job_of_another_process_is_not_taken_for_it() {
+    let mut other = job("succeeded");
+    other["started_ms"] = json!(1_700_000_001_000_u64);
+    let fake = script(&[(202, job("running")), (200, other)]);
+    let error = fake.ctl("disks remove data").error();
+    assert_eq!(
+        error,
+        "job 3 (remove-device data) is gone: its process has ended, and another one answers"
+    );
+}
+
 #[test]
 fn nobody_has_to_wait() {
     let fake = script(&[(202, job("running"))]);
