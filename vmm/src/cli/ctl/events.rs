@@ -90,7 +90,7 @@ fn print(session: &Session, message: &Message) -> Result<(), CtlError> {
         line = event.to_string();
     }
     if session.json() {
-        return session.print(&line);
+        return session.print_document(&line);
     }
     session.print_page(|page| render::event(page, &event))
 }

@@ -11,7 +11,7 @@ use super::session::Session;
 pub async fn execute(session: &Session) -> Result<(), CtlError> {
     let answer = session.client.call(Call::get(&["metrics"])).await?;
     if !session.json() {
-        return session.print(answer.text.trim_end());
+        return session.print_foreign(answer.text.trim_end());
     }
     let snapshot = Snapshot::parse(&answer.text).map_err(|error| ClientError::Nonsense {
         socket: session.client.socket().to_owned(),

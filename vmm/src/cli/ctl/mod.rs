@@ -7,7 +7,7 @@
 //! ```
 //!
 //! All of it runs on the thread that started it, on a runtime like the control plane's. What a server sends is not trusted: see
-//! [`client`] for its limits and [`render`] for what becomes of its texts.
+//! [`client`] for its limits and [`harmless`] for what becomes of its texts.
 
 pub mod args;
 mod balloon;
@@ -15,6 +15,7 @@ mod client;
 mod cpus;
 mod devices;
 mod events;
+mod harmless;
 mod jobs;
 mod memory;
 mod metrics;
@@ -98,7 +99,7 @@ pub(super) fn run(args: &CtlArgs) -> Status {
 /// An error as it is printed. Some of it comes from servers and guests; its lines are meant.
 fn told(error: &CtlError) -> String {
     let text = chain(error);
-    let lines: Vec<_> = text.lines().map(render::harmless).collect();
+    let lines: Vec<_> = text.lines().map(harmless::line).collect();
     lines.join("\n")
 }
 
@@ -128,7 +129,7 @@ async fn dispatch(session: &Session, command: &CtlCommand) -> Result<(), CtlErro
         CtlCommand::Metrics => metrics::execute(session).await,
         CtlCommand::Openapi => {
             let answer = session.client.call(Call::get(&["openapi.json"])).await?;
-            session.print(&answer.text)
+            session.print_document(&answer.text)
         }
     }
 }

@@ -4,13 +4,14 @@ use std::env;
 use std::future::Future;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::CtlError;
 use super::args::SOCKET_VARIABLE;
 use super::client::{Answer, Call, Client};
+use super::harmless;
 use super::output::Output;
-use super::render::{Page, harmless};
+use super::render::Page;
 use crate::cli::logging;
 use crate::cli::options::shown;
 
@@ -33,15 +34,24 @@ impl Session {
         self.output.json
     }
 
-    /// Prints text.
-    pub fn print(&self, text: &str) -> Result<(), CtlError> {
-        self.output.print(text).map_err(CtlError::Print)
+    /// Prints a text that is not JSON as it came.
+    pub fn print_foreign(&self, text: &str) -> Result<(), CtlError> {
+        self.output.print_foreign(text).map_err(CtlError::Print)
+    }
+
+    /// Prints a text that came and must be JSON.
+    pub fn print_document(&self, text: &str) -> Result<(), CtlError> {
+        serde_json::from_str::<IgnoredAny>(text).map_err(|error| {
+            let detail = format!("its answer is not understood: {error}");
+            self.client.nonsense(&detail)
+        })?;
+        self.output.print_json(text).map_err(CtlError::Print)
     }
 
     /// Prints an answer's body where JSON is wanted, if there is one.
     pub fn print_json(&self, text: &str) -> Result<(), CtlError> {
         if self.json() && !text.is_empty() {
-            self.print(text)?;
+            self.print_document(text)?;
         }
         Ok(())
     }
@@ -51,7 +61,7 @@ impl Session {
         if self.json() {
             return Ok(());
         }
-        self.print(&harmless(text))
+        self.output.print_sentence(text).map_err(CtlError::Print)
     }
 
     /// Makes a call and prints its answer.
@@ -74,19 +84,15 @@ impl Session {
             return self.print_json(&answer.text);
         }
         match serde_json::from_str(&answer.text) {
-            Ok(value) => {
-                let mut page = self.output.page();
-                render(&mut page, &value);
-                self.print(&page.into_text())
-            }
+            Ok(value) => self.print_page(|page| render(page, &value)),
             Err(error) => {
                 // What is not even JSON is an error.
                 let tree: serde_json::Value = answer.parse()?;
                 let note = format!(
                     "the answer is as another version of Paddock has it ({error}); here it is"
                 );
-                logging::tell(&harmless(&note));
-                self.print(&format!("{tree:#}"))
+                logging::tell(&harmless::line(&note));
+                self.print_document(&format!("{tree:#}"))
             }
         }
     }
@@ -95,7 +101,7 @@ impl Session {
     pub fn print_page(&self, render: impl FnOnce(&mut Page)) -> Result<(), CtlError> {
         let mut page = self.output.page();
         render(&mut page);
-        self.print(&page.into_text())
+        self.output.print_page(page).map_err(CtlError::Print)
     }
 
     /// The command that calls the same API, for advice.

@@ -138,7 +138,7 @@ mod tests {
             ),
             (
                 json!({"type": "job", "job": job("failed")}),
-                "job       3 remove-device data: failed: it is ?[31m in use",
+                "job       3 remove-device data: failed: it is \\u{1b}[31m in use",
             ),
             (
                 json!({"type": "ended", "end": {"reason": "failed", "pointer": "/boot", "detail": "a\nb"}}),

@@ -1,6 +1,6 @@
 //! Answers as people read them: small tables, aligned, coloured on a terminal.
 //!
-//! Texts come from a server and through it from guests and users: what a terminal would obey is made harmless.
+//! Texts come from a server and through it from guests and users: see [`harmless`].
 
 mod balloon;
 mod cpus;
@@ -20,6 +20,8 @@ pub use events::event;
 pub use jobs::{description, duration, jobs, outcome, so_far};
 pub use memory::memory;
 pub use vm::vm;
+
+use super::harmless;
 
 /// Between columns.
 const GAP: usize = 2;
@@ -77,7 +79,7 @@ pub struct Cell {
 impl Cell {
     fn new(text: impl AsRef<str>) -> Self {
         Self {
-            text: harmless(text.as_ref()),
+            text: harmless::line(text.as_ref()),
             colour: Colour::None,
         }
     }
@@ -99,13 +101,6 @@ impl Cell {
     fn width(&self) -> usize {
         self.text.chars().count()
     }
-}
-
-/// A text without anything that a terminal would obey.
-pub fn harmless(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
 }
 
 /// The word that the API has for something, such as a state.
@@ -236,7 +231,7 @@ mod tests {
         page.table(&["ID", "STATE", "MORE"], rows(), "none");
         assert_eq!(
             page.into_text(),
-            "ID          STATE  MORE\na           on\nlonger?[2J         x\né\n"
+            "ID               STATE  MORE\na                on\nlonger\\u{1b}[2J         x\né\n"
         );
     }
 
@@ -245,7 +240,10 @@ mod tests {
         let mut page = Page::new(true);
         page.table(&["ID", "STATE", "MORE"], rows(), "none");
         let text = page.into_text();
-        assert!(text.contains("a           \x1b[32mon\x1b[0m\n"), "{text:?}");
+        assert!(
+            text.contains("a                \x1b[32mon\x1b[0m\n"),
+            "{text:?}"
+        );
         assert!(!text.contains("\x1b[2J"));
         let mut page = Page::new(false);
         page.table(&["ID"], Vec::new(), "no disks");

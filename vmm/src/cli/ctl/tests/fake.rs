@@ -138,13 +138,23 @@ impl Fake {
 
     /// Runs `paddock ctl` with these words.
     pub fn ctl(&self, words: &str) -> Done {
+        self.ctl_to(words, |output| output)
+    }
+
+    /// Runs it as on a terminal.
+    pub fn ctl_on_terminal(&self, words: &str) -> Done {
+        self.ctl_to(words, Output::on_terminal)
+    }
+
+    fn ctl_to(&self, words: &str, change: impl FnOnce(Output) -> Output) -> Done {
         let socket = self.socket();
         let words = words.split_whitespace().collect::<Vec<_>>();
-        ctl(&[
+        let words = [
             &["--api-socket", socket.to_str().unwrap()],
             words.as_slice(),
         ]
-        .concat())
+        .concat();
+        ctl_to(&words, change)
     }
 }
 
@@ -174,17 +184,18 @@ impl Done {
 
 /// Runs `paddock ctl` with these words.
 pub fn ctl(words: &[&str]) -> Done {
+    ctl_to(words, |output| output)
+}
+
+/// Runs it with another output.
+fn ctl_to(words: &[&str], change: impl FnOnce(Output) -> Output) -> Done {
     let words = [&["paddock", "ctl"], words].concat();
     let Command::Ctl(args) = Cli::try_parse_from(words).unwrap().command else {
         panic!("not ctl");
     };
     let printed = Rc::new(RefCell::new(Vec::new()));
-    let output = Output::to(
-        Rc::clone(&printed) as Rc<RefCell<dyn Write>>,
-        false,
-        args.json,
-    );
-    let result = execute(&args, output);
+    let output = Output::to(Rc::clone(&printed) as Rc<RefCell<dyn Write>>, args.json);
+    let result = execute(&args, change(output));
     let printed = String::from_utf8(printed.take()).unwrap();
     Done { result, printed }
 }

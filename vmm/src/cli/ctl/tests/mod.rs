@@ -5,4 +5,5 @@ mod commands;
 mod fake;
 mod nonsense;
 mod streams;
+mod terminal;
 mod waiting;
