@@ -154,7 +154,7 @@ pub struct CreateArgs {
 /// `paddock ctl vm power-button`
 #[derive(Debug, Args)]
 pub struct PowerButtonArgs {
-    /// Wait for the VM's end
+    /// Wait for the VM's end; with --json its event is printed
     #[arg(long)]
     pub wait: bool,
     /// Wait at most so long

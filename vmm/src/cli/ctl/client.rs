@@ -75,20 +75,6 @@ pub enum ClientError {
     },
 }
 
-impl ClientError {
-    /// Whether there is no process any more that could answer.
-    pub fn is_gone(&self) -> bool {
-        match self {
-            Self::Connect { source, .. } => matches!(
-                source.kind(),
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused
-            ),
-            Self::Cut { .. } => true,
-            Self::Silent { .. } | Self::Nonsense { .. } => false,
-        }
-    }
-}
-
 /// [`ClientError::Connect`] says why in words that help, and then what the system said.
 fn why_no_connection(error: &io::Error) -> &'static str {
     match error.kind() {

@@ -1,4 +1,7 @@
 //! The events as they happen, over connections that may be lost.
+//!
+//! A stream that the server ends is the end of the process, and no connection is made after it: one could start the process anew. One that is
+//! cut off is made again; where that was a crash, the service manager restarts the process as well.
 
 use std::time::Duration;
 

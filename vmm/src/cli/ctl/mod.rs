@@ -14,6 +14,7 @@ mod balloon;
 mod client;
 mod cpus;
 mod devices;
+mod ending;
 mod events;
 mod harmless;
 mod jobs;

@@ -7,12 +7,16 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::harmless;
 use super::render::Page;
+use super::{harmless, render};
 use crate::cli::colours;
+
+/// How often it is shown how long something has taken.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Standard output, or what stands for it in tests.
 #[derive(Clone)]
@@ -140,6 +144,23 @@ impl Progress {
     pub fn tell(&self, text: &str) {
         self.0.set_message(harmless::line(text));
         self.0.tick();
+    }
+
+    /// Tells this, and for how long, until something is done.
+    pub async fn during<T>(&self, what: &str, done: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let telling = async {
+            loop {
+                let waited = render::duration(started.elapsed());
+                self.tell(&format!("{what}, {waited}"));
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            result = done => result,
+            never = telling => never,
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::CtlError;
 use super::args::{CreateArgs, Patience, PowerButtonArgs, VmCommand};
-use super::client::{Answer, Call, CallError};
+use super::client::{Answer, Call};
+use super::ending::Ending;
 use super::output::Progress;
 use super::paths::make_all_absolute;
 use super::render;
@@ -50,12 +51,18 @@ async fn act(session: &Session, action: Action, told: &str) -> Result<(), CtlErr
     session.say(told)
 }
 
-/// So much of a VM as is needed to wait for it. Words, because a newer process may have more of them.
+/// So much of a VM, or of the event of its end, as is needed to wait for it. Words, because a newer process may have more of them.
 #[derive(Debug, Deserialize)]
-struct Life {
+pub struct Life {
+    #[serde(default = "ended")]
     state: String,
     #[serde(default)]
     end: Option<End>,
+}
+
+/// The event is about nothing else.
+fn ended() -> String {
+    "ended".to_owned()
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,10 +78,6 @@ impl Life {
     /// Whether it will soon be known how the start went.
     fn is_under_way(&self) -> bool {
         matches!(self.state.as_str(), "starting" | "stopping")
-    }
-
-    fn is_over(&self) -> bool {
-        self.state == "ended"
     }
 
     /// That the VM ended as it should, or how it did not.
@@ -118,39 +121,29 @@ async fn create(session: &Session, args: &CreateArgs) -> Result<(), CtlError> {
 
 async fn press_power_button(session: &Session, args: &PowerButtonArgs) -> Result<(), CtlError> {
     let told = "the power button was pressed";
-    act(session, Action::PowerButton, told).await?;
     if !args.wait {
-        return Ok(());
+        return act(session, Action::PowerButton, told).await;
     }
+    let mut ending = Ending::follow(session).await?;
+    act(session, Action::PowerButton, told).await?;
     let limit = args.max_wait.map(std::time::Duration::from_secs);
     let advice = || {
         let ctl = session.command();
         format!("the guest has not powered off\n  to stop it at once: {ctl} vm delete")
     };
-    let ended = async {
-        let answer = session.client.call(read()).await?;
-        watch(session, answer, Life::is_over).await
-    };
-    match session.wait_for(limit, advice, ended).await {
-        Ok((life, answer)) => {
-            session.print_json(&answer.text)?;
+    let progress = Progress::start();
+    let ended = progress.during("the guest is to power off", ending.wait());
+    match session.wait_for(limit, advice, ended).await? {
+        Some((life, event)) => {
+            session.print_json(&event)?;
             session.say(&life.outcome()?)
         }
-        // A process that was started for one VM ends with it, and another client may have been faster.
-        Err(CtlError::Call(error)) if is_gone(&error) => session.say("the VM is gone"),
-        Err(error) => Err(error),
+        None => session.say("the VM is gone"),
     }
 }
 
-/// Whether there is no VM any more, or no process.
-fn is_gone(error: &CallError) -> bool {
-    match error {
-        CallError::Client(error) => error.is_gone(),
-        CallError::Refused(problem) => matches!(problem.code.as_str(), "no-vm" | "ending"),
-    }
-}
-
-/// Looks at the VM until it is as wanted.
+/// Looks at the VM until it is as wanted. Each look is a connection of its own, which is for a process that has just been asked to make
+/// the VM: one that is started anew instead has none, and says so.
 async fn watch(
     session: &Session,
     mut answer: Answer,

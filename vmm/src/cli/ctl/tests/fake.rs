@@ -76,7 +76,12 @@ pub fn text(body: &str) -> Vec<u8> {
 pub fn stream(messages: &str) -> Vec<u8> {
     let head =
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-    format!("{head}{:x}\r\n{messages}\r\n", messages.len()).into_bytes()
+    [head.as_bytes(), &chunk(messages)].concat()
+}
+
+/// More messages of such a stream.
+pub fn chunk(messages: &str) -> Vec<u8> {
+    format!("{:x}\r\n{messages}\r\n", messages.len()).into_bytes()
 }
 
 #[derive(Debug)]

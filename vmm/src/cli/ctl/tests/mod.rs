@@ -2,6 +2,7 @@
 
 mod answers;
 mod commands;
+mod ending;
 mod fake;
 mod nonsense;
 mod streams;

@@ -211,29 +211,3 @@ fn a_vm_is_waited_for_until_it_runs() {
     );
     assert_eq!(done.result.unwrap_err().status(), Status::Error);
 }
-
-#[test]
-fn the_end_after_the_power_button() {
-    let words = "vm power-button --wait";
-    let over = ended("powered-off", "", "");
-    let fake = script(&[(202, Value::Null), (200, vm("running")), (200, over)]);
-    assert_eq!(
-        fake.ctl(words).well(),
-        "the power button was pressed\nthe VM ended: its guest powered off\n"
-    );
-    let crash = ended("crashed", "RIP 0\nCR3 1\n", "");
-    let fake = script(&[(202, Value::Null), (200, crash)]);
-    assert_eq!(fake.ctl(words).error(), "the guest crashed: RIP 0\nCR3 1");
-    // A process that ran one VM ends with it.
-    let fake = Fake::start(|number, _| match number {
-        0 => answer(202, &Value::Null),
-        _ => Vec::new(),
-    });
-    assert_eq!(
-        fake.ctl(words).well(),
-        "the power button was pressed\nthe VM is gone\n"
-    );
-    let fake = script(&[(202, Value::Null), (200, vm("running"))]);
-    let error = fake.ctl(&format!("{words} --max-wait 1")).error();
-    assert!(error.contains("the guest has not powered off"), "{error}");
-}
