@@ -1,5 +1,5 @@
-//! Jobs: what takes a while. A request starts one and gets it as its answer; its phases and its end are events, and it can be read,
-//! waited for and cancelled by its number.
+//! Jobs: what takes a while. A request starts one and gets it as its answer; its phases, its progress and its end are events, and it can be
+//! read, waited for and cancelled by its number.
 //!
 //! Whoever does the work holds the [`JobHandle`]; everybody else asks [`Jobs`]. Any thread may; nothing blocks. Of the jobs that
 //! are over, the last ones are kept.
@@ -30,7 +30,7 @@ pub enum JobKind {
     AddDevice,
     /// Asks the guest to let go of a disk or NIC, takes it out of the VM and closes it.
     RemoveDevice,
-    /// Plugs CPUs into the running VM, or asks the guest to let go of some.
+    /// Plugs CPUs into the running VM, or asks the guest to let go of some. Its progress counts those CPUs.
     ResizeCpus,
 }
 
@@ -60,6 +60,16 @@ pub enum JobState {
     Cancelled,
 }
 
+/// How much of a job is done. What is counted, its kind tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobProgress {
+    /// So many are done, 0 to `total`; never fewer than were told before.
+    pub done: u64,
+    /// Of so many.
+    #[schema(minimum = 1)]
+    pub total: u64,
+}
+
 /// Something that takes a while.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Job {
@@ -73,6 +83,9 @@ pub struct Job {
     pub state: JobState,
     /// How far it is, or was when it ended.
     pub phase: JobPhase,
+    /// How much of it is done, if there is something to count. It is all, if it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<JobProgress>,
     /// When it began, in milliseconds since 1970.
     pub started_ms: u64,
     /// When it ends at the latest, in milliseconds since 1970, if the guest may take as long as it likes otherwise.
@@ -168,6 +181,21 @@ impl Jobs {
         phase: JobPhase,
         deadline: Option<Duration>,
     ) -> Result<JobHandle, JobError> {
+        self.start_counting(kind, device, phase, deadline, 0)
+    }
+
+    /// The same, with so many things to be done, each of which counts; there is nothing to count if they are 0.
+    ///
+    /// # Errors
+    /// [`JobError::TooMany`].
+    pub fn start_counting(
+        &self,
+        kind: JobKind,
+        device: &str,
+        phase: JobPhase,
+        deadline: Option<Duration>,
+        total: u64,
+    ) -> Result<JobHandle, JobError> {
         let (cancel, cancelled) = watch::channel(false);
         let mut kept = self.0.kept.lock();
         let is_running = |entry: &&Entry| entry.job.state == JobState::Running;
@@ -183,6 +211,7 @@ impl Jobs {
             device: device.to_owned(),
             state: JobState::Running,
             phase,
+            progress: (total > 0).then_some(JobProgress { done: 0, total }),
             started_ms: milliseconds(now),
             deadline_ms: deadline.map(|deadline| milliseconds(now.saturating_add(deadline))),
             ended_ms: None,
@@ -321,6 +350,18 @@ impl JobHandle {
         });
     }
 
+    /// So many are done, at most all. Nothing is told where those are no more than before, or there is nothing to count.
+    pub fn count(&self, done: u64) {
+        let Some(told) = self.job().and_then(|job| job.progress) else {
+            return;
+        };
+        let done = done.min(told.total);
+        if done > told.done {
+            let now = Some(JobProgress { done, ..told });
+            self.change(|entry| entry.job.progress = now);
+        }
+    }
+
     /// It is done.
     pub fn succeed(mut self) {
         self.end(JobState::Succeeded, None);
@@ -341,6 +382,9 @@ impl JobHandle {
         self.change(|entry| {
             entry.cancel = None;
             entry.job.state = state;
+            if let (JobState::Succeeded, Some(progress)) = (state, &mut entry.job.progress) {
+                progress.done = progress.total;
+            }
             entry.job.ended_ms = Some(milliseconds(now()));
             entry.job.failure = failure;
         });
@@ -401,6 +445,39 @@ mod tests {
         assert!(job.ended_ms.unwrap() >= job.started_ms);
         assert_eq!(journal.last(), 3);
         assert_eq!(jobs.read(2), Err(JobError::NoSuchJob(2)));
+    }
+
+    #[test]
+    fn what_can_be_counted_is() {
+        let (jobs, journal) = jobs();
+        let start = |total| {
+            let phase = JobPhase::Opening;
+            jobs.start_counting(JobKind::ResizeCpus, "cpus", phase, None, total)
+                .unwrap()
+        };
+        let progress = |id| jobs.read(id).unwrap().progress;
+        let at = |done| Some(JobProgress { done, total: 3 });
+        let handle = start(3);
+        assert_eq!((progress(1), journal.last()), (at(0), 1));
+        for (done, expected, events) in [(0, 0, 1), (1, 1, 2), (1, 1, 2), (0, 1, 2), (9, 3, 3)] {
+            handle.count(done);
+            assert_eq!((progress(1), journal.last()), (at(expected), events));
+        }
+        handle.succeed();
+        assert_eq!((progress(1), journal.last()), (at(3), 4));
+        // As far as it came.
+        let handle = start(3);
+        handle.count(1);
+        handle.fail("no");
+        assert_eq!(progress(2), at(1));
+        // Nothing to count.
+        let handle = start(0);
+        let before = journal.last();
+        handle.count(1);
+        assert_eq!((progress(3), journal.last()), (None, before));
+        handle.succeed();
+        let job = serde_json::to_value(jobs.read(3).unwrap()).unwrap();
+        assert!(job.get("progress").is_none(), "{job}");
     }
 
     #[tokio::test]

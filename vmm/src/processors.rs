@@ -56,6 +56,19 @@ pub(crate) enum Difference {
     Surplus(Vec<u32>),
 }
 
+impl Difference {
+    /// How many have to come or go.
+    pub(crate) fn number(&self) -> u64 {
+        let (Self::Missing(cpus) | Self::Surplus(cpus)) = self;
+        cpus.len() as u64
+    }
+
+    /// Whether the guest has to let go of some.
+    pub(crate) fn shrinks(&self) -> bool {
+        matches!(self, Self::Surplus(cpus) if !cpus.is_empty())
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     count: u8,
@@ -110,21 +123,20 @@ impl Processors {
             .ok_or(ProcessorsError::OutOfRange { wanted, max })
     }
 
-    /// Notes that `wanted` CPUs, which were checked, are wanted from now on, and that a job sees to it.
+    /// Notes that `wanted` CPUs, which were checked, are wanted from now on, and that the job which is started sees to what is to be done.
     ///
     /// # Errors
     /// The job that does so already.
     pub(crate) fn begin<E>(
         &self,
         wanted: u8,
-        start: impl FnOnce(bool) -> Result<u64, E>,
+        start: impl FnOnce(&Difference) -> Result<u64, E>,
     ) -> Result<Result<(), E>, u64> {
         let mut inner = self.0.lock();
         if let Some(job) = inner.job {
             return Err(job);
         }
-        let shrinks = usize::from(wanted) < inner.present.len();
-        match start(shrinks) {
+        match start(&inner.difference(wanted)) {
             Ok(job) => {
                 inner.job = Some(job);
                 inner.wanted = wanted;
@@ -144,13 +156,7 @@ impl Processors {
     /// What has to be done.
     pub(crate) fn difference(&self) -> Difference {
         let inner = self.0.lock();
-        let (wanted, present) = (usize::from(inner.wanted), inner.present.len());
-        if present < wanted {
-            let absent = (0..inner.max.into()).filter(|number| !inner.present.contains(number));
-            return Difference::Missing(absent.take(wanted - present).collect());
-        }
-        let highest = inner.present.iter().rev().copied();
-        Difference::Surplus(highest.take(present - wanted).collect())
+        inner.difference(inner.wanted)
     }
 
     /// This one is plugged in.
@@ -181,6 +187,16 @@ impl Processors {
 }
 
 impl Inner {
+    fn difference(&self, wanted: u8) -> Difference {
+        let (wanted, present) = (usize::from(wanted), self.present.len());
+        if present < wanted {
+            let absent = (0..self.max.into()).filter(|number| !self.present.contains(number));
+            return Difference::Missing(absent.take(wanted - present).collect());
+        }
+        let highest = self.present.iter().rev().copied();
+        Difference::Surplus(highest.take(present - wanted).collect())
+    }
+
     fn settle(&mut self) {
         self.wanted = u8::try_from(self.present.len()).unwrap_or(self.max);
     }
@@ -257,8 +273,15 @@ mod tests {
     #[test]
     fn a_job_that_does_not_begin_changes_nothing() {
         let cpus = processors(r#"{"count": 3, "max": 4}"#);
-        let result = cpus.begin(2, |shrinks| if shrinks { Err("no") } else { Ok(1) });
+        let mut told = None;
+        let result = cpus.begin(1, |difference| {
+            told = Some(difference.clone());
+            Err("no")
+        });
         assert_eq!(result, Ok(Err("no")));
+        let told = told.unwrap();
+        assert_eq!(told, Difference::Surplus(vec![2, 1]));
+        assert_eq!((told.number(), told.shrinks()), (2, true));
         let status = cpus.status();
         assert_eq!((status.wanted, status.job), (3, None));
     }

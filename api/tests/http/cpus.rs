@@ -39,7 +39,13 @@ fn their_number_is_changed_by_a_job() {
         assert_eq!(server.get(CPUS).json(), all);
         let refusal = set(&server, r#"{"wanted": 1}"#).refusal();
         assert_eq!(refusal, (409, "device-busy".into()));
+        let progress = |done: u64, total: u64| json!({"done": done, "total": total});
+        assert_eq!(job["progress"], progress(0, 6));
+        let path = format!("/api/v1/jobs/{number}");
+        server.fake.count_resize(2);
+        assert_eq!(server.get(&path).json()["progress"], progress(2, 6));
         server.fake.finish_resize();
+        assert_eq!(server.get(&path).json()["progress"], progress(6, 6));
         let all = json!({"count": 2, "max": 8, "wanted": 8, "present": 8});
         assert_eq!(server.get(CPUS).json(), all);
 
@@ -51,9 +57,12 @@ fn their_number_is_changed_by_a_job() {
         let job = answer.json();
         let waited = job["deadline_ms"].as_u64().unwrap() - job["started_ms"].as_u64().unwrap();
         assert_eq!((answer.status, waited), (202, 5));
+        server.fake.count_resize(3);
         server.fake.fail_resize("the guest keeps them");
         let path = format!("/api/v1/jobs/{}", job["id"]);
-        assert_eq!(server.get(&path).json()["failure"], "the guest keeps them");
+        let job = server.get(&path).json();
+        assert_eq!(job["failure"], "the guest keeps them");
+        assert_eq!(job["progress"], progress(3, 7));
     }
 }
 

@@ -37,6 +37,7 @@ fn the_life_of_a_disk() {
         (&job["kind"], &job["device"]),
         (&json!("add-device"), &json!("disk0"))
     );
+    assert!(job.get("progress").is_none(), "nothing to count: {job}");
     let disk = server.get("/api/v1/vm/disks/disk0").json();
     assert_eq!(
         (&disk["state"], &disk["job"]),

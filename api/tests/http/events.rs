@@ -117,6 +117,34 @@ fn a_vm_from_its_beginning_to_its_end() {
 }
 
 #[test]
+fn a_job_tells_how_much_of_it_is_done() {
+    let server = Harness::start();
+    server.put(r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 1, "max": 3}}"#);
+    server.fake.is_now(VmState::Running);
+    let mut stream = Stream::open(&server, "", "");
+    let headers = "Content-Type: application/json\r\n";
+    let body = br#"{"wanted": 3}"#;
+    let answer = server.request("PUT", "/api/v1/vm/cpus", headers, body);
+    assert_eq!(answer.status, 202);
+    // The same twice is no event.
+    for done in [1, 1, 2] {
+        server.fake.count_resize(done);
+    }
+    server.fake.finish_resize();
+    for (done, state) in [
+        (0, "running"),
+        (1, "running"),
+        (2, "running"),
+        (2, "succeeded"),
+    ] {
+        let sent = stream.next().unwrap();
+        let job = &sent.data["job"];
+        assert_eq!((&*sent.name, &job["state"]), ("job", &json!(state)));
+        assert_eq!(job["progress"], json!({"done": done, "total": 2}));
+    }
+}
+
+#[test]
 fn a_stream_goes_on_where_another_ended() {
     let server = Harness::start();
     server.put(SPEC);

@@ -122,6 +122,11 @@ impl Fake {
         self.0.resize.lock().take().unwrap().succeed();
     }
 
+    /// So many CPUs have come or gone.
+    pub fn count_resize(&self, done: u64) {
+        self.0.resize.lock().as_ref().unwrap().count(done);
+    }
+
     /// The guest does not let go of a CPU.
     pub fn fail_resize(&self, failure: &str) {
         *self.0.wanted.lock() = None;
@@ -337,7 +342,9 @@ impl VmService for Fake {
         }
         let phase = JobPhase::WaitingForGuest;
         let jobs = &self.0.jobs;
-        let handle = jobs.start(JobKind::ResizeCpus, "cpus", phase, Some(deadline))?;
+        let total = wanted.abs_diff(now.present);
+        let kind = JobKind::ResizeCpus;
+        let handle = jobs.start_counting(kind, "cpus", phase, Some(deadline), total)?;
         let job = handle.job().unwrap();
         *self.0.wanted.lock() = Some(wanted);
         *self.0.resize.lock() = Some(handle);

@@ -7,7 +7,7 @@
 //!                                          └ deadline, cancel ──▶ machine.keep_cpu ──▶ failed, and what was not let go of stays
 //! ```
 //!
-//! One job at a time does so. Polled by the driver between its other work; nothing here blocks. A removal that a reset overtakes is
+//! One job at a time does so, and counts the CPUs that have come or gone. Polled by the driver between its other work; nothing here blocks. A removal that a reset overtakes is
 //! done by it: the machine is built anew with as many CPUs as are wanted.
 
 use std::time::Duration;
@@ -33,8 +33,18 @@ const REMINDERS: u32 = 60;
 pub struct Resize {
     /// When to give up, if the guest has to let go of CPUs.
     deadline: Instant,
+    /// How many CPUs have to come or go.
+    total: u64,
     /// What is told of it.
     job: JobHandle,
+}
+
+impl Resize {
+    /// Tells how many have come or gone.
+    fn count(&self, processors: &Processors) {
+        let left = processors.difference().number();
+        self.job.count(self.total.saturating_sub(left));
+    }
 }
 
 /// The way to a VM's CPUs.
@@ -71,18 +81,25 @@ impl CpuChanges {
         let wanted = self.processors.check(wanted);
         let wanted = wanted.map_err(|error| Refusal::CpuCount(error.to_string()))?;
         let mut answer = None;
-        let begun = self.processors.begin(wanted, |shrinks| {
-            let (phase, limit) = if shrinks {
+        let begun = self.processors.begin(wanted, |difference| {
+            let total = difference.number();
+            let (phase, limit) = if difference.shrinks() {
                 (JobPhase::WaitingForGuest, Some(deadline))
             } else {
                 (JobPhase::Opening, None)
             };
-            let job = self.jobs.start(JobKind::ResizeCpus, ABOUT, phase, limit);
+            let kind = JobKind::ResizeCpus;
+            let job = self.jobs.start_counting(kind, ABOUT, phase, limit, total);
             let job = job.map_err(Obstacle::Job)?;
             let number = job.id();
             answer = job.job();
             let deadline = Instant::now() + deadline;
-            let sent = self.to_driver.try_send(Resize { deadline, job });
+            let resize = Resize {
+                deadline,
+                total,
+                job,
+            };
+            let sent = self.to_driver.try_send(resize);
             sent.map_err(|_| Obstacle::Ended)?;
             Ok(number)
         });
@@ -164,9 +181,16 @@ impl Resizing {
 
     /// Goes on with what the guest has let go of.
     pub fn released(&mut self, machine: &Machine) {
-        for cpu in machine.take_released_cpus() {
+        self.let_go(machine.take_released_cpus());
+    }
+
+    fn let_go(&mut self, cpus: impl IntoIterator<Item = u32>) {
+        for cpu in cpus {
             tracing::info!(cpu, "guest has let go");
             self.processors.let_go(cpu);
+            if let Some(resize) = &self.pending {
+                resize.count(&self.processors);
+            }
         }
         let is_done = self.processors.difference() == Difference::Surplus(Vec::new());
         if let Some(resize) = self.pending.take_if(|_| is_done) {
@@ -188,7 +212,10 @@ impl Resizing {
         self.reminders = REMINDERS;
         self.next_reminder = Instant::now() + REMINDER;
         match self.processors.difference() {
-            Difference::Missing(cpus) => self.plug_in(&cpus, resize.job, machine),
+            Difference::Missing(cpus) => {
+                let add = |cpu| machine.add_cpu(cpu).map_err(|error| chain(&error));
+                self.plug_in(&cpus, resize, add);
+            }
             Difference::Surplus(cpus) if cpus.is_empty() => {
                 self.processors.settle();
                 resize.job.succeed();
@@ -203,19 +230,25 @@ impl Resizing {
         }
     }
 
-    fn plug_in(&self, cpus: &[u32], job: JobHandle, machine: &mut Machine) {
+    /// `add` plugs in one; its error says why it could not.
+    fn plug_in(
+        &self,
+        cpus: &[u32],
+        resize: Resize,
+        mut add: impl FnMut(u32) -> Result<(), String>,
+    ) {
         for cpu in cpus.iter().copied() {
-            if let Err(error) = machine.add_cpu(cpu) {
-                let failure = chain(&error);
+            if let Err(failure) = add(cpu) {
                 tracing::warn!(cpu, failure, "not plugged in");
                 self.processors.settle();
-                return job.fail(failure);
+                return resize.job.fail(failure);
             }
             tracing::info!(cpu, "plugged in");
             self.processors.plugged_in(cpu);
+            resize.count(&self.processors);
         }
         self.processors.settle();
-        job.succeed();
+        resize.job.succeed();
     }
 
     fn give_up(&mut self, cancelled: bool, machine: &Machine) {
@@ -236,6 +269,7 @@ impl Resizing {
         for cpu in machine.take_released_cpus() {
             self.processors.let_go(cpu);
         }
+        resize.count(&self.processors);
         self.processors.settle();
         if kept.is_empty() {
             resize.job.succeed();
@@ -278,7 +312,9 @@ fn meaning(code: u32) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use paddock_api::jobs::JobState;
+    use paddock_api::jobs::{JobProgress, JobState};
+    use paddock_api::journal::{Delivery, Follower, Journal};
+    use paddock_api::resource::EventKind;
     use paddock_api::spec::VmSpec;
 
     use super::*;
@@ -335,6 +371,77 @@ mod tests {
             assert_eq!(job.state, JobState::Succeeded, "by the reset");
             assert_eq!(changes.processors.status().wanted, 1);
         }
+    }
+
+    /// What each event told of the job: how many of how many, and whether it runs.
+    async fn told(follower: &mut Follower) -> Vec<(u64, u64, JobState)> {
+        let mut all = Vec::new();
+        let now = Duration::ZERO;
+        while let Ok(Some(Delivery::Event(event))) =
+            tokio::time::timeout(now, follower.next()).await
+        {
+            if let EventKind::Job { job } = &event.kind {
+                let progress = job.progress.unwrap();
+                all.push((progress.done, progress.total, job.state));
+            }
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn each_cpu_counts() {
+        let journal = Arc::new(Journal::default());
+        let mut follower = journal.follow(Some(0));
+        let (mut changes, mut resizing) = cpus();
+        changes.jobs = Jobs::new(journal);
+        changes.processors.start();
+        let running = JobState::Running;
+
+        let job = changes.resize(4, SECOND, VmState::Running).unwrap();
+        assert_eq!(job.progress, Some(JobProgress { done: 0, total: 2 }));
+        let Next::Begin(resize) = resizing.next().await else {
+            panic!("it does not begin");
+        };
+        let mut added = Vec::new();
+        let add = |cpu| {
+            added.push(cpu);
+            Ok(())
+        };
+        resizing.plug_in(&[2, 3], resize, add);
+        assert_eq!(added, [2, 3]);
+        let ended = (2, 2, JobState::Succeeded);
+        let expected = [(0, 2, running), (1, 2, running), (2, 2, running), ended];
+        assert_eq!(told(&mut follower).await, expected);
+
+        changes.resize(1, SECOND, VmState::Running).unwrap();
+        let Next::Begin(resize) = resizing.next().await else {
+            panic!("it does not begin");
+        };
+        resizing.pending = Some(resize);
+        resizing.let_go([3]);
+        let expected = [(0, 3, running), (1, 3, running)];
+        assert_eq!(told(&mut follower).await, expected);
+        resizing.let_go([1, 2]);
+        let ended = (3, 3, JobState::Succeeded);
+        let expected = [(2, 3, running), (3, 3, running), ended];
+        assert_eq!(told(&mut follower).await, expected);
+
+        // Some come, and then no more.
+        changes.resize(3, SECOND, VmState::Running).unwrap();
+        let Next::Begin(resize) = resizing.next().await else {
+            panic!("it does not begin");
+        };
+        let add = |cpu| {
+            if cpu == 1 {
+                Ok(())
+            } else {
+                Err("no".to_owned())
+            }
+        };
+        resizing.plug_in(&[1, 2], resize, add);
+        let expected = [(0, 2, running), (1, 2, running), (1, 2, JobState::Failed)];
+        assert_eq!(told(&mut follower).await, expected);
+        assert_eq!(changes.processors.status().wanted, 2);
     }
 
     #[test]
