@@ -290,16 +290,14 @@ fn waiting_can_be_given_up_and_the_job_goes_on() {
     let remove = ["disks", "remove", "data", "--deadline", "600"];
     let waiting = ctl.start(&remove);
     until(&vm, "it is not being removed", || state() == "removing");
-    // Until it waits, Ctrl-C ends it without a word.
+    // Until it waits, Ctrl-C ends it without a word. And a line is told of what takes longer than a second.
     sleep(Duration::from_secs(2));
     waiting.interrupt();
     let done = waiting.finish();
     assert_eq!(done.code, Some(1), "{done:?}");
-    assert!(
-        done.stderr
-            .starts_with("error: interrupted: job 1 (remove-device data) goes on\n"),
-        "{done:?}"
-    );
+    let told = "job 1 (remove-device data): waiting-for-guest\n\
+                error: interrupted: job 1 (remove-device data) goes on\n";
+    assert!(done.stderr.starts_with(told), "{done:?}");
     assert!(
         done.stderr.ends_with("paddock ctl jobs cancel 1\n"),
         "{done:?}"

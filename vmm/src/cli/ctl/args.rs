@@ -20,7 +20,8 @@ Why something was not done is told on standard error, with every mistake and its
 problem (RFC 9457) is printed as well.
 
 Jobs
-  Adding and removing devices and CPUs are jobs. The commands that start one wait for its end, and show on a terminal how far it is; with \
+  Adding and removing devices and CPUs are jobs. The commands that start one wait for its end. On a terminal they show how far it \
+is, with a bar where something is counted, such as CPUs; elsewhere standard error gets a line for what is new after a second. With \
 --no-wait they print the job as it begins. Ctrl-C ends the waiting and not the job.
 
 Exit status

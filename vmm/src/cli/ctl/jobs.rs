@@ -1,12 +1,13 @@
 //! Jobs: listed, shown, cancelled, waited for.
 
 use hyper::Method;
+use paddock_api::jobs::JobProgress;
 use serde::Deserialize;
 
 use super::CtlError;
 use super::args::{JobsCommand, Patience};
 use super::client::{Answer, Call};
-use super::output::Progress;
+use super::progress::Progress;
 use super::render;
 use super::session::{Pace, Session};
 
@@ -25,6 +26,9 @@ pub struct ToldJob {
     /// How far it is.
     #[serde(default)]
     pub phase: String,
+    /// How much of it is done, if that can be counted.
+    #[serde(default)]
+    pub progress: Option<JobProgress>,
     /// When it began, in milliseconds since 1970.
     pub started_ms: u64,
     /// When it ends at the latest.
@@ -134,10 +138,10 @@ async fn watch(
     mut job: ToldJob,
     mut answer: Answer,
 ) -> Result<(ToldJob, Answer), CtlError> {
-    let progress = Progress::start();
+    let mut progress = Progress::start();
     let mut pace = Pace::default();
     while !job.is_over() {
-        progress.tell(&render::so_far(&job));
+        progress.tell(&render::stage(&job), &render::time(&job), job.progress);
         pace.pause().await;
         answer = session.client.call(read(job.id)).await?;
         let now: ToldJob = answer.parse()?;

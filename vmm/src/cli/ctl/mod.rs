@@ -24,6 +24,7 @@ mod output;
 mod paths;
 mod patient;
 mod problem;
+mod progress;
 mod render;
 mod session;
 mod stream;

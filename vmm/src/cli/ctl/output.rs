@@ -1,4 +1,4 @@
-//! What the commands print: on standard output, and how far they are on standard error.
+//! What the commands print on standard output.
 //!
 //! This is where it is seen to that nothing a server sent does anything to a terminal: whatever is printed is a [`Page`], which is harmless
 //! by itself, or is made so here.
@@ -7,16 +7,10 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
+use super::harmless;
 use super::render::Page;
-use super::{harmless, render};
 use crate::cli::colours;
-
-/// How often it is shown how long something has taken.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Standard output, or what stands for it in tests.
 #[derive(Clone)]
@@ -116,56 +110,5 @@ impl Output {
     /// A page to be filled and printed.
     pub fn page(&self) -> Page {
         Page::new(self.colours)
-    }
-}
-
-/// A line on a terminal that tells what is waited for. Elsewhere it is not to be seen.
-#[derive(Debug)]
-pub struct Progress(ProgressBar);
-
-impl Progress {
-    /// Begins. Standard error is where it is seen: standard output may be read by a program.
-    pub fn start() -> Self {
-        let target = if colours::capable() {
-            // Hides itself where that is no terminal.
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(None, target);
-        // The template is right, and there is a style by default.
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
-            bar.set_style(style);
-        }
-        Self(bar)
-    }
-
-    /// Tells this from now on.
-    pub fn tell(&self, text: &str) {
-        self.0.set_message(harmless::line(text));
-        self.0.tick();
-    }
-
-    /// Tells this, and for how long, until something is done.
-    pub async fn during<T>(&self, what: &str, done: impl Future<Output = T>) -> T {
-        let started = Instant::now();
-        let telling = async {
-            loop {
-                let waited = render::duration(started.elapsed());
-                self.tell(&format!("{what}, {waited}"));
-                tokio::time::sleep(TICK).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            result = done => result,
-            never = telling => never,
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
     }
 }

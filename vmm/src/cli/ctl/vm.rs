@@ -10,8 +10,8 @@ use super::CtlError;
 use super::args::{CreateArgs, Patience, PowerButtonArgs, VmCommand};
 use super::client::{Answer, Call};
 use super::ending::Ending;
-use super::output::Progress;
 use super::paths::make_all_absolute;
+use super::progress::Progress;
 use super::render;
 use super::session::{Pace, Session};
 use crate::cli::spec::{SpecInput, assemble_for_api};
@@ -25,8 +25,8 @@ pub async fn execute(session: &Session, command: &VmCommand) -> Result<(), CtlEr
             session.show(read(), vm).await
         }
         VmCommand::Delete => {
-            let progress = Progress::start();
-            progress.tell("stopping the VM");
+            let mut progress = Progress::start();
+            progress.tell("stopping the VM", "", None);
             let call = Call::new(Method::DELETE, &["vm"]);
             session.client.call(call).await?;
             drop(progress);
@@ -131,7 +131,7 @@ async fn press_power_button(session: &Session, args: &PowerButtonArgs) -> Result
         let ctl = session.command();
         format!("the guest has not powered off\n  to stop it at once: {ctl} vm delete")
     };
-    let progress = Progress::start();
+    let mut progress = Progress::start();
     let ended = progress.during("the guest is to power off", ending.wait());
     match session.wait_for(limit, advice, ended).await? {
         Some((life, event)) => {
@@ -149,7 +149,7 @@ async fn watch(
     mut answer: Answer,
     wanted: impl Fn(&Life) -> bool,
 ) -> Result<(Life, Answer), CtlError> {
-    let progress = Progress::start();
+    let mut progress = Progress::start();
     let started = std::time::Instant::now();
     let mut pace = Pace::default();
     loop {
@@ -158,7 +158,7 @@ async fn watch(
             return Ok((life, answer));
         }
         let waited = render::duration(started.elapsed());
-        progress.tell(&format!("the VM is {}, {waited}", life.state));
+        progress.tell(&format!("the VM is {}", life.state), &waited, None);
         pace.pause().await;
         answer = session.client.call(read()).await?;
     }

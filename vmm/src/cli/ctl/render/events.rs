@@ -5,8 +5,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use paddock_api::jobs::JobProgress;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::jobs::counted;
 use super::{Cell, Colour, Page};
 
 /// Columns of a number and a name that most events have.
@@ -58,9 +61,16 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
         "job" => {
             let job = inner("job");
             let (state_now, phase) = (text(job, "state"), text(job, "phase"));
+            let counted = |told| {
+                let progress = JobProgress::deserialize(told).ok();
+                counted(text(job, "kind"), progress)
+            };
             let id = job.get("id").map(Value::to_string).unwrap_or_default();
             let told = match state_now {
-                "running" => phase.to_owned(),
+                "running" => match job.get("progress").and_then(counted) {
+                    None => phase.to_owned(),
+                    Some(counted) => format!("{phase}, {counted}"),
+                },
                 "failed" => format!("failed: {}", text(job, "failure")),
                 ended => ended.to_owned(),
             };
@@ -144,6 +154,11 @@ mod tests {
                 json!({"type": "ended", "end": {"reason": "failed", "pointer": "/boot", "detail": "a\nb"}}),
                 "ended     failed: /boot: a",
             ),
+            (
+                json!({"type": "job", "job": {"id": 4, "kind": "resize-cpus", "device": "cpus", "state": "running", "phase": "opening",
+                                              "progress": {"done": 1, "total": 2}}}),
+                "job       4 resize-cpus cpus: opening, 1 of 2 CPUs",
+            ),
             (json!({"type": "deleted"}), "deleted"),
             (
                 json!({"type": "throttled", "by": 2}),
@@ -169,6 +184,7 @@ mod tests {
             json!([1]),
             json!({"seq": "x", "time_ms": u64::MAX, "type": "job", "job": 3}),
             json!({"type": 3}),
+            json!({"type": "job", "job": {"state": "running", "progress": [1]}}),
         ] {
             assert!(line(&event).ends_with('\n'), "{event}");
         }

@@ -17,7 +17,7 @@ pub use balloon::{balloon, statistics};
 pub use cpus::cpus;
 pub use devices::{disks, nics};
 pub use events::event;
-pub use jobs::{description, duration, jobs, outcome, so_far};
+pub use jobs::{description, duration, jobs, outcome, stage, time};
 pub use memory::memory;
 pub use vm::vm;
 
