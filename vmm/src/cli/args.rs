@@ -46,7 +46,8 @@ WATCHDOG_USEC. Logs for the journal have priorities and no times. A socket named
 paddock@.service and paddock@.socket in vmm/systemd/ use all of it.
   In place of the path of a disk, kernel, initramfs, console file or socket, fd:N is descriptor N (3 or more) that was open when the process started, and \
 fd:NAME the one of that name in LISTEN_FDNAMES; the same for --kvm, --api-socket and tap=. So nothing needs to be opened by the process, and \
-it runs as any user. Each descriptor is used once, this very one, with its locks and flags, also after a reset. A file of such a name is ./fd:….
+it runs as any user. Each descriptor is used once, this very one, with its locks and flags, also after a reset; what failed with it \
+has used it as well. Only a rotated log (log=) is always opened by its path. A file of such a name is ./fd:….
 
 Exit status
   0  the guest powered off

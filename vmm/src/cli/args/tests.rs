@@ -20,6 +20,20 @@ fn clap_finds_no_mistake() {
 }
 
 #[test]
+fn the_help_tells_what_becomes_of_descriptors() {
+    let mut cli = Cli::command();
+    let run = cli.find_subcommand_mut("run").unwrap();
+    let help = run.render_long_help().to_string();
+    for told in [
+        "what failed with it has used it as well",
+        "Only a rotated log (log=) is always opened by its path",
+    ] {
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(told), "{told}");
+    }
+}
+
+#[test]
 fn flags() {
     let args = run(&[
         "--kernel",

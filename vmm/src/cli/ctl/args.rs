@@ -121,7 +121,8 @@ pub enum VmCommand {
     /// Make a VM and start it; done when its guest runs
     ///
     /// It is described as for `paddock run`: by flags, by a file, or by both. It has no terminal: its serial port is off unless --serial
-    /// or the file puts it somewhere. Relative paths start here, not where the process of the VM does.
+    /// or the file puts it somewhere. Relative paths start here, not where the process of the VM does; descriptors (fd:…) are those of that
+    /// process.
     Create(Box<CreateArgs>),
     /// Its state, its parts, and how it ended
     Show,
