@@ -37,8 +37,11 @@ pub enum PassedError {
         /// What there is.
         passed: String,
     },
-    /// It has an owner.
-    #[error("{asked}: the descriptor is used already, as {user}; pass another one for each use")]
+    /// It has an owner, or had one: what became of a descriptor that somebody took is not known, so it is nobody else's.
+    #[error(
+        "{asked}: the descriptor was used already, as {user}; each serves one use, also one that failed or is over: start the process \
+         anew, and pass it one for each use"
+    )]
     Used {
         /// Which one was asked for.
         asked: PassedFd,
@@ -242,7 +245,8 @@ mod tests {
         let error = take("fd:root", "/disks/1/path").unwrap_err().to_string();
         assert_eq!(
             error,
-            "fd:root: the descriptor is used already, as /disks/0/path; pass another one for each use"
+            "fd:root: the descriptor was used already, as /disks/0/path; each serves one use, also one that failed or is over: \
+             start the process anew, and pass it one for each use"
         );
         let error = take("fd:6", "/disks/1/path").unwrap_err().to_string();
         assert_eq!(
