@@ -13,7 +13,8 @@ use super::config::{
 };
 use super::types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
-    InterfaceName, MacAddr, Mtu, OnReset, PassedTap, PortName, QueueSize, Uuid, VlanId, VmName,
+    InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid, VlanId,
+    VmName,
 };
 
 /// A VM that can be built, as far as one can tell without looking at the host.
@@ -42,6 +43,15 @@ pub struct VmSpec {
     pub balloon: Option<Balloon>,
     /// What happens when the guest asks for a reset.
     pub on_reset: OnReset,
+}
+
+impl VmSpec {
+    /// The descriptors that it wants passed to the process, each once.
+    #[must_use]
+    pub fn passed(&self) -> Vec<PassedFd> {
+        let uses = super::validate::passed::uses(&VmConfig::from(self)).into_iter();
+        uses.map(|(_, passed)| passed).collect()
+    }
 }
 
 /// What a VM starts with.

@@ -250,7 +250,8 @@ pub struct RunArgs {
 
     /// Offer the HTTP API on a unix socket at PATH, or on one passed in as fd:N or fd:NAME; see `paddock serve --help`
     ///
-    /// On by itself where LISTEN_FDS passes a socket named api, or a single one. A client that deletes the VM ends the command.
+    /// On by itself where LISTEN_FDS passes a socket named api, or a single one that has no name of its own, only its unit's, and that
+    /// the VM does not use. A client that deletes the VM ends the command.
     #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
     pub api_socket: Option<PathBuf>,
 
@@ -373,7 +374,8 @@ pub struct ServeArgs {
     /// Where: a unix socket that is made at PATH, for this user and root; or fd:N, fd:NAME [default: the one passed in]
     ///
     /// fd:N and fd:NAME are a socket that listens already and was passed to the process, by its number or its name in
-    /// LISTEN_FDNAMES. The one named api, or the only one in LISTEN_FDS, needs not be asked for: a systemd socket unit is enough.
+    /// LISTEN_FDNAMES. The one named api, or the only one in LISTEN_FDS that has no name of its own, needs not be asked for: a systemd socket
+    /// unit is enough.
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
 

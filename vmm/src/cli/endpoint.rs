@@ -49,16 +49,18 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// What the command line says, and where it says nothing, what the service manager passed in as the API's socket.
+    /// What the command line says, and where it says nothing, what the service manager passed in as the API's socket. That is none of
+    /// `spoken_for`, which the VM uses.
     ///
     /// # Errors
     /// When the command line names a descriptor that cannot be.
     pub fn choose(
         argument: Option<&Path>,
         descriptors: &Descriptors,
+        spoken_for: &[PassedFd],
     ) -> Result<Option<Self>, EndpointError> {
         let Some(path) = argument else {
-            return Ok(descriptors.api_socket().map(Self::Passed));
+            return Ok(descriptors.api_socket(spoken_for).map(Self::Passed));
         };
         Ok(Some(match PassedFd::in_path(path) {
             Some(asked) => Self::Passed(asked.map_err(EndpointError::Wrong)?),
@@ -91,7 +93,7 @@ mod tests {
     use crate::systemd::descriptors::Passed;
 
     fn choose(argument: Option<&str>, descriptors: &Descriptors) -> Option<Endpoint> {
-        Endpoint::choose(argument.map(Path::new), descriptors).unwrap()
+        Endpoint::choose(argument.map(Path::new), descriptors, &[]).unwrap()
     }
 
     fn descriptors(directory: &Path) -> Descriptors {
@@ -120,6 +122,9 @@ mod tests {
         assert_eq!(choose(None, &Descriptors::default()), None);
         let only = choose(None, &passed).unwrap();
         assert_eq!(only, Endpoint::Passed(PassedFd::Number(4)));
+        let consoles = [PassedFd::Name("web.socket".to_owned())];
+        let left = Endpoint::choose(None, &passed, &consoles).unwrap();
+        assert_eq!(left, None, "it is the VM's");
         only.open(&passed).unwrap();
         assert_eq!(choose(None, &passed), None, "it is in use");
     }
@@ -128,7 +133,7 @@ mod tests {
     fn what_cannot_be_had_is_said() {
         let directory = tempfile::tempdir().unwrap();
         let passed = descriptors(directory.path());
-        let wrong = Endpoint::choose(Some(Path::new("fd:1")), &passed).unwrap_err();
+        let wrong = Endpoint::choose(Some(Path::new("fd:1")), &passed, &[]).unwrap_err();
         assert!(wrong.is_usage());
         let text = chain(&wrong);
         assert!(

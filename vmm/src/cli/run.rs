@@ -124,7 +124,7 @@ fn run_vm(spec: VmSpec, args: &RunArgs) -> Result<Outcome, RunError> {
     };
     let passed = &inherited().descriptors;
     use_passed(args.kvm.as_ref(), passed)?;
-    let socket = Endpoint::choose(args.api_socket.as_deref(), passed)?
+    let socket = Endpoint::choose(args.api_socket.as_deref(), passed, &spec.passed())?
         .map(|endpoint| endpoint.open(passed))
         .transpose()?;
     let ends = ConsoleEnds::open(&spec.console, None).map_err(Error::from)?;

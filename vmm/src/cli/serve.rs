@@ -67,7 +67,7 @@ pub(super) fn serve(args: &ServeArgs) -> Status {
 fn serve_until_signalled(args: &ServeArgs) -> Result<(), ServeError> {
     let passed = &inherited().descriptors;
     use_passed(args.kvm.as_ref(), passed)?;
-    let endpoint = Endpoint::choose(args.api_socket.as_deref(), passed)?;
+    let endpoint = Endpoint::choose(args.api_socket.as_deref(), passed, &[])?;
     let endpoint = endpoint.ok_or(ServeError::Nowhere)?;
     let socket = endpoint.open(passed)?;
     let runtime = runtime()?;

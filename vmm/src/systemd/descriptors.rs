@@ -13,6 +13,9 @@ pub const API: &str = "api";
 /// The name under which it passes `/dev/kvm`.
 pub const KVM: &str = "kvm";
 
+/// How the name ends that systemd gives to the sockets of a socket unit without `FileDescriptorName=`: the unit's.
+const SOCKET_UNIT: &str = ".socket";
+
 /// A descriptor that was passed to the process.
 #[derive(Debug)]
 pub struct Passed {
@@ -166,18 +169,24 @@ impl Descriptors {
         self.0.lock().iter().any(|entry| entry.is(asked))
     }
 
-    /// What the service manager passed as the API's socket: what it calls `api`, or the only socket there is.
+    /// What the service manager passed as the API's socket: what it calls `api`, or else the only socket that has no other purpose. That
+    /// is one without a name of its own, none or its socket unit's, which is systemd's default, and not in `spoken_for`.
     #[must_use]
-    pub fn api_socket(&self) -> Option<PassedFd> {
+    pub fn api_socket(&self, spoken_for: &[PassedFd]) -> Option<PassedFd> {
         let entries = self.0.lock();
-        let mut listed = entries
-            .iter()
-            .filter(|entry| entry.listed && entry.fd().is_some());
+        let free = |entry: &&Entry| {
+            let spoken_for = spoken_for.iter().any(|asked| entry.is(asked));
+            entry.listed && entry.fd().is_some() && !spoken_for
+        };
+        let mut free = entries.iter().filter(free);
         let api = PassedFd::Name(API.to_owned());
-        if listed.clone().any(|entry| entry.is(&api)) {
+        if free.clone().any(|entry| entry.is(&api)) {
             return Some(api);
         }
-        let mut sockets = listed.by_ref().filter(|entry| is_socket(entry));
+        let mut sockets = free.by_ref().filter(|entry| {
+            let named = entry.name.as_deref();
+            named.is_none_or(|name| name.ends_with(SOCKET_UNIT)) && is_socket(entry)
+        });
         match (sockets.next(), sockets.next()) {
             (Some(only), None) => Some(PassedFd::Number(only.number)),
             _ => None,
@@ -274,11 +283,16 @@ mod tests {
 
     #[test]
     fn which_socket_is_the_apis() {
-        let api = |passed: Vec<Passed>| Descriptors::new(passed).api_socket();
+        let api = |passed: Vec<Passed>| Descriptors::new(passed).api_socket(&[]);
         assert_eq!(api(vec![]), None);
         assert_eq!(api(vec![passed(3, Some("kvm"), file())]), None);
-        let only = vec![passed(3, Some("kvm"), file()), passed(4, None, socket())];
-        assert_eq!(api(only), Some(asked("fd:4")));
+        for nameless in [None, Some("paddock@web.socket")] {
+            let only = vec![
+                passed(3, Some("kvm"), file()),
+                passed(4, nameless, socket()),
+            ];
+            assert_eq!(api(only), Some(asked("fd:4")));
+        }
         let named = vec![
             passed(3, Some("other"), socket()),
             passed(4, Some("api"), socket()),
@@ -296,6 +310,28 @@ mod tests {
         assert_eq!(api(vec![stray]), None);
         let descriptors = Descriptors::new([passed(3, None, socket())]);
         descriptors.take(&asked("fd:3"), "a").unwrap();
-        assert_eq!(descriptors.api_socket(), None);
+        assert_eq!(descriptors.api_socket(&[]), None);
+    }
+
+    #[test]
+    fn a_consoles_socket_is_not_the_apis() {
+        // One that was given a name was given a purpose.
+        let named = Descriptors::new([passed(3, Some("serial"), socket())]);
+        assert_eq!(named.api_socket(&[]), None);
+        // One that was not is what the spec says it is, by whichever of its names.
+        let two = || {
+            Descriptors::new([
+                passed(3, None, socket()),
+                passed(4, Some("web.socket"), socket()),
+            ])
+        };
+        assert_eq!(two().api_socket(&[]), None);
+        assert_eq!(two().api_socket(&[asked("fd:3")]), Some(asked("fd:4")));
+        let number = asked("fd:3");
+        assert_eq!(two().api_socket(&[asked("fd:web.socket")]), Some(number));
+        let both = [asked("fd:3"), asked("fd:4")];
+        assert_eq!(two().api_socket(&both), None);
+        let api = Descriptors::new([passed(3, Some("api"), socket())]);
+        assert_eq!(api.api_socket(&[asked("fd:api")]), None);
     }
 }

@@ -40,6 +40,9 @@ fn a_vm_of_nothing_else() {
     assert_eq!(spec.nics[1].queue_pairs, 1);
     let again = VmSpec::try_from(VmConfig::from(&spec)).unwrap();
     assert_eq!(again, spec);
+    let passed: Vec<_> = spec.passed().iter().map(ToString::to_string).collect();
+    let names = "fd:3 fd:initrd fd:5 fd:log fd:hvc0 fd:12 fd:6 fd:7 fd:net";
+    assert_eq!(passed.join(" "), names);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod balloon;
 mod console;
 mod devices;
-mod passed;
+pub(super) mod passed;
 
 use std::path::{Path, PathBuf};
 

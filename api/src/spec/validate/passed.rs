@@ -19,6 +19,20 @@ pub(super) fn passed_or_path(text: &Path) -> Result<PathBuf, ValueError> {
 
 /// A descriptor that was passed is used once.
 pub(super) fn each_once(config: &VmConfig, problems: &mut Problems) {
+    let mut users: HashMap<PassedFd, JsonPointer> = HashMap::new();
+    for (at, passed) in uses(config) {
+        if let Some(first) = users.get(&passed) {
+            let detail =
+                format!("{passed} is used by {first} as well; pass a descriptor for each use");
+            problems.add(at, ProblemCode::Duplicate, detail);
+        } else {
+            users.insert(passed, at);
+        }
+    }
+}
+
+/// Where descriptors that were passed are used, and which.
+pub(in crate::spec) fn uses(config: &VmConfig) -> Vec<(JsonPointer, PassedFd)> {
     let at = JsonPointer::root();
     let boot = config.boot.iter().flat_map(|boot| {
         let at = at.key("boot");
@@ -45,16 +59,7 @@ pub(super) fn each_once(config: &VmConfig, problems: &mut Problems) {
         let at = at.key("nics").index(index).key("tap");
         queues.into_iter().map(move |queue| (at.clone(), queue))
     });
-    let mut users: HashMap<PassedFd, JsonPointer> = HashMap::new();
-    for (at, passed) in paths.chain(taps) {
-        if let Some(first) = users.get(&passed) {
-            let detail =
-                format!("{passed} is used by {first} as well; pass a descriptor for each use");
-            problems.add(at, ProblemCode::Duplicate, detail);
-        } else {
-            users.insert(passed, at);
-        }
-    }
+    paths.chain(taps).collect()
 }
 
 /// What a console's ends and its ports are made of.
