@@ -10,6 +10,7 @@ pub mod files;
 pub mod host;
 pub mod memory;
 pub mod metrics;
+pub mod systemd;
 pub mod threads;
 pub mod viewer;
 pub mod vm;

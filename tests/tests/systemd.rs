@@ -12,13 +12,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
-use paddock_probe::protocol::{NetPing, NetUp};
+use paddock_probe::client::Client;
+use paddock_probe::protocol::{Exec, NetPing, NetUp, PowerOff};
 use paddock_tests::host::{run, shell};
+use paddock_tests::systemd::Systemd;
 use paddock_tests::viewer::Viewer;
-use paddock_tests::vm::{BOOT_DEADLINE, text};
+use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE, END_DEADLINE, text};
 use paddock_tests::{Api, Vm, files};
 use serde_json::json;
 use tempfile::TempDir;
@@ -265,4 +269,142 @@ fn uses_everything(vm: &Vm, image: &File, round: u8) {
     ping.count = 5;
     let reply = vm.call(ping);
     assert!(reply.received >= 4 && reply.corrupt == 0, "{reply:?}");
+}
+
+/// The spec of a VM with all it has in the unit's directories.
+fn unit_spec(name: &str) -> String {
+    format!(
+        r#"
+[boot]
+kernel = "/var/lib/paddock/{name}/vmlinuz"
+initramfs = "/var/lib/paddock/{name}/initramfs.cpio"
+command_line = "console=ttyS0 quiet panic=-1"
+[memory]
+size = "256MiB"
+[[disks]]
+path = "/var/lib/paddock/{name}/disk.img"
+engine = "io_uring"
+[console]
+serial = {{ file = "/var/log/paddock/{name}/serial.log" }}
+[[console.ports]]
+name = "paddock.probe"
+socket = "/run/paddock/{name}/probe.sock"
+"#
+    )
+}
+
+/// What an operator puts there before the first start, as root.
+fn install(systemd: &Systemd, name: &str) {
+    let state = systemd.path(&format!("/var/lib/paddock/{name}"));
+    fs::create_dir_all(&state).unwrap();
+    for file in ["vmlinuz", "initramfs.cpio"] {
+        fs::copy(files::guest(file), state.join(file)).unwrap();
+    }
+    let disk = state.join("disk.img");
+    File::create_new(&disk).unwrap().set_len(64 * MIB).unwrap();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// The unit's process and user, once it is known that these are its own, without any capability.
+fn own_user(systemd: &Systemd, name: &str) -> (String, String) {
+    let pid = systemd.property(&format!("paddock@{name}"), "MainPID");
+    let status = systemd.shell(&format!("cat /proc/{pid}/status"));
+    let status = String::from_utf8(status.stdout).unwrap();
+    let value = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or_else(|| panic!("{key}: {status}")).trim()
+    };
+    let user = value("Uid:").split_whitespace().next().unwrap().to_owned();
+    // What systemd has for users that come and go.
+    assert!((61184..=65519).contains(&user.parse::<u32>().unwrap()));
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(value(set), "0000000000000000", "{set} {status}");
+    }
+    assert_eq!(value("NoNewPrivs:"), "1");
+    assert_eq!(value("Seccomp:"), "2");
+    (pid, user)
+}
+
+fn probe(systemd: &Systemd, name: &str) -> Client {
+    let socket = systemd.path(&format!("/run/paddock/{name}/probe.sock"));
+    match Client::connect(socket, BOOT_DEADLINE) {
+        Ok((client, _)) => client,
+        Err(error) => systemd.fail(&format!("paddock@{name}"), &format!("no probe: {error:?}")),
+    }
+}
+
+#[test]
+fn units_under_a_real_systemd() {
+    let names = ["web", "db"];
+    let systemd = Systemd::start(&names.map(|name| (name, unit_spec(name))));
+    for name in names {
+        install(&systemd, name);
+        systemd.start_unit(&format!("paddock@{name}"));
+    }
+    nobody_has_what_is_anothers(&systemd);
+
+    let (unit, socket) = ("paddock@web", systemd.path("/run/paddock/web/api.sock"));
+    let guest = probe(&systemd, "web");
+    let written = Exec::shell("printf seen | dd of=/dev/vda bs=4 seek=1024 conv=notrunc && sync");
+    let written = guest.call(written, CALL_DEADLINE).unwrap();
+    assert!(written.success(), "{written:?}");
+    let mut seen = [0; 4];
+    let disk = systemd.path("/var/lib/private/paddock/web/disk.img");
+    let disk = File::open(disk).unwrap();
+    disk.read_exact_at(&mut seen, 4096).unwrap();
+    assert_eq!(&seen, b"seen");
+    assert_eq!(Api::at(&socket).get("/vm").body["state"], "running");
+
+    // Whoever connects to a VM that has powered off does not start it.
+    let _ = guest.call(PowerOff {}, CALL_DEADLINE);
+    systemd.wait_for(unit, "ActiveState", "inactive", END_DEADLINE);
+    assert!(UnixStream::connect(&socket).is_err());
+    sleep(Duration::from_secs(4));
+    assert_eq!(systemd.property(unit, "ActiveState"), "inactive");
+    assert_eq!(systemd.property(unit, "Result"), "success");
+
+    // One whose VMM dies is started again; one that is stopped from outside is not.
+    systemd.start_unit(unit);
+    assert_eq!(systemd.property(unit, "NRestarts"), "0");
+    assert!(
+        systemd
+            .systemctl("kill --signal=KILL paddock@web")
+            .status
+            .success()
+    );
+    systemd.wait_for(unit, "NRestarts", "1", END_DEADLINE);
+    systemd.wait_for(unit, "ActiveState", "active", BOOT_DEADLINE);
+    assert_eq!(Api::at(&socket).get("/vm").body["state"], "running");
+    assert!(
+        systemd
+            .systemctl("kill --signal=QUIT paddock@web")
+            .status
+            .success()
+    );
+    systemd.wait_for(unit, "ActiveState", "inactive", END_DEADLINE);
+    sleep(Duration::from_secs(4));
+    assert_eq!(systemd.property(unit, "ActiveState"), "inactive");
+    assert_eq!(systemd.property(unit, "Result"), "success");
+    assert_eq!(systemd.property("paddock@db", "ActiveState"), "active");
+}
+
+/// As whoever has taken over the VMM of `web` could try.
+fn nobody_has_what_is_anothers(systemd: &Systemd) {
+    let (pid, user) = own_user(systemd, "web");
+    assert_ne!(own_user(systemd, "db").1, user);
+    let may = |command: &str| {
+        let within =
+            format!("nsenter -t {pid} -m setpriv --reuid={user} --regid={user} --clear-groups");
+        let done = systemd.shell(&format!("{within} {command}"));
+        done.status.success()
+    };
+    for (own, name) in [(true, "web"), (false, "db")] {
+        assert_eq!(
+            may(&format!("head -c 1 /var/lib/paddock/{name}/disk.img")),
+            own
+        );
+        assert_eq!(may(&format!("ls /run/paddock/{name}/api.sock")), own);
+        assert_eq!(may(&format!("ls /var/log/paddock/{name}/serial.log")), own);
+    }
+    assert!(!may("touch /etc/paddock/web.toml"));
 }
