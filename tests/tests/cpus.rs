@@ -59,11 +59,14 @@ fn end_of(vm: &Vm, started: &Value) -> Value {
 /// Has so many CPUs, and waits until the guest has them.
 #[track_caller]
 fn set(vm: &Vm, wanted: u64) {
+    let total = wanted.abs_diff(cpus_of(vm)["present"].as_u64().unwrap());
     let started = ask(vm, wanted, 60_000);
     let job = end_of(vm, &started);
     if job["state"] != "succeeded" {
         vm.fail(&job.to_string());
     }
+    let all = json!({"done": total, "total": total});
+    assert_eq!(job.get("progress"), (total > 0).then_some(&all), "{job}");
     let now = cpus_of(vm);
     assert_eq!(
         (&now["wanted"], &now["present"], &now["job"]),
