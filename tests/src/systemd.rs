@@ -31,7 +31,9 @@ const OUTER: &str = r#"echo $$ > "$1/cgroup.procs" &&
 exec unshare --mount --pid --cgroup --uts --ipc --fork --kill-child=KILL --mount-proc sh -ec "$3" sh "$2""#;
 
 const INNER: &str = r"
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# Between the host's control groups and ours, which are of one file system: that cannot be mounted upon itself.
+mount -t tmpfs own /sys/fs/cgroup
+mount -t cgroup2 own /sys/fs/cgroup
 mount -t overlay -o lowerdir=$1/etc:/etc overlay /etc
 mount -t overlay -o lowerdir=$1/bin:/usr/bin overlay /usr/bin
 for own in /run /var/lib /var/log; do mount -t tmpfs -o mode=755 own $own; done
@@ -131,6 +133,18 @@ impl Systemd {
         let started = self.systemctl(&format!("start {unit}"));
         if !started.status.success() {
             self.fail(unit, &format!("does not start: {started:?}"));
+        }
+    }
+
+    /// Sends the unit's main process, and no other, a signal.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn kill(&self, unit: &str, signal: &str) {
+        let pid = self.property(unit, "MainPID");
+        let sent = self.shell(&format!("kill -s {signal} {pid}"));
+        if !sent.status.success() {
+            self.fail(unit, &format!("SIG{signal}: {sent:?}"));
         }
     }
 

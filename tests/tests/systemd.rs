@@ -366,21 +366,11 @@ fn units_under_a_real_systemd() {
     // One whose VMM dies is started again; one that is stopped from outside is not.
     systemd.start_unit(unit);
     assert_eq!(systemd.property(unit, "NRestarts"), "0");
-    assert!(
-        systemd
-            .systemctl("kill --signal=KILL paddock@web")
-            .status
-            .success()
-    );
+    systemd.kill(unit, "KILL");
     systemd.wait_for(unit, "NRestarts", "1", END_DEADLINE);
     systemd.wait_for(unit, "ActiveState", "active", BOOT_DEADLINE);
     assert_eq!(Api::at(&socket).get("/vm").body["state"], "running");
-    assert!(
-        systemd
-            .systemctl("kill --signal=QUIT paddock@web")
-            .status
-            .success()
-    );
+    systemd.kill(unit, "QUIT");
     systemd.wait_for(unit, "ActiveState", "inactive", END_DEADLINE);
     sleep(Duration::from_secs(4));
     assert_eq!(systemd.property(unit, "ActiveState"), "inactive");
