@@ -233,12 +233,12 @@ fn isr(rig: &mut Rig<'_>) -> Attack {
     for width in WIDTHS {
         rig.driver.function.write_bar(isr, width, u64::MAX);
     }
+    // A NIC may be interrupting all the while: frames come from the host. But not between any two reads.
     let _ = rig.driver.function.read_bar(isr, 1);
-    same(
-        "once read, the interrupt status",
-        rig.driver.function.read_bar(isr, 1),
-        0,
-    )
+    let mut reads = (0..16).map(|_| rig.driver.function.read_bar(isr, 1));
+    check(reads.any(|status| status == 0), || {
+        "the interrupt status is never 0, however often it is read".to_owned()
+    })
 }
 
 fn device_config(rig: &mut Rig<'_>) -> Attack {
