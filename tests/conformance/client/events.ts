@@ -7,23 +7,21 @@ type Event = Schemas["Event"];
 /** Follows the events, and keeps those that came. */
 export class Events {
   readonly seen: Event[] = [];
+  private readonly reader: ReadableStreamDefaultReader<Uint8Array>;
   private readonly reading: Promise<void>;
   private ended = false;
   private failure: unknown;
 
-  private constructor(
-    stream: AsyncIterable<Uint8Array>,
-    private readonly stop: AbortController,
-  ) {
-    this.reading = this.read(stream);
+  private constructor(stream: ReadableStream<Uint8Array>) {
+    this.reader = stream.getReader();
+    this.reading = this.read();
   }
 
   /** Begins behind the event `after`. */
   static async follow(client: Client, after: number): Promise<Events> {
-    const stop = new AbortController();
-    const answer = await client.GET("/api/v1/events", { params: { query: { after } }, parseAs: "stream", signal: stop.signal });
+    const answer = await client.GET("/api/v1/events", { params: { query: { after } }, parseAs: "stream" });
     if (!answer.data) throw new Unexpected(`GET /events: ${answer.response.status} ${JSON.stringify(answer.error)}`);
-    return new Events(answer.data as unknown as AsyncIterable<Uint8Array>, stop);
+    return new Events(answer.data as unknown as ReadableStream<Uint8Array>);
   }
 
   /** The first event that is like this, be it one that came already. */
@@ -41,22 +39,25 @@ export class Events {
 
   /** Leaves the stream. */
   async close(): Promise<void> {
-    this.stop.abort();
+    // Not by the request's AbortSignal: undici forgets it once the request is garbage, and reading would never end.
+    await this.reader.cancel();
     await this.reading;
   }
 
-  private async read(stream: AsyncIterable<Uint8Array>): Promise<void> {
+  private async read(): Promise<void> {
     const decoder = new TextDecoder();
     let text = "";
     try {
-      for await (const chunk of stream) {
-        text += decoder.decode(chunk, { stream: true });
+      for (;;) {
+        const { done, value } = await this.reader.read();
+        if (done) break;
+        text += decoder.decode(value, { stream: true });
         const blocks = text.split("\n\n");
         text = blocks.pop() ?? "";
         for (const block of blocks) this.take(block);
       }
     } catch (error) {
-      if (!this.stop.signal.aborted) this.failure = error;
+      this.failure = error;
     } finally {
       this.ended = true;
     }
