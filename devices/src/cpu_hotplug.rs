@@ -263,55 +263,37 @@ impl BusDevice for CpuHotPlug {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::interrupt::IrqLine;
-    use crate::legacy::PowerEvents;
+    use crate::legacy::acpi_pm::tests::{block, gpe_is_pending};
 
+    /// How often the host was told that the guest let go of a CPU.
     #[derive(Debug, Default)]
-    struct Outside {
-        released: AtomicUsize,
-    }
+    struct Released(AtomicUsize);
 
-    impl IrqLine for Outside {
-        fn set_level(&self, _high: bool) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl PowerEvents for Outside {
-        fn power_off(&self) {}
-        fn reset(&self) {}
-    }
-
-    impl CpuEvents for Outside {
+    impl CpuEvents for Released {
         fn cpu_released(&self) {
-            self.released.fetch_add(1, Ordering::Relaxed);
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     struct Setup {
         pm: Arc<AcpiPm>,
-        outside: Arc<Outside>,
+        released: Arc<Released>,
         registers: CpuHotPlug,
     }
 
     impl Setup {
         fn new(present: usize, max: usize) -> Self {
-            let outside = Arc::new(Outside::default());
-            let pm = Arc::new(AcpiPm::new(
-                Arc::clone(&outside) as _,
-                Arc::clone(&outside) as _,
-            ));
-            let events = Arc::clone(&outside) as _;
+            let (pm, released) = (Arc::new(block().0), Arc::<Released>::default());
+            let events = Arc::clone(&released) as _;
             let registers = CpuHotPlug::new(present, max, Arc::clone(&pm), events);
             Self {
                 pm,
-                outside,
+                released,
                 registers,
             }
         }
@@ -338,10 +320,9 @@ mod tests {
 
         /// Whether the event is pending, and then no longer.
         fn event(&self) -> bool {
-            let mut status = [0];
-            self.pm.read(0x20, &mut status);
+            let is_pending = gpe_is_pending(&self.pm, HOT_PLUG_EVENT);
             self.pm.write(0x20, &[0xff]);
-            status[0] & 1 << HOT_PLUG_EVENT != 0
+            is_pending
         }
     }
 
@@ -376,7 +357,7 @@ mod tests {
         assert_eq!((setup.read(NEXT), setup.status(1)), (NOTHING_NEW, PRESENT));
         setup.eject(1);
         assert_eq!(setup.status(1), 0);
-        assert_eq!(setup.outside.released.load(Ordering::Relaxed), 1);
+        assert_eq!(setup.released.0.load(Ordering::Relaxed), 1);
         assert!(!setup.registers.keep(1), "too late");
         assert_eq!(setup.registers.take_released(), [1]);
         assert!(setup.registers.take_released().is_empty());
@@ -399,7 +380,7 @@ mod tests {
         setup.eject(2);
         assert!(setup.registers.take_released().is_empty());
         assert_eq!([0, 1].map(|cpu| setup.status(cpu)), [PRESENT; 2]);
-        assert_eq!(setup.outside.released.load(Ordering::Relaxed), 0);
+        assert_eq!(setup.released.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl BusDevice for AcpiPm {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -237,7 +237,7 @@ mod tests {
     use crate::legacy::reset::tests::Requests;
 
     #[derive(Debug, Default)]
-    struct Level(AtomicBool);
+    pub(crate) struct Level(AtomicBool);
 
     impl IrqLine for Level {
         fn set_level(&self, high: bool) -> io::Result<()> {
@@ -252,10 +252,18 @@ mod tests {
         }
     }
 
-    fn block() -> (AcpiPm, Arc<Level>, Arc<Requests>) {
+    /// A PM block, its interrupt, and what the guest asked it for.
+    pub(crate) fn block() -> (AcpiPm, Arc<Level>, Arc<Requests>) {
         let (line, events) = (Arc::new(Level::default()), Arc::new(Requests::default()));
         let pm = AcpiPm::new(Arc::clone(&line) as _, Arc::clone(&events) as _);
         (pm, line, events)
+    }
+
+    /// Whether one of the first eight general-purpose events is pending.
+    pub(crate) fn gpe_is_pending(pm: &AcpiPm, number: u8) -> bool {
+        let mut status = [0];
+        pm.read(0x20, &mut status);
+        status[0] & 1 << number != 0
     }
 
     fn read16(pm: &AcpiPm, offset: u64) -> u16 {

@@ -184,58 +184,41 @@ impl BusDevice for HotPlug {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::bus::Bus;
-    use crate::interrupt::IrqLine;
-    use crate::legacy::PowerEvents;
+    use crate::legacy::acpi_pm::tests::{block, gpe_is_pending};
     use crate::pci::host_bridge::HostBridge;
     use crate::pci::root::Ecam;
 
+    /// How often the host was told that the guest let go of slots.
     #[derive(Debug, Default)]
-    struct Outside {
-        released: AtomicUsize,
-    }
+    struct Released(AtomicUsize);
 
-    impl IrqLine for Outside {
-        fn set_level(&self, _high: bool) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl PowerEvents for Outside {
-        fn power_off(&self) {}
-        fn reset(&self) {}
-    }
-
-    impl SlotEvents for Outside {
+    impl SlotEvents for Released {
         fn slot_released(&self) {
-            self.released.fetch_add(1, Ordering::Relaxed);
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     struct Setup {
         root: Arc<PciRoot>,
         pm: Arc<AcpiPm>,
-        outside: Arc<Outside>,
+        released: Arc<Released>,
         registers: HotPlug,
     }
 
     fn setup() -> Setup {
-        let (root, outside) = (Arc::new(PciRoot::default()), Arc::new(Outside::default()));
-        let pm = Arc::new(AcpiPm::new(
-            Arc::clone(&outside) as _,
-            Arc::clone(&outside) as _,
-        ));
-        let registers = HotPlug::new(&root, Arc::clone(&pm), Arc::clone(&outside) as _);
+        let (root, released) = (Arc::<PciRoot>::default(), Arc::<Released>::default());
+        let pm = Arc::new(block().0);
+        let registers = HotPlug::new(&root, Arc::clone(&pm), Arc::clone(&released) as _);
         Setup {
             root,
             pm,
-            outside,
+            released,
             registers,
         }
     }
@@ -267,9 +250,7 @@ mod tests {
     }
 
     fn event_is_pending(setup: &Setup) -> bool {
-        let mut status = [0];
-        setup.pm.read(0x20, &mut status);
-        status[0] & 1 << HOT_PLUG_EVENT != 0
+        gpe_is_pending(&setup.pm, HOT_PLUG_EVENT)
     }
 
     #[test]
@@ -301,7 +282,7 @@ mod tests {
         assert!(is_there(&setup, 3));
         write(&setup, EJECT, 1 << 3);
         assert!(!is_there(&setup, 3));
-        assert_eq!(setup.outside.released.load(Ordering::Relaxed), 1);
+        assert_eq!(setup.released.0.load(Ordering::Relaxed), 1);
         assert!(!setup.registers.keep(slot(3)), "too late");
         assert_eq!(setup.registers.take_released(), [slot(3)]);
         assert!(setup.registers.take_released().is_empty());
