@@ -12,41 +12,23 @@
 //!      └─ CPUS  ACPI0010 ── C000, C001, …  ACPI0007
 //! ```
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
     IO, If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, PackageBuilder, Path,
     ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
-use acpi_tables::{Aml, AmlSink};
 use paddock_devices::legacy::acpi_pm;
 
+use super::aml::{ALL_WELL, Raw, name};
 use super::fixed::{bytes, table};
 use super::processors::{self, processors};
-use super::{TablesInput, hotplug};
+use super::{TablesInput, hotplug, slots};
 use crate::layout;
 
 /// Slots of bus 0, and pins of a slot.
 const SLOTS: u8 = 32;
 const PINS: u8 = 4;
-
-/// AML made earlier.
-pub(super) struct Raw(Vec<u8>);
-
-impl Raw {
-    pub(super) fn new(aml: &dyn Aml) -> Self {
-        Self(bytes(aml))
-    }
-}
-
-impl Aml for Raw {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
-}
-
-pub(super) fn name(path: &str, value: &dyn Aml) -> Name {
-    Name::new(path.into(), value)
-}
 
 /// The whole table.
 pub(super) fn dsdt(input: &TablesInput) -> Vec<u8> {
@@ -59,10 +41,10 @@ pub(super) fn dsdt(input: &TablesInput) -> Vec<u8> {
         "_SB_".into(),
         vec![&pci, &motherboard, &processors],
     ));
-    let mut looks = vec![hotplug::LOOK_PATH];
+    let mut looks = vec![slots::LOOK_PATH];
     looks.extend(input.present.map(|_| processors::LOOK_PATH));
     let event = hotplug::event(&looks);
-    let body = [bytes(&power_off()), system_bus.0, event.0].concat();
+    let body = [bytes(&power_off()), bytes(&system_bus), bytes(&event)].concat();
     table(*b"DSDT", 2, &body)
 }
 
@@ -88,7 +70,7 @@ fn pci_root(input: &TablesInput) -> Raw {
         operating_system_capabilities(),
         isa_bridge(),
     ];
-    let slots = hotplug::slots();
+    let slots = slots::slots();
     let children = children.iter().chain(&slots).map(|child| child as _);
     Raw::new(&Device::new("PCI0".into(), children.collect()))
 }
@@ -178,12 +160,12 @@ fn operating_system_capabilities() -> Raw {
 /// 1f.0 and the devices behind it. The clock has no interrupt.
 fn isa_bridge() -> Raw {
     const LPC_ADDRESS: u32 = 0x001F_0000;
-    let serial = Device::new(
+    let serial = Raw::new(&Device::new(
         "COM1".into(),
         vec![
             &name("_HID", &EISAName::new("PNP0501")),
             &name("_UID", &ONE),
-            &name("_STA", &0x0Fu8),
+            &name("_STA", &ALL_WELL),
             &name(
                 "_CRS",
                 &ResourceTemplate::new(vec![
@@ -192,9 +174,8 @@ fn isa_bridge() -> Raw {
                 ]),
             ),
         ],
-    )
-    .raw();
-    let clock = Device::new(
+    ));
+    let clock = Raw::new(&Device::new(
         "RTC_".into(),
         vec![
             &name("_HID", &EISAName::new("PNP0B00")),
@@ -203,24 +184,11 @@ fn isa_bridge() -> Raw {
                 &ResourceTemplate::new(vec![&IO::new(layout::RTC_PORT, layout::RTC_PORT, 1, 2)]),
             ),
         ],
-    )
-    .raw();
-    Device::new(
+    ));
+    Raw::new(&Device::new(
         "ISA_".into(),
         vec![&name("_ADR", &LPC_ADDRESS), &serial, &clock],
-    )
-    .raw()
-}
-
-/// Makes AML of a device while what it is made of is alive.
-trait ToRaw {
-    fn raw(&self) -> Raw;
-}
-
-impl ToRaw for Device<'_> {
-    fn raw(&self) -> Raw {
-        Raw::new(self)
-    }
+    ))
 }
 
 /// What no PCI function or driver may take. Linux uses ECAM only where a table like this reserves it.
@@ -241,7 +209,7 @@ fn motherboard(input: &TablesInput) -> Raw {
     let cpus = layout::CPU_HOT_PLUG_PORTS;
     let cpus_length = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
     let pm_length = u8::try_from(layout::PM_SIZE).unwrap_or(u8::MAX);
-    Device::new(
+    Raw::new(&Device::new(
         "MBRD".into(),
         vec![
             &name("_HID", &EISAName::new("PNP0C02")),
@@ -257,6 +225,5 @@ fn motherboard(input: &TablesInput) -> Raw {
                 ]),
             ),
         ],
-    )
-    .raw()
+    ))
 }

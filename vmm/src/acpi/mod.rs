@@ -10,10 +10,12 @@
 //! There is no SRAT, also where the guest may grow: virtio-mem tells Linux where the memory is. From an SRAT it would learn before that
 //! there may be some above 4 GiB, and set 64 MiB of its RAM aside for devices that cannot address it, of which there are none here.
 
+mod aml;
 mod dsdt;
 mod fixed;
 mod hotplug;
 mod processors;
+mod slots;
 
 use std::ops::Range;
 

@@ -12,21 +12,16 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Acquire, And, Arg, BufferData, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, If, Local, Method, MethodCall, Mutex, Notify, OpRegion,
-    OpRegionSpace, Path, Release, Return, Store, While, ZERO,
+    Acquire, And, Arg, BufferData, Device, EISAName, Equal, If, Local, Method, MethodCall, Mutex,
+    Notify, Path, Release, Return, Store, While, ZERO,
 };
-use paddock_devices::cpu_hotplug::{self as registers, CPU_HOT_PLUG_PORTS};
+use paddock_devices::cpu_hotplug as registers;
 
-use super::dsdt::{Raw, name};
+use super::aml::{ALL_WELL, Raw, method, name};
 use super::fixed::local_apic;
+use super::hotplug::{DEVICE_CHECK, EJECT_REQUEST, registers as hot_plug_registers};
 use crate::layout;
 
-/// Notification values (ACPI 6.5 §5.6.6).
-const DEVICE_CHECK: u8 = 1;
-const EJECT_REQUEST: u8 = 3;
-/// `_STA`: present, enabled, shown, working.
-const ALL_WELL: u8 = 0x0F;
 /// For as long as it takes: whoever holds the mutex does nothing but accesses of registers.
 const NO_TIMEOUT: u16 = 0xFFFF;
 
@@ -107,20 +102,12 @@ fn processor(uid: u32, apic_id: u32, hot_plug: bool) -> Raw {
 
 /// The registers, and the methods by which processors get at them.
 fn access() -> Vec<Raw> {
-    let (base, length) = (layout::CPU_HOT_PLUG_PORTS.start, CPU_HOT_PLUG_PORTS);
-    let region = OpRegion::new(REGION.into(), OpRegionSpace::SystemIO, &base, &length);
-    let fields = [SELECT, STATUS, NEXT, ANSWER].map(|register| {
-        let mut name = [0; 4];
-        name.copy_from_slice(register.as_bytes());
-        FieldEntry::Named(name, 32)
-    });
-    let field = Field::new(
-        REGION.into(),
-        FieldAccessType::DWord,
-        FieldLockRule::NoLock,
-        FieldUpdateRule::WriteAsZeroes,
-        fields.into(),
-    );
+    let names = [SELECT, STATUS, NEXT, ANSWER];
+    let mut all = Vec::from(hot_plug_registers(
+        REGION,
+        &layout::CPU_HOT_PLUG_PORTS,
+        &names,
+    ));
     let (select, status, answer) = (Path::new(SELECT), Path::new(STATUS), Path::new(ANSWER));
     let (present, ejected) = (registers::PRESENT, registers::EJECT);
     let chosen = Store::new(&select, &Arg(0));
@@ -134,19 +121,13 @@ fn access() -> Vec<Raw> {
     // What is told of other events is not asked for.
     let of_ejection = Equal::new(&Arg(1), &EJECT_REQUEST);
     let outcome = vec![Raw::new(&If::new(&of_ejection, answered))];
-    vec![
-        Raw::new(&region),
-        Raw::new(&field),
+    all.extend([
         Raw::new(&Mutex::new(MUTEX.into(), 0)),
         method(STATE_OF, 1, &state),
         method(EJECT, 1, &eject),
         method(OUTCOME, 3, &outcome),
-    ]
-}
-
-fn method(name: &str, arguments: u8, steps: &[Raw]) -> Raw {
-    let steps = steps.iter().map(|step| step as _).collect();
-    Raw::new(&Method::new(name.into(), arguments, true, steps))
+    ]);
+    all
 }
 
 /// Steps with the mutex held, so that the CPU that they select stays selected.
