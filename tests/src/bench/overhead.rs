@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::BenchError;
 use super::vmm::{Disk, Guest, Vmm};
+use crate::memory::sum_besides_ram;
 
 /// Guest RAM in MiB.
 const MEMORY: u64 = 256;
@@ -46,32 +47,16 @@ pub(super) fn measure(vmm: &Vmm, kind: Kind) -> Result<f64, BenchError> {
     };
     let (running, _) = vmm.boot(&guest)?;
     sleep(IDLE);
-    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", running.pid()))
-        .map_err(host("reading the VMM's memory map"))?;
-    let kibibytes = weigh(&smaps, kind);
-    // Less than 2^32 KiB.
-    #[expect(clippy::cast_precision_loss)]
-    Ok(kibibytes as f64 / 1024.0)
-}
-
-/// Adds up mappings in KiB, without guest RAM: VMMs map it as one or two large pieces.
-fn weigh(smaps: &str, kind: Kind) -> u64 {
     let field = match kind {
         Kind::All => "Pss:",
         Kind::Anonymous => "Anonymous:",
     };
-    let (mut sum, mut is_ram) = (0, false);
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (name, value) = (words.next(), words.next());
-        let value: u64 = value.and_then(|value| value.parse().ok()).unwrap_or(0);
-        match name {
-            Some("Size:") => is_ram = value >= MEMORY * 1024 / 2,
-            Some(name) if name == field && !is_ram => sum += value,
-            _ => {}
-        }
-    }
-    sum
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", running.pid()))
+        .map_err(host("reading the VMM's memory map"))?;
+    let kibibytes = sum_besides_ram(&smaps, field, MEMORY << 20);
+    // Less than 2^32 KiB.
+    #[expect(clippy::cast_precision_loss)]
+    Ok(kibibytes as f64 / 1024.0)
 }
 
 /// A tap that nobody listens on.
@@ -96,30 +81,5 @@ impl Tap {
 impl Drop for Tap {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["link", "delete", TAP]).status();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Kind, weigh};
-
-    #[test]
-    fn guest_ram_is_left_out() {
-        let smaps = "\
-5500-5600 r-xp 0 08:01 1 /usr/bin/vmm
-Size:               3000 kB
-Pss:                1000 kB
-Anonymous:             8 kB
-7f00-8f00 rw-p 0 00:00 0
-Size:             262144 kB
-Pss:               90000 kB
-Anonymous:         90000 kB
-9000-9100 rw-p 0 00:00 0 [heap]
-Size:                132 kB
-Pss:                 100 kB
-Anonymous:           100 kB
-";
-        assert_eq!(weigh(smaps, Kind::All), 1100);
-        assert_eq!(weigh(smaps, Kind::Anonymous), 108);
     }
 }
