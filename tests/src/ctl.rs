@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::files;
-use crate::vm::Transcript;
+use crate::transcript::Transcript;
 
 /// How long a command may take, with the guest's share of it.
 const DEADLINE: Duration = Duration::from_secs(180);

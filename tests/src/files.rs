@@ -1,6 +1,7 @@
-//! Where the tests find what they run: the `paddock` binary and the guests' files.
+//! Where the tests find what they run, the `paddock` binary and the guests' files, and the empty disks that they make.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 /// The `paddock` binary: `$PADDOCK_BIN`, or the release build.
 #[must_use]
@@ -27,4 +28,16 @@ pub fn guest(name: &str) -> PathBuf {
 #[must_use]
 pub fn target() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
+}
+
+/// Makes an empty disk: the sparse file `name` of `size` bytes.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn empty_disk(directory: &Path, name: &str, size: u64) -> PathBuf {
+    let path = directory.join(name);
+    let made = File::create(&path).and_then(|file| file.set_len(size));
+    made.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    path
 }

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod metrics;
 pub mod systemd;
 pub mod threads;
+mod transcript;
 pub mod viewer;
 pub mod vm;
 
@@ -19,6 +20,9 @@ pub use api::{Answer, Api, Events};
 pub use ctl::Ctl;
 pub use metrics::Metrics;
 pub use vm::{Kernel, Vm, VmBuilder};
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// How much of something a test does: `usual` in CI, `soak` under `tests/run --soak`.
 #[must_use]
@@ -28,4 +32,17 @@ pub fn amount(usual: u64, soak: u64) -> u64 {
     } else {
         usual
     }
+}
+
+/// Waits until something is so; whether it is before the deadline. Looks ten times a second.
+#[must_use]
+pub fn within(deadline: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline;
+    while !done() {
+        if Instant::now() > end {
+            return false;
+        }
+        sleep(Duration::from_millis(100));
+    }
+    true
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::vm::{Transcript, Vm, tail};
+use crate::transcript::{Transcript, tail};
+use crate::vm::Vm;
+use crate::within;
 
 /// How long anything may take that waits for `paddock` alone.
 const SOON: Duration = Duration::from_secs(60);
@@ -39,15 +41,12 @@ impl Viewer {
     /// # Panics
     /// When it has not in time.
     pub fn wait_for(&self, vm: &Vm, text: &str, times: usize, deadline: Duration) {
-        let end = Instant::now() + deadline;
-        while self.text().matches(text).count() < times {
-            if Instant::now() > end {
-                vm.fail(&format!(
-                    "a viewer does not see {text:?} {times} times; the end of what it saw:\n{}",
-                    tail(&self.text())
-                ));
-            }
-            sleep(Duration::from_millis(50));
+        let seen = || self.text().matches(text).count() >= times;
+        if !within(deadline, seen) {
+            vm.fail(&format!(
+                "a viewer does not see {text:?} {times} times; the end of what it saw:\n{}",
+                tail(&self.text())
+            ));
         }
     }
 

@@ -1,23 +1,23 @@
-//! A VM under test: `paddock run` as a child process, its guest's console, and the probe in it.
+//! A VM under test: `paddock run` or `paddock serve` as a child process, its guest's console, and the probe in it.
 
-use std::fmt::Write as _;
-use std::io::Read;
+mod builder;
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use paddock_probe::client::Client;
-use paddock_probe::protocol::{Call, Exec, Info, InfoReply, PowerOff};
+use paddock_probe::protocol::{Call, Event, Exec, Info, InfoReply, PowerOff, Reboot};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use self::builder::{Kernel, VmBuilder};
 use crate::api::Api;
-use crate::files;
+use crate::transcript::{Transcript, tail};
+use crate::{files, within};
 
 /// How long a guest may take from `paddock run` to its probe. The lab does some ten thousand exits a second.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(120);
@@ -25,223 +25,6 @@ pub const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 pub const CALL_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the process may take to end once it has a reason to.
 pub const END_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Which of the two files with Debian's kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kernel {
-    /// As Debian ships it: Linux's 64-bit entry.
-    BzImage,
-    /// The ELF file taken out of it: PVH entry.
-    Elf,
-}
-
-impl Kernel {
-    fn path(self) -> PathBuf {
-        files::guest(match self {
-            Self::BzImage => "vmlinuz",
-            Self::Elf => "vmlinux",
-        })
-    }
-}
-
-/// A VM to be started.
-#[derive(Debug, Clone)]
-pub struct VmBuilder {
-    kernel: Kernel,
-    initramfs: &'static str,
-    cpus: String,
-    memory: String,
-    command_line: String,
-    arguments: Vec<String>,
-    api: bool,
-    boot_files: Option<[String; 2]>,
-    launcher: Vec<String>,
-    environment: Vec<(String, String)>,
-}
-
-impl Default for VmBuilder {
-    fn default() -> Self {
-        Self {
-            kernel: Kernel::BzImage,
-            initramfs: "initramfs.cpio",
-            cpus: "1".to_owned(),
-            memory: "256M".to_owned(),
-            command_line: "console=ttyS0 quiet panic=-1".to_owned(),
-            arguments: Vec::new(),
-            api: false,
-            boot_files: None,
-            launcher: Vec::new(),
-            environment: Vec::new(),
-        }
-    }
-}
-
-impl VmBuilder {
-    /// Boots this kernel.
-    #[must_use]
-    pub fn kernel(mut self, kernel: Kernel) -> Self {
-        self.kernel = kernel;
-        self
-    }
-
-    /// Boots Debian from `disk`, a copy of the image.
-    ///
-    /// # Panics
-    /// When guests/build has not made it.
-    #[must_use]
-    pub fn debian(mut self, disk: &Path) -> Self {
-        let command_line = files::guest("debian.cmdline");
-        self.command_line = std::fs::read_to_string(&command_line)
-            .unwrap_or_else(|error| panic!("{}: {error}", command_line.display()))
-            .trim()
-            .to_owned();
-        self.initramfs = "debian-initrd.img";
-        self.args(["--disk", text(disk)])
-    }
-
-    /// What `--cpus` says.
-    #[must_use]
-    pub fn cpus(mut self, cpus: &(impl ToString + ?Sized)) -> Self {
-        self.cpus = cpus.to_string();
-        self
-    }
-
-    /// What `--memory` says.
-    #[must_use]
-    pub fn memory(mut self, memory: &str) -> Self {
-        memory.clone_into(&mut self.memory);
-        self
-    }
-
-    /// Adds words to the kernel's command line.
-    #[must_use]
-    pub fn command_line(mut self, more: &str) -> Self {
-        let _ = write!(self.command_line, " {more}");
-        self
-    }
-
-    /// Adds arguments for `paddock run`.
-    #[must_use]
-    pub fn args<S: ToString>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.arguments
-            .extend(arguments.into_iter().map(|a| a.to_string()));
-        self
-    }
-
-    /// Offers the HTTP API.
-    #[must_use]
-    pub fn api(mut self) -> Self {
-        self.api = true;
-        self
-    }
-
-    /// What `--kernel` and `--initramfs` say.
-    #[must_use]
-    pub fn boot_files(mut self, kernel: &str, initramfs: &str) -> Self {
-        self.boot_files = Some([kernel, initramfs].map(str::to_owned));
-        self
-    }
-
-    /// Starts this command instead of `paddock`, with the same arguments behind its own: it is to become `paddock`.
-    #[must_use]
-    pub fn launcher<S: ToString>(mut self, words: impl IntoIterator<Item = S>) -> Self {
-        self.launcher = words.into_iter().map(|word| word.to_string()).collect();
-        self
-    }
-
-    /// Sets a variable for the process.
-    #[must_use]
-    pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// The process, without its arguments.
-    fn process(&self) -> Command {
-        let mut command = match self.launcher.split_first() {
-            Some((program, words)) => {
-                let mut command = Command::new(program);
-                command.args(words);
-                command
-            }
-            None => Command::new(files::paddock()),
-        };
-        let environment = self.environment.iter().map(|(name, value)| (name, value));
-        command.envs(environment);
-        command
-    }
-
-    /// Starts the process and waits for the guest's probe.
-    ///
-    /// # Panics
-    /// When the probe does not answer in time.
-    #[must_use]
-    pub fn boot(self) -> Vm {
-        let mut vm = self.start();
-        vm.connect();
-        vm
-    }
-
-    /// Starts the process.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    #[must_use]
-    pub fn start(self) -> Vm {
-        let directory = Directory::new();
-        let [kernel, initramfs] = match &self.boot_files {
-            Some(files) => files.each_ref().map(PathBuf::from),
-            None => [self.kernel.path(), files::guest(self.initramfs)],
-        };
-        let mut command = self.process();
-        command
-            .args(["run", "--log-level", "info", "--kernel"])
-            .arg(kernel)
-            .arg("--initramfs")
-            .arg(initramfs)
-            .args(["--cmdline", &self.command_line])
-            .args(["--cpus", &self.cpus, "--memory", &self.memory])
-            .arg("--port")
-            .arg(format!(
-                "name=paddock.probe,socket={}",
-                directory.probe().display()
-            ))
-            .args(&self.arguments);
-        if self.api {
-            command.arg("--api-socket").arg(directory.api());
-        }
-        Vm::spawn(command, directory)
-    }
-
-    /// Starts a process that serves the HTTP API and has no VM yet.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    #[must_use]
-    pub fn serve(self) -> Vm {
-        let directory = Directory::new();
-        let socket = directory.api();
-        self.serve_in(directory, &socket)
-    }
-
-    /// Starts one with its API at `socket`.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    #[must_use]
-    pub fn serve_at(self, socket: &Path) -> Vm {
-        self.serve_in(Directory::new(), socket)
-    }
-
-    fn serve_in(self, directory: Directory, socket: &Path) -> Vm {
-        let mut command = self.process();
-        command
-            .args(["serve", "--log-level", "info", "--api-socket"])
-            .arg(socket)
-            .args(self.arguments);
-        Vm::spawn(command, directory)
-    }
-}
 
 /// Where a VM's sockets are.
 #[derive(Debug)]
@@ -280,6 +63,17 @@ impl Vm {
     #[must_use]
     pub fn builder() -> VmBuilder {
         VmBuilder::default()
+    }
+
+    /// A process that serves the HTTP API and has no VM yet, and its API.
+    ///
+    /// # Panics
+    /// When it cannot be started, or its API is not there in time.
+    #[must_use]
+    pub fn serve() -> (Self, Api) {
+        let vm = Self::builder().serve();
+        let api = vm.api();
+        (vm, api)
     }
 
     fn spawn(mut command: Command, directory: Directory) -> Self {
@@ -332,6 +126,18 @@ impl Vm {
     #[must_use]
     pub fn console_file(&self) -> PathBuf {
         self.directory.console()
+    }
+
+    /// Creates a VM by the API, such as one of [`spec`](Self::spec), and waits for its guest's probe.
+    ///
+    /// # Panics
+    /// When it is not created, the probe does not answer in time, or the VM does not run then.
+    #[track_caller]
+    pub fn create(&mut self, api: &Api, spec: &Value) {
+        let created = api.create(spec);
+        assert_eq!(created.status, 201, "{created:?}");
+        self.connect();
+        assert_eq!(api.state(), "running");
     }
 
     /// Connects to the guest's probe, waiting for it as long as a boot takes; again after a reset.
@@ -402,6 +208,108 @@ impl Vm {
         reply.stdout.to_text()
     }
 
+    /// A line of the guest's `/proc/meminfo`, in bytes.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    #[must_use]
+    pub fn meminfo(&self, name: &str) -> u64 {
+        let line = self.shell(&format!("grep '^{name}:' /proc/meminfo"));
+        let kib = line.split_whitespace().nth(1).and_then(|n| n.parse().ok());
+        let kib: Option<u64> = kib;
+        kib.map_or_else(|| panic!("/proc/meminfo: {line}"), |kib| kib * 1024)
+    }
+
+    /// Whether the guest has a disk with this serial number.
+    ///
+    /// # Panics
+    /// When the probe does not answer.
+    #[must_use]
+    pub fn has_disk(&self, serial: &str) -> bool {
+        self.info().disks.iter().any(|disk| disk.serial == serial)
+    }
+
+    /// Whether the guest's kernel is to look at the hot-plug registers when it is told that they have something; at first it does.
+    ///
+    /// # Panics
+    /// When that cannot be set.
+    pub fn heed_hot_plug(&self, heed: bool) {
+        let word = if heed { "enable" } else { "disable" };
+        self.shell(&format!(
+            "echo {word} > /sys/firmware/acpi/interrupts/gpe01"
+        ));
+    }
+
+    /// Has the guest start over, and does not wait for it.
+    ///
+    /// # Panics
+    /// When there is no connection to the probe.
+    pub fn start_reboot(&self) {
+        let reboot = Reboot { method: None };
+        let _ = self.probe().call(reboot, Duration::from_secs(10));
+    }
+
+    /// Has the guest start over, and waits for its probe; it is the process's boot number `boot`, from 1 on.
+    ///
+    /// # Panics
+    /// When it does not come in time.
+    pub fn reboot(&mut self, boot: usize) {
+        self.start_reboot();
+        self.wait_for_boot(boot);
+    }
+
+    /// Waits for the guest's probe after a reset; it is the process's boot number `boot`, from 1 on.
+    ///
+    /// # Panics
+    /// When it does not come in time.
+    pub fn wait_for_boot(&mut self, boot: usize) {
+        self.wait_for_console("paddock-probe: up", boot, BOOT_DEADLINE);
+        self.connect();
+    }
+
+    /// Waits until the power button is pressed in the guest.
+    ///
+    /// # Panics
+    /// When it is not in time.
+    pub fn wait_for_power_button(&self) {
+        let pressed = self
+            .probe()
+            .wait_event("the power button", CALL_DEADLINE, |event| {
+                matches!(event, Event::PowerButton(_)).then_some(())
+            });
+        if let Err(error) = pressed {
+            self.fail(&error.to_string());
+        }
+    }
+
+    /// Waits for the end of a job, and gives the job; `started` is what the API said of it.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[must_use]
+    pub fn end_of_job(&self, started: &Value) -> Value {
+        let path = format!("/jobs/{}", started["id"]);
+        let (api, mut job) = (self.api(), Value::Null);
+        let ended = within(CALL_DEADLINE, || {
+            job = api.get(&path).body;
+            job["state"] != "running"
+        });
+        if !ended {
+            self.fail(&format!("it does not end: {job}"));
+        }
+        job
+    }
+
+    /// Waits until something is so; `otherwise` says what is wrong if it is not in time.
+    ///
+    /// # Panics
+    /// When it is not in time.
+    pub fn wait_until(&self, otherwise: &str, deadline: Duration, done: impl FnMut() -> bool) {
+        if !within(deadline, done) {
+            self.fail(&format!("{otherwise} within {deadline:?}"));
+        }
+    }
+
     /// The process id of `paddock`.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -463,13 +371,10 @@ impl Vm {
     /// # Panics
     /// When it does not in time.
     pub fn wait_for_console(&self, text: &str, times: usize, deadline: Duration) {
-        let end = Instant::now() + deadline;
-        while self.console().matches(text).count() < times {
-            if Instant::now() > end {
-                self.fail(&format!("{text:?} is not on the console {times} times"));
-            }
-            sleep(Duration::from_millis(50));
-        }
+        let otherwise = format!("{text:?} is not on the console {times} times");
+        self.wait_until(&otherwise, deadline, || {
+            self.console().matches(text).count() >= times
+        });
     }
 
     /// How `paddock` is: running, or how it ended. Leaves it to be waited for.
@@ -508,53 +413,6 @@ impl Drop for Vm {
         // Nothing of a test outlives it.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// The last lines of a text.
-pub(crate) fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(60)..].join("\n")
-}
-
-/// Everything that came out of a pipe or socket so far.
-#[derive(Debug, Clone)]
-pub(crate) struct Transcript {
-    kept: Arc<Mutex<Vec<u8>>>,
-    /// No more will come.
-    complete: Arc<AtomicBool>,
-}
-
-impl Transcript {
-    /// Reads `pipe`, if there is one, to its end.
-    pub(crate) fn follow(pipe: Option<impl Read + Send + 'static>) -> Self {
-        let this = Self {
-            kept: Arc::default(),
-            complete: Arc::default(),
-        };
-        let Self { kept, complete } = this.clone();
-        if let Some(mut pipe) = pipe {
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                    kept.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .extend_from_slice(&buffer[..count]);
-                }
-                complete.store(true, Ordering::Release);
-            });
-        }
-        this
-    }
-
-    pub(crate) fn text(&self) -> String {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&kept).into_owned()
-    }
-
-    /// Whether the other end is closed and all of it read.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.complete.load(Ordering::Acquire)
     }
 }
 

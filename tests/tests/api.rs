@@ -10,31 +10,16 @@
     reason = "not every test file has such a helper"
 )]
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use paddock_probe::protocol::{Crash, CrashKind, Event, PowerOff};
+use paddock_probe::protocol::{Crash, CrashKind, PowerOff};
 use paddock_tests::vm::CALL_DEADLINE;
-use paddock_tests::{Api, Vm, amount};
-use serde_json::{Value, json};
-
-/// A process that serves, and its API.
-fn serve() -> (Vm, Api) {
-    let vm = Vm::builder().serve();
-    let api = vm.api();
-    (vm, api)
-}
-
-/// Creates a VM and waits for its guest.
-fn boot(vm: &mut Vm, api: &Api, spec: &Value) {
-    let created = api.create(spec);
-    assert_eq!(created.status, 201, "{created:?}");
-    vm.connect();
-    assert_eq!(api.state(), "running");
-}
+use paddock_tests::{Api, Vm, amount, files};
+use serde_json::json;
 
 /// The NMIs that each vCPU has had.
 fn nmis(vm: &Vm) -> Vec<u64> {
@@ -46,16 +31,15 @@ fn nmis(vm: &Vm) -> Vec<u64> {
 
 #[test]
 fn a_vm_from_its_spec_to_its_power_off_and_another_after_it() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     assert_eq!(api.get("/vm").code(), "no-vm");
     let mut events = api.events(0);
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk.img");
-    File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let disk = files::empty_disk(directory.path(), "disk.img", 1 << 20);
     let mut spec = vm.spec(2);
     spec["name"] = json!("first");
     spec["disks"] = json!([{"path": disk, "serial": "FIRST"}]);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     let info = vm.info();
     assert_eq!(info.cpus, [0, 1]);
     assert_eq!(info.disks[0].serial, "FIRST");
@@ -67,14 +51,7 @@ fn a_vm_from_its_spec_to_its_power_off_and_another_after_it() {
     events.wait_for_state("running");
 
     assert_eq!(api.act("power-button").status, 202);
-    let pressed = vm
-        .probe()
-        .wait_event("the power button", CALL_DEADLINE, |event| {
-            matches!(event, Event::PowerButton(_)).then_some(())
-        });
-    if let Err(error) = pressed {
-        vm.fail(&error.to_string());
-    }
+    vm.wait_for_power_button();
     assert_eq!(events.wait_for("action")["action"], "power-button");
     let _ = vm.probe().call(PowerOff {}, CALL_DEADLINE);
     assert_eq!(events.wait_for("ended")["end"]["reason"], "powered-off");
@@ -92,7 +69,7 @@ fn a_vm_from_its_spec_to_its_power_off_and_another_after_it() {
         events.wait_for("deleted");
         assert_eq!(api.get("/vm").status, 404);
         spec["disks"][0]["serial"] = json!(format!("NUMBER-{round}"));
-        boot(&mut vm, &api, &spec);
+        vm.create(&api, &spec);
         assert_eq!(vm.info().disks[0].serial, format!("NUMBER-{round}"));
     }
     vm.signal("QUIT");
@@ -104,25 +81,17 @@ fn a_vm_from_its_spec_to_its_power_off_and_another_after_it() {
 
 #[test]
 fn a_delete_stops_a_running_vm_and_frees_what_it_holds() {
-    let (mut vm, api) = serve();
-    let count = |what: &str| {
-        fs::read_dir(format!("/proc/{}/{what}", vm.pid()))
-            .unwrap()
-            .count()
-    };
+    let (mut vm, api) = Vm::serve();
+    let pid = vm.pid();
+    let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
     let (descriptors, threads) = (count("fd"), count("task"));
     let spec = vm.spec(2);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     let started = Instant::now();
     assert_eq!(api.delete().status, 204);
     assert!(started.elapsed() < Duration::from_secs(20));
     assert_eq!(api.delete().code(), "no-vm");
     // Blocking threads of the control plane come and go.
-    let count = |what: &str| {
-        fs::read_dir(format!("/proc/{}/{what}", vm.pid()))
-            .unwrap()
-            .count()
-    };
     assert!(
         count("fd") <= descriptors + 2,
         "{} of {descriptors}",
@@ -141,9 +110,9 @@ fn a_delete_stops_a_running_vm_and_frees_what_it_holds() {
 
 #[test]
 fn a_reset_and_an_nmi_reach_the_guest() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let spec = vm.spec(2);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     let before = nmis(&vm);
     assert_eq!(api.act("nmi").status, 202);
     let end = Instant::now() + CALL_DEADLINE;
@@ -170,10 +139,10 @@ fn a_reset_and_an_nmi_reach_the_guest() {
 
 #[test]
 fn a_guest_that_crashes_says_where() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let mut events = api.events(0);
     let spec = vm.spec(1);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     let kind = CrashKind::TripleFault;
     let _ = vm.probe().call(Crash { kind }, Duration::from_secs(10));
     let end = events.wait_for("ended")["end"].clone();
@@ -182,25 +151,18 @@ fn a_guest_that_crashes_says_where() {
     assert!(detail.contains("RIP") && detail.contains("CR3"), "{detail}");
     assert_eq!(api.get("/vm").body["end"], end);
     assert_eq!(api.delete().status, 204);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     vm.signal("QUIT");
     vm.expect_exit(0);
 }
 
 #[test]
 fn the_end_of_the_process_asks_the_guest_first() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let spec = vm.spec(1);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     vm.signal("TERM");
-    let pressed = vm
-        .probe()
-        .wait_event("the power button", CALL_DEADLINE, |event| {
-            matches!(event, Event::PowerButton(_)).then_some(())
-        });
-    if let Err(error) = pressed {
-        vm.fail(&error.to_string());
-    }
+    vm.wait_for_power_button();
     let other = json!({"boot": {"kernel": "k"}});
     assert_eq!(api.create(&other).code(), "vm-exists");
     let _ = vm.probe().call(PowerOff {}, CALL_DEADLINE);
@@ -253,7 +215,7 @@ fn a_guest_does_not_feel_clients_that_sit_there() {
 
 #[test]
 fn what_cannot_be_built_says_why_and_makes_room() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let mut events = api.events(0);
     let directory = tempfile::tempdir().unwrap();
     let kernel = directory.path().join("kernel");
@@ -298,7 +260,7 @@ fn what_cannot_be_built_says_why_and_makes_room() {
 
 #[test]
 fn the_socket_is_for_the_user_of_the_process_and_root() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let mode = fs::metadata(api.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     // Also where somebody opens the way.
@@ -324,7 +286,7 @@ fn the_socket_is_for_the_user_of_the_process_and_root() {
 
 #[test]
 fn a_socket_that_is_taken() {
-    let (vm, api) = serve();
+    let (vm, api) = Vm::serve();
     let mut other = Vm::builder().serve_at(api.socket());
     other.expect_exit(1);
     std::thread::sleep(Duration::from_millis(200));

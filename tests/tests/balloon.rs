@@ -12,12 +12,11 @@
 )]
 
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paddock_probe::protocol::{Exec, MemoryTouch, MemoryVerify, Reboot};
+use paddock_probe::protocol::{Exec, MemoryTouch, MemoryVerify};
 use paddock_tests::host::run;
-use paddock_tests::vm::BOOT_DEADLINE;
-use paddock_tests::{Vm, amount};
+use paddock_tests::{Vm, amount, memory, within};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -50,31 +49,13 @@ fn boot(memory: &str, balloon: &str) -> Vm {
 
 /// What the process holds: resident bytes, and its share of them.
 fn held(vm: &Vm) -> (u64, u64) {
-    let path = format!("/proc/{}/smaps_rollup", vm.pid());
-    let text = std::fs::read_to_string(path).unwrap();
-    let bytes = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        let kib = line.unwrap().trim().trim_end_matches("kB").trim();
-        kib.parse::<u64>().unwrap() * 1024
-    };
-    (bytes("Rss:"), bytes("Pss:"))
+    memory::held(vm.pid())
 }
 
-/// A line of the guest's `/proc/meminfo`, in bytes.
-fn meminfo(vm: &Vm, name: &str) -> u64 {
-    let line = vm.shell(&format!("grep '^{name}:' /proc/meminfo"));
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib * 1024
-}
-
-fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !done() {
-        if Instant::now() > end {
-            let held = held(vm);
-            vm.fail(&format!("{what}; the process holds {held:?} bytes"));
-        }
-        sleep(Duration::from_millis(200));
+fn until(vm: &Vm, what: &str, done: impl FnMut() -> bool) {
+    if !within(DEADLINE, done) {
+        let held = held(vm);
+        vm.fail(&format!("{what}; the process holds {held:?} bytes"));
     }
 }
 
@@ -88,7 +69,7 @@ fn given_back(vm: &Vm, before: (u64, u64), bytes: u64) {
 
 /// Has the guest use all its memory but `rest` for a file, and remove it again or keep it.
 fn fill(vm: &Vm, rest: i64, keep: bool) {
-    let available = i64::try_from(meminfo(vm, "MemAvailable") / MIB).unwrap();
+    let available = i64::try_from(vm.meminfo("MemAvailable") / MIB).unwrap();
     let count = available - rest;
     let remove = if keep { "" } else { "&& rm /fill/file" };
     let line = format!(
@@ -137,15 +118,6 @@ fn use_memory(vm: &Vm) {
     vm.call(MemoryTouch { size: 4096 });
 }
 
-/// Resets the guest from inside.
-fn reboot(vm: &mut Vm) {
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
-    vm.connect();
-}
-
 /// Inflates and deflates by driver, and by a reset.
 fn inflates_and_deflates(memory: &str) {
     let target = format!("{}M,free-page-reporting=off", BALLOON / MIB);
@@ -154,7 +126,7 @@ fn inflates_and_deflates(memory: &str) {
     assert_eq!(features(&vm, &name), [1, 32], "STATS_VQ, VERSION_1");
 
     bind(&vm, &name, "unbind");
-    let all = meminfo(&vm, "MemTotal");
+    let all = vm.meminfo("MemTotal");
     // Nearly every page of the guest's has been used, so that what the balloon takes was held by the process.
     fill(&vm, 32, false);
     let before = held(&vm);
@@ -168,23 +140,23 @@ fn inflates_and_deflates(memory: &str) {
 
     bind(&vm, &name, "bind");
     until(&vm, "the guest does not give what it is asked for", || {
-        meminfo(&vm, "MemTotal") == all - BALLOON
+        vm.meminfo("MemTotal") == all - BALLOON
     });
     given_back(&vm, before, 48 * MIB);
 
     // It can have it again, and all of it is good memory.
     bind(&vm, &name, "unbind");
-    assert_eq!(meminfo(&vm, "MemTotal"), all);
+    assert_eq!(vm.meminfo("MemTotal"), all);
     use_memory(&vm);
 
     // The target outlives a reset, and a balloon that was full before it.
     bind(&vm, &name, "bind");
     until(&vm, "the guest does not give it again", || {
-        meminfo(&vm, "MemTotal") == all - BALLOON
+        vm.meminfo("MemTotal") == all - BALLOON
     });
-    reboot(&mut vm);
+    vm.reboot(2);
     until(&vm, "the target is gone after a reset", || {
-        meminfo(&vm, "MemTotal").abs_diff(all - BALLOON) < MIB
+        vm.meminfo("MemTotal").abs_diff(all - BALLOON) < MIB
     });
     was_quiet(&vm);
     vm.power_off();
@@ -209,14 +181,14 @@ fn what_the_guest_leaves_free_is_given_back_unasked() {
         [1, 5, 32],
         "STATS_VQ, PAGE_REPORTING, VERSION_1"
     );
-    let total = meminfo(&vm, "MemTotal");
+    let total = vm.meminfo("MemTotal");
     let kept = vm.shell("dd if=/dev/urandom of=/kept bs=1M count=16 2>/dev/null && md5sum /kept");
     fill(&vm, 32, true);
     let full = held(&vm);
     assert!(full.0 > FULL, "the process holds {full:?}");
     vm.shell("rm /fill/file");
     given_back(&vm, full, 160 * MIB);
-    assert_eq!(meminfo(&vm, "MemTotal"), total, "the guest still has it");
+    assert_eq!(vm.meminfo("MemTotal"), total, "the guest still has it");
     // Once more: what was reported is used again, and reported again.
     fill(&vm, 32, true);
     let again = held(&vm);
@@ -239,13 +211,13 @@ fn a_guest_in_need_takes_memory_back() {
         "STATS_VQ, DEFLATE_ON_OOM, VERSION_1"
     );
     // Linux counts it as used: it may have it back.
-    let total = meminfo(&vm, "MemTotal");
+    let total = vm.meminfo("MemTotal");
     until(&vm, "the guest does not give what it is asked for", || {
-        meminfo(&vm, "MemFree") + BALLOON < total
+        vm.meminfo("MemFree") + BALLOON < total
     });
     // 40 MiB more than there are: without its balloon the guest would kill a process.
     fill(&vm, -40, true);
-    assert!(meminfo(&vm, "MemFree") < 32 * MIB);
+    assert!(vm.meminfo("MemFree") < 32 * MIB);
     assert!(
         !vm.shell("dmesg").contains("Killed process"),
         "the guest had memory left"
@@ -270,12 +242,12 @@ fn huge_pages_are_given_back_whole() {
         "MUST_TELL_HOST, STATS_VQ, VERSION_1"
     );
     bind(&vm, &name, "unbind");
-    let all = meminfo(&vm, "MemTotal");
+    let all = vm.meminfo("MemTotal");
     fill(&vm, 32, false);
     let used = free();
     bind(&vm, &name, "bind");
     until(&vm, "the guest does not give what it is asked for", || {
-        meminfo(&vm, "MemTotal") == all - BALLOON
+        vm.meminfo("MemTotal") == all - BALLOON
     });
     // It has given 48 of them, in small pages: some lie in the balloon only in part, and some were never used.
     until(&vm, "the pool does not get its pages", || {
@@ -315,30 +287,30 @@ fn the_target_is_set_and_statistics_are_read_while_the_guest_runs() {
         let value = |name: &str| answer.body[name].as_u64().unwrap();
         (value("total"), value("free"), value("available"))
     };
-    let all = meminfo(&vm, "MemTotal");
+    let all = vm.meminfo("MemTotal");
     fill(&vm, 32, false);
     let before = held(&vm);
     let (total, free, available) = statistics();
     assert_eq!(total, all);
     let near = 16 * MIB;
-    assert!(free.abs_diff(meminfo(&vm, "MemFree")) < near, "{free}");
+    assert!(free.abs_diff(vm.meminfo("MemFree")) < near, "{free}");
     assert!(
-        available.abs_diff(meminfo(&vm, "MemAvailable")) < near,
+        available.abs_diff(vm.meminfo("MemAvailable")) < near,
         "{available}"
     );
 
     set(&vm, BALLOON);
-    assert_eq!(meminfo(&vm, "MemTotal"), all - BALLOON);
+    assert_eq!(vm.meminfo("MemTotal"), all - BALLOON);
     given_back(&vm, before, 48 * MIB);
     let (total, less, _) = statistics();
     assert_eq!(total, all - BALLOON);
     assert!(less + BALLOON < free + near, "{free} were free, now {less}");
     assert!(balloon()["inflated_bytes"].as_u64().unwrap() >= BALLOON);
     set(&vm, BALLOON / 3);
-    assert_eq!(meminfo(&vm, "MemTotal"), all - BALLOON / 3);
+    assert_eq!(vm.meminfo("MemTotal"), all - BALLOON / 3);
 
     // The target outlives a reset, the guest's word does not outlive its driver.
-    reboot(&mut vm);
+    vm.reboot(2);
     until(&vm, "the target is gone after a reset", || {
         balloon()["actual"] == BALLOON / 3
     });
@@ -352,7 +324,7 @@ fn the_target_is_set_and_statistics_are_read_while_the_guest_runs() {
         set(&vm, BALLOON);
         set(&vm, 0);
     }
-    assert_eq!(statistics().0, meminfo(&vm, "MemTotal"));
+    assert_eq!(statistics().0, vm.meminfo("MemTotal"));
     use_memory(&vm);
     was_quiet(&vm);
     vm.power_off();

@@ -10,9 +10,9 @@
 
 use std::time::Duration;
 
-use paddock_probe::protocol::{Clock, Cpus, Crash, CrashKind, Event, Random, Reboot};
+use paddock_probe::protocol::{Clock, Cpus, Crash, CrashKind, Random};
 use paddock_tests::vm::BOOT_DEADLINE;
-use paddock_tests::{Kernel, Vm, amount};
+use paddock_tests::{Kernel, Vm, amount, files};
 
 const MIB: u64 = 1 << 20;
 
@@ -136,8 +136,7 @@ fn a_guest_has_time_and_randomness() {
 #[test]
 fn a_reset_boots_again_in_the_same_process() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk.img");
-    std::fs::File::create(&disk).unwrap().set_len(MIB).unwrap();
+    let disk = files::empty_disk(directory.path(), "disk.img", MIB);
     let mut vm = Vm::builder()
         .kernel(Kernel::Elf)
         .cpus(&2)
@@ -153,9 +152,7 @@ fn a_reset_boots_again_in_the_same_process() {
     let (descriptors, threads) = (count("fd"), count("task"));
     let rounds = usize::try_from(amount(4, 25)).unwrap();
     for round in 2..=rounds {
-        let _ = vm
-            .probe()
-            .call(Reboot { method: None }, Duration::from_secs(10));
+        vm.start_reboot();
         vm.wait_for_console("paddock-probe: up, 2 cpus", round, BOOT_DEADLINE);
         vm.connect();
         boots.push(vm.shell("cat /proc/sys/kernel/random/boot_id"));
@@ -181,9 +178,7 @@ fn a_reset_boots_again_in_the_same_process() {
 #[test]
 fn a_reset_ends_the_process_where_the_spec_says_so() {
     let mut vm = Vm::builder().args(["--on-reset", "exit"]).boot();
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
+    vm.start_reboot();
     vm.expect_exit(4);
 }
 
@@ -191,14 +186,7 @@ fn a_reset_ends_the_process_where_the_spec_says_so() {
 fn the_power_button_reaches_the_guest() {
     let vm = Vm::builder().boot();
     vm.signal("TERM");
-    let event = vm
-        .probe()
-        .wait_event("the power button", Duration::from_secs(30), |event| {
-            matches!(event, Event::PowerButton(_)).then_some(())
-        });
-    if let Err(error) = event {
-        vm.fail(&error.to_string());
-    }
+    vm.wait_for_power_button();
     vm.power_off();
 }
 
@@ -244,8 +232,7 @@ fn a_panicking_guest_resets() {
 #[test]
 fn a_spec_in_a_file() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk.img");
-    std::fs::File::create(&disk).unwrap().set_len(MIB).unwrap();
+    let disk = files::empty_disk(directory.path(), "disk.img", MIB);
     let spec = directory.path().join("vm.toml");
     let text = format!(
         "name = \"from-a-file\"\nrng = false\n\n[cpus]\ncount = 2\n\n[[disks]]\npath = \"{}\"\nserial = \"IN-THE-FILE\"\n",

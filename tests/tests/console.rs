@@ -13,9 +13,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paddock_probe::protocol::{Exec, Reboot};
+use paddock_probe::protocol::Exec;
 use paddock_tests::host::{run, shell};
 use paddock_tests::viewer::{Viewer, idle, without_marks};
 use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE, refused, text};
@@ -49,21 +49,9 @@ fn flood(vm: &Vm, tty: &str, (count, separator): (u64, &str), last: &str) {
 }
 
 fn reboot(vm: &mut Vm, viewer: &Viewer, boots: usize) {
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
+    vm.start_reboot();
     viewer.wait_for(vm, "paddock-probe: up", boots, BOOT_DEADLINE);
     vm.connect();
-}
-
-fn wait_until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + CALL_DEADLINE;
-    while !done() {
-        if Instant::now() > end {
-            vm.fail(&format!("this does not happen: {what}"));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Two viewers and a late one, who all see the guest and type, over a reset; `flag` puts the console `tty` on a socket.
@@ -190,7 +178,11 @@ fn a_log_is_rotated_and_goes_on_over_a_reset() {
     flood(&vm, "ttyS0", (4000, "\n"), "full");
     viewer.wait_for(&vm, "full\r\n", 1, CALL_DEADLINE);
     let written = |vm: &Vm, last: &str| {
-        wait_until(vm, "the log's end", || log_files(&log).0.ends_with(last));
+        vm.wait_until(
+            "the log does not end as the console did",
+            CALL_DEADLINE,
+            || log_files(&log).0.ends_with(last),
+        );
         let (kept, lengths) = log_files(&log);
         assert_eq!(lengths.len(), 3);
         assert!(lengths.iter().all(|length| *length <= 4096), "{lengths:?}");
@@ -203,7 +195,7 @@ fn a_log_is_rotated_and_goes_on_over_a_reset() {
     assert_eq!(mode & 0o777, 0o600);
 
     reboot(&mut vm, &viewer, 2);
-    wait_until(&vm, "both boots are in the log", || {
+    vm.wait_until("not both boots are in the log", CALL_DEADLINE, || {
         let kept = log_files(&log).0;
         kept.contains("full\r\n") && kept.contains("paddock-probe: up")
     });
@@ -249,7 +241,11 @@ fn a_log_on_a_full_disk_is_told_of_once_and_mends_itself() {
         .boot();
     flood(&vm, "hvc0", (30_000, " "), "lost");
     let losses = |vm: &Vm| vm.log().matches("the console's log loses output").count();
-    wait_until(&vm, "a word about the full disk", || losses(&vm) > 0);
+    vm.wait_until(
+        "there is no word about the full disk",
+        CALL_DEADLINE,
+        || losses(&vm) > 0,
+    );
     // The log is tried again all the time, and the guest does not notice.
     for second in 0..7 {
         flood(&vm, "hvc0", (100, " "), &format!("second {second}"));
@@ -258,7 +254,7 @@ fn a_log_on_a_full_disk_is_told_of_once_and_mends_itself() {
     assert_eq!(losses(&vm), 1, "{}", vm.log());
 
     disk.grow();
-    wait_until(&vm, "the log goes on", || {
+    vm.wait_until("the log does not go on", CALL_DEADLINE, || {
         vm.shell("echo there is room >/dev/hvc0");
         log_files(&log).0.contains("there is room")
     });

@@ -10,13 +10,13 @@
 )]
 
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paddock_probe::protocol::{CpuSpin, Cpus, Reboot};
+use paddock_probe::protocol::{CpuSpin, Cpus};
 use paddock_tests::host::run;
 use paddock_tests::threads::cpu_time;
-use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE};
-use paddock_tests::{Vm, amount};
+use paddock_tests::vm::CALL_DEADLINE;
+use paddock_tests::{Vm, amount, within};
 use serde_json::{Value, json};
 
 /// Where Linux can be told not to let go of CPUs.
@@ -45,23 +45,12 @@ fn ask(vm: &Vm, wanted: u64, deadline_ms: u64) -> Value {
     answer.body
 }
 
-/// Waits for the end of a job, and gives the job.
-fn end_of(vm: &Vm, started: &Value) -> Value {
-    let path = format!("/jobs/{}", started["id"]);
-    let mut job = Value::Null;
-    until(vm, "a job does not end", || {
-        job = vm.api().get(&path).body;
-        job["state"] != "running"
-    });
-    job
-}
-
 /// Has so many CPUs, and waits until the guest has them.
 #[track_caller]
 fn set(vm: &Vm, wanted: u64) {
     let total = wanted.abs_diff(cpus_of(vm)["present"].as_u64().unwrap());
     let started = ask(vm, wanted, 60_000);
-    let job = end_of(vm, &started);
+    let job = vm.end_of_job(&started);
     if job["state"] != "succeeded" {
         vm.fail(&job.to_string());
     }
@@ -95,13 +84,9 @@ fn has(vm: &Vm, count: u64) {
     assert_eq!((&cpus.online, &cpus.ran), (&all, &all));
 }
 
-fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + CALL_DEADLINE;
-    while !done() {
-        if Instant::now() > end {
-            vm.fail(&format!("{what}; {}", cpus_of(vm)));
-        }
-        sleep(Duration::from_millis(100));
+fn until(vm: &Vm, what: &str, done: impl FnMut() -> bool) {
+    if !within(CALL_DEADLINE, done) {
+        vm.fail(&format!("{what}; {}", cpus_of(vm)));
     }
 }
 
@@ -208,7 +193,7 @@ fn what_the_guest_keeps_stays_and_can_be_asked_for_again() {
         .request("PUT", "/vm/cpus", Some(&json!({"wanted": 2})));
     assert_eq!((refused.status, refused.code()), (409, "device-busy"));
     assert_eq!(cpus_of(&vm)["wanted"], 1);
-    let job = end_of(&vm, &started);
+    let job = vm.end_of_job(&started);
     let failure = job["failure"].as_str().unwrap_or_default();
     assert!(
         failure.contains("did not let go by the deadline of CPU 2"),
@@ -228,7 +213,7 @@ fn what_the_guest_keeps_stays_and_can_be_asked_for_again() {
     let started = ask(&vm, 2, 60_000);
     let cancel = format!("/jobs/{}/cancel", started["id"]);
     assert_eq!(vm.api().request("POST", &cancel, None).status, 202);
-    assert_eq!(end_of(&vm, &started)["state"], "cancelled");
+    assert_eq!(vm.end_of_job(&started)["state"], "cancelled");
     has(&vm, 3);
 
     vm.shell(&format!("echo 1 > {LETS_GO}"));
@@ -253,7 +238,7 @@ fn a_paused_guest_finds_out_when_it_goes_on() {
         events.wait_for_state(state);
     };
     act("pause", "paused");
-    let job = end_of(&vm, &ask(&vm, 4, 1000));
+    let job = vm.end_of_job(&ask(&vm, 4, 1000));
     assert_eq!(job["state"], "succeeded", "{job}");
     assert_eq!(threads(&vm), [0, 1, 2, 3]);
     act("resume", "running");
@@ -261,7 +246,7 @@ fn a_paused_guest_finds_out_when_it_goes_on() {
 
     // A guest that stands still lets go of nothing.
     act("pause", "paused");
-    let job = end_of(&vm, &ask(&vm, 3, 1000));
+    let job = vm.end_of_job(&ask(&vm, 3, 1000));
     assert_eq!(job["state"], "failed", "{job}");
     act("resume", "running");
     set(&vm, 2);
@@ -272,7 +257,7 @@ fn a_paused_guest_finds_out_when_it_goes_on() {
     }
     has(&vm, 2);
     // One that nobody has put online yet, and that has nowhere to go with an NMI.
-    let job = end_of(&vm, &ask(&vm, 3, 60_000));
+    let job = vm.end_of_job(&ask(&vm, 3, 60_000));
     assert_eq!(job["state"], "succeeded", "{job}");
     assert_eq!(api.act("nmi").status, 202);
     stands_still(&vm, "vcpu2");
@@ -290,7 +275,7 @@ fn a_cpu_that_got_no_thread_can_come_later() {
         vm.pid()
     ));
     for _ in 0..2 {
-        let job = end_of(&vm, &ask(&vm, 2, 60_000));
+        let job = vm.end_of_job(&ask(&vm, 2, 60_000));
         assert_eq!(job["state"], "failed", "{job}");
         let failure = job["failure"].as_str().unwrap_or_default();
         assert!(failure.contains("starting vCPU threads"), "{failure}");
@@ -308,14 +293,7 @@ fn a_cpu_that_got_no_thread_can_come_later() {
 fn what_is_wanted_outlives_a_reset() {
     let mut vm = boot("1,max=4");
     set(&vm, 3);
-    let restart = |vm: &mut Vm, times| {
-        vm.wait_for_console("paddock-probe: up", times, BOOT_DEADLINE);
-        vm.connect();
-    };
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    restart(&mut vm, 2);
+    vm.reboot(2);
     assert_eq!(vm.call(Cpus {}).online, [0, 1, 2], "from the start");
     assert_eq!(threads(&vm), [0, 1, 2]);
     // What was there at the start can go as well.
@@ -326,8 +304,8 @@ fn what_is_wanted_outlives_a_reset() {
     vm.shell(&format!("echo 0 > {LETS_GO}"));
     let started = ask(&vm, 2, 600_000);
     assert_eq!(vm.api().act("reset").status, 202);
-    assert_eq!(end_of(&vm, &started)["state"], "succeeded");
-    restart(&mut vm, 3);
+    assert_eq!(vm.end_of_job(&started)["state"], "succeeded");
+    vm.wait_for_boot(3);
     assert_eq!(vm.call(Cpus {}).online, [0, 1]);
     let now = cpus_of(&vm);
     assert_eq!((&now["wanted"], &now["present"]), (&json!(2), &json!(2)));

@@ -10,50 +10,29 @@
     reason = "not every test file has such a helper"
 )]
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paddock_probe::protocol::{Event, PowerOff};
+use paddock_probe::protocol::PowerOff;
 use paddock_tests::host::Bridge;
 use paddock_tests::vm::CALL_DEADLINE;
-use paddock_tests::{Ctl, Vm};
+use paddock_tests::{Ctl, Vm, files};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 const MAC: &str = "02:00:5e:00:00:17";
-/// The interrupt behind which the guest's kernel looks at the hot-plug registers.
-const EVENT: &str = "/sys/firmware/acpi/interrupts/gpe01";
-
 /// A process that serves, and its API by `paddock ctl`.
 fn serve() -> (Vm, Ctl) {
-    let vm = Vm::builder().serve();
-    let ctl = Ctl::at(vm.api().socket());
-    (vm, ctl)
+    let (vm, api) = Vm::serve();
+    (vm, Ctl::at(api.socket()))
 }
 
 /// An empty disk.
 fn image(directory: &TempDir, name: &str) -> PathBuf {
-    let path = directory.path().join(name);
-    File::create(&path).unwrap().set_len(16 * MIB).unwrap();
-    path
-}
-
-/// Waits until something is so.
-fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + CALL_DEADLINE;
-    while !done() {
-        if Instant::now() > end {
-            vm.fail(what);
-        }
-        sleep(Duration::from_millis(100));
-    }
-}
-
-fn has_disk(vm: &Vm, serial: &str) -> bool {
-    vm.info().disks.iter().any(|disk| disk.serial == serial)
+    files::empty_disk(directory.path(), name, 16 * MIB)
 }
 
 fn has_nic(vm: &Vm) -> bool {
@@ -106,7 +85,7 @@ fn a_vm_through_its_life() {
     let boot_id = "cat /proc/sys/kernel/random/boot_id";
     let first = vm.shell(boot_id);
     ctl.well(&["vm", "reset"]);
-    until(&vm, "it is not reset", || {
+    vm.wait_until("it is not reset", CALL_DEADLINE, || {
         let events = all_events(&ctl);
         let states = events.iter().map(|event| &event["state"]);
         states.filter(|state| *state == "running").count() == 2
@@ -156,8 +135,8 @@ fn disks_come_and_go(vm: &Vm, ctl: &Ctl, directory: &TempDir) {
     let disk = format!("{},id=data,serial=DATA,readonly", path.display());
     let added = ctl.well(&["disks", "add", &disk]);
     assert!(added.contains("(add-device data) succeeded in"), "{added}");
-    until(vm, "the guest does not find the disk", || {
-        has_disk(vm, "DATA")
+    vm.wait_until("the guest does not find the disk", CALL_DEADLINE, || {
+        vm.has_disk("DATA")
     });
     let listed = ctl.well(&["disks", "list"]);
     let line = format!("data  present  {}  read-only, serial DATA", path.display());
@@ -177,7 +156,7 @@ fn disks_come_and_go(vm: &Vm, ctl: &Ctl, directory: &TempDir) {
         removed.contains("(remove-device data) succeeded in"),
         "{removed}"
     );
-    assert!(!has_disk(vm, "DATA"));
+    assert!(!vm.has_disk("DATA"));
     assert!(
         ctl.fails(&["disks", "show", "data"])
             .contains("(no-device)")
@@ -192,7 +171,9 @@ fn nics_come_and_go(vm: &Vm, ctl: &Ctl) {
     fs::write(file.path(), nic.to_string()).unwrap();
     let file = file.path().to_str().unwrap();
     ctl.well(&["nics", "add", "--spec", file]);
-    until(vm, "the guest does not find the NIC", || has_nic(vm));
+    vm.wait_until("the guest does not find the NIC", CALL_DEADLINE, || {
+        has_nic(vm)
+    });
     let listed = ctl.well(&["nics", "list"]);
     let line = format!("lan  present  bridge ctlbr, VLAN 7  {MAC}");
     assert!(listed.contains(&line), "{listed}");
@@ -230,9 +211,11 @@ fn the_balloon_is_set(vm: &Vm, ctl: &Ctl) {
     };
     let before = total();
     assert_eq!(ctl.json(&["balloon", "set", "32M"])["target"], 32 * MIB);
-    until(vm, "the guest does not give what it is asked for", || {
-        ctl.json(&["balloon", "show"])["actual"] == 32 * MIB
-    });
+    vm.wait_until(
+        "the guest does not give what it is asked for",
+        CALL_DEADLINE,
+        || ctl.json(&["balloon", "show"])["actual"] == 32 * MIB,
+    );
     assert_eq!(total(), before - 32 * MIB);
     let error = ctl.fails(&["balloon", "set", "1T"]);
     assert!(error.contains("/target: "), "{error}");
@@ -260,14 +243,7 @@ fn the_jobs_are_listed(ctl: &Ctl) {
 /// Presses the power button, which this guest leaves to the test, and waits for the end; what the command printed.
 fn power_off(vm: &Vm, ctl: &Ctl) -> String {
     let pressing = ctl.start(&["vm", "power-button", "--wait"]);
-    let pressed = vm
-        .probe()
-        .wait_event("the power button", CALL_DEADLINE, |event| {
-            matches!(event, Event::PowerButton(_)).then_some(())
-        });
-    if let Err(error) = pressed {
-        vm.fail(&error.to_string());
-    }
+    vm.wait_for_power_button();
     let _ = vm.probe().call(PowerOff {}, CALL_DEADLINE);
     let done = pressing.finish();
     assert_eq!(done.code, Some(0), "{done:?}");
@@ -284,12 +260,14 @@ fn waiting_can_be_given_up_and_the_job_goes_on() {
     let mut vm = Vm::builder().api().args(["--disk", &disk]).boot();
     let ctl = Ctl::at(vm.api().socket());
     // A guest that does not look does not let go.
-    vm.shell(&format!("echo disable > {EVENT}"));
+    vm.heed_hot_plug(false);
     let state = || ctl.json(&["disks", "show", "data"])["state"].clone();
 
     let remove = ["disks", "remove", "data", "--deadline", "600"];
     let waiting = ctl.start(&remove);
-    until(&vm, "it is not being removed", || state() == "removing");
+    vm.wait_until("it is not being removed", CALL_DEADLINE, || {
+        state() == "removing"
+    });
     // Until it waits, Ctrl-C ends it without a word. And a line is told of what takes longer than a second.
     sleep(Duration::from_secs(2));
     waiting.interrupt();
@@ -323,9 +301,9 @@ fn waiting_can_be_given_up_and_the_job_goes_on() {
     assert!(error.contains("did not let go"), "{error}");
     let begun = ctl.json(&["disks", "remove", "data", "--no-wait"]);
     assert_eq!(begun["state"], "running", "{begun}");
-    vm.shell(&format!("echo enable > {EVENT}"));
+    vm.heed_hot_plug(true);
     ctl.well(&["jobs", "wait", &begun["id"].to_string()]);
-    assert!(!has_disk(&vm, "DATA"));
+    assert!(!vm.has_disk("DATA"));
     // The process ends with its VM, sooner or later than it is looked at.
     power_off(&vm, &ctl);
     vm.expect_exit(0);

@@ -19,7 +19,7 @@ use paddock_probe::protocol::{
     Range,
 };
 use paddock_tests::host::run;
-use paddock_tests::{Vm, amount};
+use paddock_tests::{Vm, amount, files};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -30,8 +30,7 @@ const LONG: Duration = Duration::from_secs(300);
 /// A directory with an image of `size` bytes.
 fn image(size: u64) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk.img");
-    File::create(&path).unwrap().set_len(size).unwrap();
+    let path = files::empty_disk(directory.path(), "disk.img", size);
     (directory, path)
 }
 
@@ -308,7 +307,7 @@ fn a_disk_with_bad_blocks_gives_an_error_and_the_vm_lives() {
 fn a_disk_has_one_writer() {
     let (_directory, path) = image(64 * MIB);
     let vm = Vm::builder().args(disk(&path, "")).boot();
-    let kernel = paddock_tests::files::guest("vmlinuz");
+    let kernel = files::guest("vmlinuz");
     let (status, log) = paddock_tests::vm::refused(&[
         "--kernel",
         paddock_tests::vm::text(&kernel),

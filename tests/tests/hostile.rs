@@ -203,22 +203,11 @@ fn cases(kind: Kind, name: Option<&str>) -> usize {
         .count()
 }
 
-/// Waits until something is so.
-fn wait(vm: &Vm, what: &str, deadline: Duration, mut look: impl FnMut() -> bool) {
-    let end = Instant::now() + deadline;
-    while !look() {
-        if Instant::now() > end {
-            vm.fail(&format!("{what} within {deadline:?}"));
-        }
-        sleep(Duration::from_millis(200));
-    }
-}
-
 /// The kernel's own driver has the device back, and it works.
 fn works_again(vm: &Vm, kind: Kind) {
     match kind {
         Kind::Blk => {
-            wait(vm, "the disk is not back", BACK_DEADLINE, || {
+            vm.wait_until("the disk is not back", BACK_DEADLINE, || {
                 vm.info().disks.iter().any(|disk| disk.name == "vda")
             });
             let read = vm.call(BlocksRead {
@@ -231,11 +220,11 @@ fn works_again(vm: &Vm, kind: Kind) {
             });
             assert_eq!((read.error, read.data.0.len()), (None, 4096));
         }
-        Kind::Net => wait(vm, "the NIC is not back", BACK_DEADLINE, || {
+        Kind::Net => vm.wait_until("the NIC is not back", BACK_DEADLINE, || {
             vm.info().nics.iter().any(|nic| nic.mac == MAC)
         }),
         Kind::Rng => {
-            wait(vm, "the entropy device is not back", BACK_DEADLINE, || {
+            vm.wait_until("the entropy device is not back", BACK_DEADLINE, || {
                 vm.shell("cat /sys/class/misc/hw_random/rng_available")
                     .contains("virtio")
             });
@@ -244,7 +233,7 @@ fn works_again(vm: &Vm, kind: Kind) {
         }
         Kind::Balloon => balloon_works(vm),
         Kind::Mem => memory_works(vm),
-        Kind::Console => wait(vm, "the ports are not back", BACK_DEADLINE, || {
+        Kind::Console => vm.wait_until("the ports are not back", BACK_DEADLINE, || {
             vm.info().ports.contains(&"hostile.silent".to_owned())
         }),
     }
@@ -265,13 +254,12 @@ fn put(vm: &Vm, path: &str, body: &Value) {
 
 /// It is inflated and deflated.
 fn balloon_works(vm: &Vm) {
-    wait(vm, "the balloon is not back", BACK_DEADLINE, || {
+    vm.wait_until("the balloon is not back", BACK_DEADLINE, || {
         get(vm, "/vm/balloon")["driver"] == true
     });
     for target in [4 * MIB, 0] {
         put(vm, "/vm/balloon", &json!({ "target": target }));
-        wait(
-            vm,
+        vm.wait_until(
             "the balloon does not reach its target",
             BACK_DEADLINE,
             || get(vm, "/vm/balloon")["actual"] == target,
@@ -281,12 +269,12 @@ fn balloon_works(vm: &Vm) {
 
 /// Memory is plugged in. It is not taken back: Linux takes its time.
 fn memory_works(vm: &Vm) {
-    wait(vm, "the memory device is not back", BACK_DEADLINE, || {
+    vm.wait_until("the memory device is not back", BACK_DEADLINE, || {
         get(vm, "/vm/memory")["driver"] == true
     });
     let requested = RAM + 64 * MIB;
     put(vm, "/vm/memory", &json!({ "requested": requested }));
-    wait(vm, "the memory does not grow", BACK_DEADLINE, || {
+    vm.wait_until("the memory does not grow", BACK_DEADLINE, || {
         get(vm, "/vm/memory")["plugged"] == requested
     });
 }
@@ -298,12 +286,9 @@ fn attack_memory(vm: &Vm, watch: &mut Watch) {
     vm.shell(&format!(
         "{EACH} echo nobody >$at/driver_override; basename $at >$at/driver/unbind; done"
     ));
-    wait(
-        vm,
-        "the kernel keeps the memory device",
-        BACK_DEADLINE,
-        || get(vm, "/vm/memory")["driver"] == false,
-    );
+    vm.wait_until("the kernel keeps the memory device", BACK_DEADLINE, || {
+        get(vm, "/vm/memory")["driver"] == false
+    });
     put(vm, "/vm/memory", &json!({ "requested": REQUESTED }));
     for group in GROUPS {
         attack(vm, watch, Kind::Mem, group.name);

@@ -12,13 +12,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, NetPing, NetUp, Reboot};
+use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, NetPing, NetUp};
 use paddock_tests::host::{Bridge, run};
-use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE};
-use paddock_tests::{Api, Vm, amount};
+use paddock_tests::vm::CALL_DEADLINE;
+use paddock_tests::{Api, Vm, amount, files};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -26,46 +24,13 @@ const MIB: u64 = 1 << 20;
 const HOST: &str = "10.98.0.1";
 const GUEST: &str = "10.98.0.2/24";
 const MAC: &str = "02:00:5e:00:00:07";
-/// The interrupt behind which the guest's kernel looks at the hot-plug registers.
-const EVENT: &str = "/sys/firmware/acpi/interrupts/gpe01";
-
 fn image(directory: &TempDir, name: &str) -> PathBuf {
-    let path = directory.path().join(name);
-    File::create(&path).unwrap().set_len(16 * MIB).unwrap();
-    path
-}
-
-/// Waits until something is so in the guest.
-fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + CALL_DEADLINE;
-    while !done() {
-        if Instant::now() > end {
-            vm.fail(what);
-        }
-        sleep(Duration::from_millis(100));
-    }
-}
-
-/// Waits for the end of a job, and gives the job.
-#[track_caller]
-fn end_of(vm: &Vm, api: &Api, started: &Value) -> Value {
-    let id = started["id"].as_u64().unwrap();
-    let end = Instant::now() + CALL_DEADLINE;
-    loop {
-        let job = api.get(&format!("/jobs/{id}")).body;
-        if job["state"] != "running" {
-            return job;
-        }
-        if Instant::now() > end {
-            vm.fail(&format!("it does not end: {job}"));
-        }
-        sleep(Duration::from_millis(50));
-    }
+    files::empty_disk(directory.path(), name, 16 * MIB)
 }
 
 #[track_caller]
-fn succeeds(vm: &Vm, api: &Api, started: &Value) {
-    let job = end_of(vm, api, started);
+fn succeeds(vm: &Vm, started: &Value) {
+    let job = vm.end_of_job(started);
     if job["state"] != "succeeded" {
         vm.fail(&job.to_string());
     }
@@ -80,34 +45,27 @@ fn start(api: &Api, method: &str, path: &str, body: Option<&Value>) -> Value {
 
 fn add(vm: &Vm, api: &Api, list: &str, device: &Value) {
     let started = start(api, "POST", list, Some(device));
-    succeeds(vm, api, &started);
+    succeeds(vm, &started);
 }
 
 fn remove(vm: &Vm, api: &Api, path: &str) {
     let started = start(api, "DELETE", path, None);
-    succeeds(vm, api, &started);
+    succeeds(vm, &started);
 }
 
 /// The name the guest has for the disk with this serial number, as soon as it has one.
 fn disk_in_guest(vm: &Vm, serial: &str) -> String {
     let mut name = None;
-    until(
-        vm,
-        &format!("the guest does not find disk {serial}"),
-        || {
-            let disks = vm.info().disks;
-            name = disks
-                .into_iter()
-                .find(|disk| disk.serial == serial)
-                .map(|disk| format!("/dev/{}", disk.name));
-            name.is_some()
-        },
-    );
+    let otherwise = format!("the guest does not find disk {serial}");
+    vm.wait_until(&otherwise, CALL_DEADLINE, || {
+        let disks = vm.info().disks;
+        name = disks
+            .into_iter()
+            .find(|disk| disk.serial == serial)
+            .map(|disk| format!("/dev/{}", disk.name));
+        name.is_some()
+    });
     name.unwrap()
-}
-
-fn has_disk(vm: &Vm, serial: &str) -> bool {
-    vm.info().disks.iter().any(|disk| disk.serial == serial)
 }
 
 /// Whether the process has the file open.
@@ -154,7 +112,7 @@ fn disks_and_nics_come_and_go_under_load() {
         let device = disk_in_guest(&vm, &serial);
         use_disk(&vm, &device, &path, round);
         let mut name = None;
-        until(&vm, "the guest does not find the NIC", || {
+        vm.wait_until("the guest does not find the NIC", CALL_DEADLINE, || {
             let nics = vm.info().nics;
             name = nics
                 .into_iter()
@@ -176,7 +134,7 @@ fn disks_and_nics_come_and_go_under_load() {
         remove(&vm, &api, "/vm/nics/lan");
         remove(&vm, &api, "/vm/disks/hot");
         assert!(!holds(&vm, &path), "the disk is closed");
-        assert!(!has_disk(&vm, &serial));
+        assert!(!vm.has_disk(&serial));
         assert!(vm.info().nics.iter().all(|nic| nic.mac != MAC));
         assert_eq!(api.get("/vm/disks/hot").code(), "no-device");
         assert!(
@@ -200,7 +158,7 @@ fn a_guest_that_does_not_let_go_keeps_it_until_it_does() {
     let mut vm = Vm::builder().api().args(["--disk", &disk]).boot();
     let api = vm.api();
     let device = disk_in_guest(&vm, "DATA");
-    vm.shell(&format!("echo disable > {EVENT}"));
+    vm.heed_hot_plug(false);
 
     let removing = start(&api, "DELETE", "/vm/disks/data?deadline_ms=2000", None);
     let state = api.get("/vm/disks/data").body;
@@ -210,7 +168,7 @@ fn a_guest_that_does_not_let_go_keeps_it_until_it_does() {
     );
     let again = api.request("DELETE", "/vm/disks/data", None);
     assert_eq!((again.status, again.code()), (409, "device-busy"));
-    let job = end_of(&vm, &api, &removing);
+    let job = vm.end_of_job(&removing);
     assert_eq!(job["state"], "failed", "{job}");
     assert!(
         job["failure"].as_str().unwrap().contains("did not let go"),
@@ -224,30 +182,27 @@ fn a_guest_that_does_not_let_go_keeps_it_until_it_does() {
     let removing = start(&api, "DELETE", "/vm/disks/data", None);
     let cancel = format!("/jobs/{}/cancel", removing["id"]);
     assert_eq!(api.request("POST", &cancel, None).status, 202);
-    assert_eq!(end_of(&vm, &api, &removing)["state"], "cancelled");
+    assert_eq!(vm.end_of_job(&removing)["state"], "cancelled");
     assert_eq!(api.request("POST", &cancel, None).code(), "too-late");
 
     // What was wanted, and is not any more, is not taken when the guest looks again.
-    vm.shell(&format!("echo enable > {EVENT}"));
+    vm.heed_hot_plug(true);
     use_disk(&vm, &device, &path, 2);
-    assert!(has_disk(&vm, "DATA"));
+    assert!(vm.has_disk("DATA"));
     remove(&vm, &api, "/vm/disks/data");
-    assert!(!has_disk(&vm, "DATA") && !holds(&vm, &path));
+    assert!(!vm.has_disk("DATA") && !holds(&vm, &path));
 
     // A guest that starts over holds nothing.
     let disk = json!({"id": "data", "path": path, "serial": "AGAIN"});
     add(&vm, &api, "/vm/disks", &disk);
     disk_in_guest(&vm, "AGAIN");
-    vm.shell(&format!("echo disable > {EVENT}"));
+    vm.heed_hot_plug(false);
     let removing = start(&api, "DELETE", "/vm/disks/data", None);
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    succeeds(&vm, &api, &removing);
+    vm.start_reboot();
+    succeeds(&vm, &removing);
     assert!(!holds(&vm, &path));
-    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
-    vm.connect();
-    assert!(!has_disk(&vm, "AGAIN"));
+    vm.wait_for_boot(2);
+    assert!(!vm.has_disk("AGAIN"));
     vm.power_off();
 }
 
@@ -259,7 +214,7 @@ fn what_was_added_is_there_after_a_reset_and_what_failed_is_not() {
     let api = vm.api();
     let absent = json!({"path": directory.path().join("absent")});
     let started = start(&api, "POST", "/vm/disks", Some(&absent));
-    let job = end_of(&vm, &api, &started);
+    let job = vm.end_of_job(&started);
     assert_eq!(job["state"], "failed", "{job}");
     assert!(
         job["failure"].as_str().unwrap().contains("No such file"),
@@ -290,11 +245,7 @@ fn what_was_added_is_there_after_a_reset_and_what_failed_is_not() {
         functions.map(|function| function.address).collect()
     };
     let before = places(&vm);
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
-    vm.connect();
+    vm.reboot(2);
     assert_eq!(places(&vm), before, "devices stay in their slots");
     let disks = vm.info().disks;
     assert_eq!(disks.len(), 1);
@@ -340,7 +291,7 @@ fn twenty_disks_and_eight_nics() {
     }
     let path = image(&directory, "one too many");
     let started = start(&api, "POST", "/vm/disks", Some(&json!({"path": path})));
-    let job = end_of(&vm, &api, &started);
+    let job = vm.end_of_job(&started);
     assert!(
         job["failure"]
             .as_str()

@@ -10,12 +10,11 @@
 )]
 
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paddock_probe::protocol::{MemoryTouch, MemoryVerify, Reboot};
+use paddock_probe::protocol::{MemoryTouch, MemoryVerify};
 use paddock_tests::host::run;
-use paddock_tests::vm::BOOT_DEADLINE;
-use paddock_tests::{Vm, amount};
+use paddock_tests::{Vm, amount, memory, within};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -81,18 +80,12 @@ fn set(vm: &Vm, requested: u64) {
 
 /// What the process holds: resident bytes.
 fn held(vm: &Vm) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", vm.pid());
-    let text = std::fs::read_to_string(path).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
-    let kib = line.unwrap().trim().trim_end_matches("kB").trim();
-    kib.parse::<u64>().unwrap() * 1024
+    memory::held(vm.pid()).0
 }
 
 /// How much memory the guest says it has.
 fn total(vm: &Vm) -> u64 {
-    let line = vm.shell("grep '^MemTotal:' /proc/meminfo");
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib * 1024
+    vm.meminfo("MemTotal")
 }
 
 /// Waits until the guest has `bytes`, give or take what it sets aside for itself.
@@ -104,14 +97,10 @@ fn has(vm: &Vm, bytes: u64) {
     );
 }
 
-fn until(vm: &Vm, what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !done() {
-        if Instant::now() > end {
-            let (held, memory) = (held(vm), memory_of(vm));
-            vm.fail(&format!("{what}; the process holds {held} bytes, {memory}"));
-        }
-        sleep(Duration::from_millis(200));
+fn until(vm: &Vm, what: &str, done: impl FnMut() -> bool) {
+    if !within(DEADLINE, done) {
+        let (held, memory) = (held(vm), memory_of(vm));
+        vm.fail(&format!("{what}; the process holds {held} bytes, {memory}"));
     }
 }
 
@@ -175,11 +164,7 @@ fn grows_and_shrinks(options: &str) {
     has(&vm, first + MORE);
     use_memory(&vm, USED);
     let large = held(&vm);
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
-    vm.connect();
+    vm.reboot(2);
     assert!(
         held(&vm) + MOST <= large,
         "what was plugged in outlived the reset"

@@ -8,14 +8,12 @@
     reason = "not every test file has such a helper"
 )]
 
-use std::fs::File;
-use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, NetPing, NetUp, PowerOff, Random};
 use paddock_tests::host::Bridge;
 use paddock_tests::vm::CALL_DEADLINE;
-use paddock_tests::{Api, Metrics, Vm};
+use paddock_tests::{Api, Metrics, Vm, files, within};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -29,32 +27,17 @@ const GUESTS_STEPS: [&str; 4] = [
     "init_up",
 ];
 
-/// A process that serves, and its API.
-fn serve() -> (Vm, Api) {
-    let vm = Vm::builder().serve();
-    let api = vm.api();
-    (vm, api)
-}
-
-fn boot(vm: &mut Vm, api: &Api, spec: &Value) {
-    let created = api.create(spec);
-    assert_eq!(created.status, 201, "{created:?}");
-    vm.connect();
-}
-
 /// Waits until the metrics are so, and gives them.
 fn until(vm: &Vm, api: &Api, what: &str, done: impl Fn(&Metrics) -> bool) -> Metrics {
-    let end = Instant::now() + CALL_DEADLINE;
-    loop {
-        let metrics = api.metrics();
-        if done(&metrics) {
-            return metrics;
-        }
-        if Instant::now() > end {
-            vm.fail(&format!("{what}: {metrics:#?}"));
-        }
-        sleep(Duration::from_millis(100));
+    let mut metrics = api.metrics();
+    let came = within(CALL_DEADLINE, || {
+        metrics = api.metrics();
+        done(&metrics)
+    });
+    if !came {
+        vm.fail(&format!("{what}: {metrics:#?}"));
     }
+    metrics
 }
 
 fn disk_sum(metrics: &Metrics, what: &str, kind: &str) -> f64 {
@@ -86,16 +69,15 @@ fn in_order(api: &Api, timeline: &Value, start: u64) {
 
 #[test]
 fn io_moves_the_counters_by_what_was_done_and_a_reset_does_not_turn_them_back() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk.img");
-    File::create(&disk).unwrap().set_len(16 * MIB).unwrap();
+    let disk = files::empty_disk(directory.path(), "disk.img", 16 * MIB);
     let mut spec = vm.spec(2);
     spec["name"] = json!("counted");
     spec["disks"] = json!([{"id": "root", "path": disk, "queues": 2}]);
     spec["rng"] = json!(true);
     spec["balloon"] = json!({"size": "16MiB"});
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     let before = api.metrics();
     assert_eq!(before.get("paddock_vm_info{name=\"counted\"}"), 1.0);
     assert_eq!(before.get("paddock_vm_state{state=\"running\"}"), 1.0);
@@ -176,14 +158,13 @@ fn io_moves_the_counters_by_what_was_done_and_a_reset_does_not_turn_them_back() 
 #[test]
 fn frames_are_counted_and_series_go_with_their_device() {
     let bridge = Bridge::new("metbr", 9, &format!("{HOST}/24"));
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk.img");
-    File::create(&disk).unwrap().set_len(MIB).unwrap();
+    let disk = files::empty_disk(directory.path(), "disk.img", MIB);
     let mut spec = vm.spec(1);
     spec["disks"] = json!([{"id": "spare", "path": disk}]);
     spec["nics"] = json!([{"id": "lan", "bridge": bridge.name(), "vlan": 9}]);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     vm.call(NetUp {
         device: vm.info().nics[0].name.clone(),
         address: Some(GUEST.to_owned()),
@@ -241,11 +222,11 @@ fn frames_are_counted_and_series_go_with_their_device() {
 fn the_timeline_leads_from_the_process_to_user_space_and_starts_over_with_a_reset() {
     let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
     let earliest = now();
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let latest = now();
     let mut events = api.events(0);
     let spec = vm.spec(1);
-    boot(&mut vm, &api, &spec);
+    vm.create(&api, &spec);
     let first = api.get("/vm").body["timeline"].clone();
     let started = u128::from(first["process_started_ms"].as_u64().unwrap());
     assert!((earliest..=latest).contains(&started), "{first}");
@@ -275,7 +256,7 @@ fn the_timeline_leads_from_the_process_to_user_space_and_starts_over_with_a_rese
 
 #[test]
 fn metrics_are_there_before_during_and_after_a_vm() {
-    let (mut vm, api) = serve();
+    let (mut vm, api) = Vm::serve();
     let mut events = api.events(0);
     let resident = "paddock_process_resident_memory_bytes";
     let state = |metrics: &Metrics, state: &str| {

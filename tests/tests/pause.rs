@@ -8,30 +8,17 @@
     reason = "not every test file has such a helper"
 )]
 
-use std::fs::File;
 use std::thread::sleep;
 use std::time::Duration;
 
-use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, Event, Info, PowerOff, Reboot};
+use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, Info, PowerOff, Reboot};
 use paddock_tests::threads::cpu_time;
-use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE};
-use paddock_tests::{Api, Events, Vm, amount};
+use paddock_tests::vm::CALL_DEADLINE;
+use paddock_tests::{Api, Events, Vm, amount, files};
 
 const MIB: u64 = 1 << 20;
 /// So long a guest that stands still does not answer.
 const SILENCE: Duration = Duration::from_secs(1);
-
-/// Waits for the power button in the guest.
-fn wait_for_button(vm: &Vm) {
-    let pressed = vm
-        .probe()
-        .wait_event("the power button", CALL_DEADLINE, |event| {
-            matches!(event, Event::PowerButton(_)).then_some(())
-        });
-    if let Err(error) = pressed {
-        vm.fail(&error.to_string());
-    }
-}
 
 /// Asks for `action` and waits for what comes of it.
 fn act(api: &Api, events: &mut Events, action: &str, state: &str) {
@@ -81,7 +68,7 @@ fn a_guest_stands_still_and_goes_on() {
     act(&api, &mut events, "pause", "paused");
     assert_eq!(api.act("power-button").status, 202);
     act(&api, &mut events, "resume", "running");
-    wait_for_button(&vm);
+    vm.wait_for_power_button();
     vm.power_off();
 }
 
@@ -103,8 +90,7 @@ fn a_pause_outlives_a_reset_that_comes_with_it() {
         }
         drop(rebooting);
         boots += 1;
-        vm.wait_for_console("paddock-probe: up", boots, BOOT_DEADLINE);
-        vm.connect();
+        vm.wait_for_boot(boots);
     }
     assert!(paused > 0, "no pause was taken");
     vm.power_off();
@@ -113,9 +99,8 @@ fn a_pause_outlives_a_reset_that_comes_with_it() {
 #[test]
 fn writes_go_on_where_they_were() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk");
     let size = amount(24, 128) * MIB;
-    File::create(&path).unwrap().set_len(size).unwrap();
+    let path = files::empty_disk(directory.path(), "disk", size);
     let disk = format!("path={}", path.display());
     let vm = Vm::builder().cpus("2").api().args(["--disk", &disk]).boot();
     let api = vm.api();
@@ -143,22 +128,19 @@ fn writes_go_on_where_they_were() {
 
 #[test]
 fn a_paused_vm_can_be_ended_in_every_way() {
-    let mut vm = Vm::builder().serve();
-    let api = vm.api();
+    let (mut vm, api) = Vm::serve();
     let spec = vm.spec(1);
-    assert_eq!(api.create(&spec).status, 201);
-    vm.connect();
+    vm.create(&api, &spec);
     assert_eq!(api.act("pause").status, 202);
     assert_eq!(api.delete().status, 204);
 
-    assert_eq!(api.create(&spec).status, 201);
-    vm.connect();
+    vm.create(&api, &spec);
     let mut events = api.events(0);
     assert_eq!(api.act("pause").status, 202);
     events.wait_for_state("paused");
     // Asked nicely, it gets the chance to end by itself.
     vm.signal("TERM");
-    wait_for_button(&vm);
+    vm.wait_for_power_button();
     let _ = vm.probe().call(PowerOff {}, CALL_DEADLINE);
     vm.expect_exit(0);
 }
