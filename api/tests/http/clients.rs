@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 use paddock_api::resource::{EventKind, VmState};
 use paddock_api::server::Limits;
 
-use super::harness::{Client, Harness, LONG, SPEC};
+use super::harness::{Client, Harness, JSON, LONG, SPEC};
 
 const SHORT: Duration = Duration::from_millis(200);
-
-const JSON: &str = "Content-Type: application/json\r\n";
 
 /// A client that follows the events, at the beginning of the stream.
 fn follower(server: &Harness) -> Client {

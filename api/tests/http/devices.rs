@@ -5,7 +5,6 @@ use serde_json::json;
 
 use super::harness::{Answer, Harness, SPEC};
 
-const JSON: &str = "Content-Type: application/json\r\n";
 const DISKS: &str = "/api/v1/vm/disks";
 const NICS: &str = "/api/v1/vm/nics";
 
@@ -18,7 +17,7 @@ fn running() -> Harness {
 
 #[track_caller]
 fn add(server: &Harness, list: &str, body: &str) -> Answer {
-    server.request("POST", list, JSON, body.as_bytes())
+    server.send("POST", list, body)
 }
 
 #[track_caller]

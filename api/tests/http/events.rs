@@ -122,9 +122,7 @@ fn a_job_tells_how_much_of_it_is_done() {
     server.put(r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 1, "max": 3}}"#);
     server.fake.is_now(VmState::Running);
     let mut stream = Stream::open(&server, "", "");
-    let headers = "Content-Type: application/json\r\n";
-    let body = br#"{"wanted": 3}"#;
-    let answer = server.request("PUT", "/api/v1/vm/cpus", headers, body);
+    let answer = server.send("PUT", "/api/v1/vm/cpus", r#"{"wanted": 3}"#);
     assert_eq!(answer.status, 202);
     // The same twice is no event.
     for done in [1, 1, 2] {

@@ -19,6 +19,9 @@ use super::fake::Fake;
 /// Nothing here takes as long, on the slowest machine.
 pub const LONG: Duration = Duration::from_secs(20);
 
+/// The header of a request with a body.
+pub const JSON: &str = "Content-Type: application/json\r\n";
+
 /// A VM spec that is right.
 pub const SPEC: &str = r#"{"name": "web", "boot": {"kernel": "/boot/vmlinuz"}}"#;
 
@@ -85,10 +88,29 @@ impl Harness {
         self.request("GET", target, "", b"")
     }
 
+    /// A request with a body of JSON.
+    #[track_caller]
+    pub fn send(&self, method: &str, target: &str, body: &str) -> Answer {
+        self.request(method, target, JSON, body.as_bytes())
+    }
+
+    /// Each of these bodies has one thing wrong with it, which is told with this status, at this place and by this code.
+    #[track_caller]
+    pub fn refuses(&self, method: &str, target: &str, cases: &[(&str, u16, &str, &str)]) {
+        for &(body, status, pointer, code) in cases {
+            let answer = self.send(method, target, body);
+            let errors = [(pointer.to_owned(), code.to_owned())];
+            assert_eq!(
+                (answer.status, &*answer.errors()),
+                (status, &errors[..]),
+                "{body}"
+            );
+        }
+    }
+
     #[track_caller]
     pub fn put(&self, spec: &str) -> Answer {
-        let headers = "Content-Type: application/json\r\n";
-        self.request("PUT", "/api/v1/vm", headers, spec.as_bytes())
+        self.send("PUT", "/api/v1/vm", spec)
     }
 
     #[track_caller]

@@ -54,11 +54,9 @@ fn jobs_by_their_state() {
     let server = Harness::start();
     server.put(SPEC);
     server.fake.is_now(VmState::Running);
-    let headers = "Content-Type: application/json\r\n";
     let add = |path: &str| {
         let disk = format!(r#"{{"path": "{path}"}}"#);
-        let target = "/api/v1/vm/disks";
-        let answer = server.request("POST", target, headers, disk.as_bytes());
+        let answer = server.send("POST", "/api/v1/vm/disks", &disk);
         assert_eq!(answer.status, 202, "{answer:?}");
     };
     let tally = || {

@@ -2,7 +2,7 @@
 
 use paddock_api::resource::{EndReason, VmEnd, VmState};
 
-use super::harness::{Harness, SPEC};
+use super::harness::{Harness, JSON, SPEC};
 
 #[track_caller]
 fn pairs(errors: &[(String, String)]) -> Vec<(&str, &str)> {
@@ -69,8 +69,7 @@ fn bodies_that_are_not_json() {
         b"{} {}",
         &[b'['; 10_000],
     ] {
-        let headers = "Content-Type: application/json\r\n";
-        let answer = server.request("PUT", "/api/v1/vm", headers, body);
+        let answer = server.request("PUT", "/api/v1/vm", JSON, body);
         assert_eq!(answer.refusal(), (400, "invalid-json".to_owned()));
     }
     let answer = server.put("{\"boot\":\n nonsense}");
@@ -99,20 +98,19 @@ fn the_body_must_be_called_json() {
 fn large_bodies() {
     let server = Harness::start();
     let large = vec![b' '; 4 << 20];
-    let json = "Content-Type: application/json\r\n";
     // Sent as a whole before the answer is read, as most clients do.
-    let answer = server.request("PUT", "/api/v1/vm", json, &large);
+    let answer = server.request("PUT", "/api/v1/vm", JSON, &large);
     assert_eq!(answer.refusal(), (413, "body-too-large".to_owned()));
 
     // Not sent at all: the client asks first.
     let mut client = server.connect();
-    let headers = format!("{json}Expect: 100-continue\r\nContent-Length: 4194304\r\n");
+    let headers = format!("{JSON}Expect: 100-continue\r\nContent-Length: 4194304\r\n");
     client.send("PUT", "/api/v1/vm", &headers, b"");
     assert_eq!(client.answer().refusal().0, 413);
 
     // Chunks without end.
     let mut client = server.connect();
-    let headers = format!("{json}Transfer-Encoding: chunked\r\n");
+    let headers = format!("{JSON}Transfer-Encoding: chunked\r\n");
     client.send("PUT", "/api/v1/vm", &headers, b"");
     let mut sent = 0;
     while sent < 1 << 30 {
@@ -129,7 +127,7 @@ fn large_bodies() {
     // As large as can be, and right.
     let mut spec = SPEC.as_bytes().to_vec();
     spec.resize(1 << 20, b' ');
-    let answer = server.request("PUT", "/api/v1/vm", json, &spec);
+    let answer = server.request("PUT", "/api/v1/vm", JSON, &spec);
     assert_eq!(answer.status, 201);
 }
 
