@@ -3,11 +3,12 @@
 //! The file is what a running process serves and what clients are generated from, so a change of the API is a change one sees in review. A test
 //! holds the two equal; `UPDATE_OPENAPI=1 cargo test -p paddock-api openapi` writes the file anew.
 
+use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::schema::{AdditionalProperties, Schema, SchemaType, Type};
 use utoipa::openapi::{OpenApi as Api, RefOr};
 use utoipa::{Modify, OpenApi};
 
-use crate::problem::Problem;
+use crate::problem::{MEDIA_TYPE, Problem};
 use crate::resource::{Event, Gap};
 use crate::server::handlers;
 
@@ -48,7 +49,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_openapi
     ),
     components(schemas(Event, Gap, Problem)),
-    modifiers(&NoNullDefaults, &NoNullParameters, &OneKey),
+    modifiers(&NoNullDefaults, &NoNullParameters, &OneKey, &ProblemMediaType),
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
@@ -93,14 +94,7 @@ struct NoNullParameters;
 impl Modify for NoNullParameters {
     fn modify(&self, api: &mut Api) {
         for item in api.paths.paths.values_mut() {
-            let operations = [
-                &mut item.get,
-                &mut item.put,
-                &mut item.post,
-                &mut item.delete,
-            ];
-            let operations = operations.into_iter().flatten();
-            for parameter in operations.flat_map(|o| o.parameters.iter_mut().flatten()) {
+            for parameter in operations(item).flat_map(|o| o.parameters.iter_mut().flatten()) {
                 if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
                     without_null(&mut schema.schema_type);
                 }
@@ -128,6 +122,38 @@ impl Modify for OneKey {
             }
         }
     }
+}
+
+/// The body of a refusal is a problem, which has a media type of its own.
+struct ProblemMediaType;
+
+impl Modify for ProblemMediaType {
+    fn modify(&self, api: &mut Api) {
+        for item in api.paths.paths.values_mut() {
+            for operation in operations(item) {
+                for (status, response) in &mut operation.responses.responses {
+                    let RefOr::T(response) = response else {
+                        continue;
+                    };
+                    if status.as_str() >= "400" {
+                        let content = std::mem::take(&mut response.content);
+                        let content = content.into_values();
+                        response.content = content.map(|c| (MEDIA_TYPE.to_owned(), c)).collect();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let methods = [
+        &mut item.get,
+        &mut item.put,
+        &mut item.post,
+        &mut item.delete,
+    ];
+    methods.into_iter().flatten()
 }
 
 fn without_null(of: &mut SchemaType) {

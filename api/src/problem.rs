@@ -222,16 +222,28 @@ impl From<InvalidSpec> for Problem {
 pub(crate) enum NotServed {
     #[response(
         status = 403,
-        description = "The client is neither the process's own user nor root.",
-        content_type = "application/problem+json"
+        description = "The client is neither the process's own user nor root."
     )]
     Forbidden(Problem),
     #[response(
         status = 503,
-        description = "Not now: too many clients or requests, or the process is about to end. `code` and `detail` tell which.",
-        content_type = "application/problem+json"
+        description = "Not now: too many clients or requests, or the process is about to end. `code` and `detail` tell which."
     )]
     Unavailable(Problem),
+}
+
+/// What every request with a body may be answered. For the document only.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "utoipa reads it")]
+pub(crate) enum NotRead {
+    #[response(status = 400, description = "The body is not JSON.")]
+    NotJson(Problem),
+    #[response(status = 408, description = "The body did not come in time.")]
+    Slow(Problem),
+    #[response(status = 413, description = "The body is larger than 1 MiB.")]
+    TooLarge(Problem),
+    #[response(status = 415, description = "The body is not said to be JSON.")]
+    OtherMediaType(Problem),
 }
 
 impl IntoResponse for Problem {

@@ -3,9 +3,10 @@
 use axum::Json;
 use axum::extract::{Request, State};
 
-use super::routes::{Shared, json_body};
+use super::body::json_body;
+use super::routes::Shared;
 use crate::balloon::{Balloon, BalloonTarget, MemoryStatistics};
-use crate::problem::{NotServed, Problem};
+use crate::problem::{NotRead, NotServed, Problem};
 use crate::spec::read_json;
 
 /// The balloon, as it is
@@ -15,7 +16,7 @@ use crate::spec::read_json;
     tag = "balloon",
     responses(
         (status = 200, description = "The balloon.", body = Balloon),
-        (status = 404, description = "There is no VM, or it has no balloon.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM, or it has no balloon.", body = Problem),
         NotServed,
     )
 )]
@@ -33,14 +34,11 @@ pub(crate) async fn read_balloon(State(shared): State<Shared>) -> Result<Json<Ba
     request_body = BalloonTarget,
     responses(
         (status = 202, description = "The guest is asked.", body = Balloon),
-        (status = 400, description = "The body is not JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM, or it has no balloon.", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not come in time.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM has ended.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is larger than 1 MiB.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not said to be JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The balloon cannot be like that; `errors` has every reason.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM, or it has no balloon.", body = Problem),
+        (status = 409, description = "The VM has ended.", body = Problem),
+        (status = 422, description = "The balloon cannot be like that; `errors` has every reason.", body = Problem),
         NotServed,
+        NotRead,
     )
 )]
 pub(crate) async fn set_balloon(
@@ -60,8 +58,8 @@ pub(crate) async fn set_balloon(
     tag = "balloon",
     responses(
         (status = 200, description = "The guest's answer.", body = MemoryStatistics),
-        (status = 404, description = "There is no VM, or it has no balloon.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The guest has no driver to ask, or did not answer in time.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM, or it has no balloon.", body = Problem),
+        (status = 409, description = "The guest has no driver to ask, or did not answer in time.", body = Problem),
         NotServed,
     )
 )]

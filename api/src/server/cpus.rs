@@ -5,11 +5,12 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::Response;
 
-use super::devices::{Removal, accepted, deadline_of};
-use super::routes::{Shared, json_body};
+use super::body::json_body;
+use super::jobs::{Deadline, accepted, deadline_of};
+use super::routes::Shared;
 use crate::cpus::{Cpus, CpusRequest};
 use crate::jobs::Job;
-use crate::problem::{NotServed, Problem};
+use crate::problem::{NotRead, NotServed, Problem};
 use crate::spec::read_json;
 
 /// The CPUs, as they are
@@ -19,7 +20,7 @@ use crate::spec::read_json;
     tag = "cpus",
     responses(
         (status = 200, description = "The CPUs.", body = Cpus),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
         NotServed,
     )
 )]
@@ -43,23 +44,21 @@ pub(crate) async fn read_cpus(State(shared): State<Shared>) -> Result<Json<Cpus>
     request_body = CpusRequest,
     responses(
         (status = 202, description = "It is being done.", body = Job),
-        (status = 400, description = "The body is not JSON, or a parameter has no meaning.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not come in time.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM is neither running nor paused, or the number of CPUs is being changed already.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is larger than 1 MiB.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not said to be JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "There cannot be so many; `errors` has every reason.", body = Problem, content_type = "application/problem+json"),
+        NotRead,
+        (status = 400, description = "The body is not JSON, or a parameter has no meaning.", body = Problem),
+        (status = 404, description = "There is no VM.", body = Problem),
+        (status = 409, description = "The VM is neither running nor paused, or the number of CPUs is being changed already.", body = Problem),
+        (status = 422, description = "There cannot be so many; `errors` has every reason.", body = Problem),
         NotServed,
     )
 )]
 pub(crate) async fn set_cpus(
     State(shared): State<Shared>,
-    removal: Result<Query<Removal>, QueryRejection>,
+    deadline: Result<Query<Deadline>, QueryRejection>,
     request: Request,
 ) -> Result<Response, Problem> {
     let text = json_body(request, shared.limits).await?;
-    let deadline = deadline_of(removal)?;
+    let deadline = deadline_of(deadline)?;
     let CpusRequest { wanted } = read_json(&text)?;
     Ok(accepted(shared.service.set_cpus(wanted, deadline)?))
 }

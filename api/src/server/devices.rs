@@ -1,32 +1,18 @@
 //! Disks and NICs: read, added to the running VM, removed from it. Adding and removing are jobs.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use axum::response::Response;
 
-use super::routes::{Shared, json_body};
+use super::body::json_body;
+use super::jobs::{Deadline, accepted, deadline_of};
+use super::routes::Shared;
 use crate::device::{DeviceKind, Disk, Nic};
 use crate::jobs::Job;
-use crate::problem::{Code, NotServed, Problem};
+use crate::problem::{NotRead, NotServed, Problem};
 use crate::service::Refusal;
 use crate::spec::{DiskConfig, NicConfig};
-
-/// How long a guest may take to let go of a device, unless told otherwise.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// The longest it can be told.
-const MAX_DEADLINE: Duration = Duration::from_secs(3600);
-
-/// The parameters of a removal.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Removal {
-    deadline_ms: Option<String>,
-}
 
 /// All disks, in the order in which they were added
 #[utoipa::path(
@@ -35,7 +21,7 @@ pub(crate) struct Removal {
     tag = "devices",
     responses(
         (status = 200, description = "The disks.", body = [Disk]),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
         NotServed,
     )
 )]
@@ -50,7 +36,7 @@ pub(crate) async fn list_disks(State(shared): State<Shared>) -> Result<Json<Vec<
     tag = "devices",
     responses(
         (status = 200, description = "The network interfaces.", body = [Nic]),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
         NotServed,
     )
 )]
@@ -66,7 +52,7 @@ pub(crate) async fn list_nics(State(shared): State<Shared>) -> Result<Json<Vec<N
     params(("id" = String, Path, description = "The disk's id.")),
     responses(
         (status = 200, description = "The disk.", body = Disk),
-        (status = 404, description = "There is no VM, or no such disk.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM, or no such disk.", body = Problem),
         NotServed,
     )
 )]
@@ -75,10 +61,12 @@ pub(crate) async fn read_disk(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Disk>, Problem> {
     let id = device_id(DeviceKind::Disk, id)?;
-    let found = shared.service.disks()?.into_iter().find(|d| d.id == id);
-    found
-        .map(Json)
-        .ok_or_else(|| no_device(DeviceKind::Disk, id))
+    let found = shared
+        .service
+        .disks()?
+        .into_iter()
+        .find(|disk| disk.id == id);
+    Ok(Json(found.ok_or_else(|| no_device(DeviceKind::Disk, id))?))
 }
 
 /// One network interface
@@ -89,7 +77,7 @@ pub(crate) async fn read_disk(
     params(("id" = String, Path, description = "The network interface's id.")),
     responses(
         (status = 200, description = "The network interface.", body = Nic),
-        (status = 404, description = "There is no VM, or no such network interface.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM, or no such network interface.", body = Problem),
         NotServed,
     )
 )]
@@ -98,10 +86,8 @@ pub(crate) async fn read_nic(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Nic>, Problem> {
     let id = device_id(DeviceKind::Nic, id)?;
-    let found = shared.service.nics()?.into_iter().find(|n| n.id == id);
-    found
-        .map(Json)
-        .ok_or_else(|| no_device(DeviceKind::Nic, id))
+    let found = shared.service.nics()?.into_iter().find(|nic| nic.id == id);
+    Ok(Json(found.ok_or_else(|| no_device(DeviceKind::Nic, id))?))
 }
 
 /// Add a disk to the running VM
@@ -114,14 +100,11 @@ pub(crate) async fn read_nic(
     request_body = DiskConfig,
     responses(
         (status = 202, description = "It is being added.", body = Job),
-        (status = 400, description = "The body is not JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not come in time.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM is not running.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is larger than 1 MiB.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not said to be JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The VM cannot have such a disk; `errors` has every reason.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
+        (status = 409, description = "The VM is not running.", body = Problem),
+        (status = 422, description = "The VM cannot have such a disk; `errors` has every reason.", body = Problem),
         NotServed,
+        NotRead,
     )
 )]
 pub(crate) async fn add_disk(
@@ -141,14 +124,11 @@ pub(crate) async fn add_disk(
     request_body = NicConfig,
     responses(
         (status = 202, description = "It is being added.", body = Job),
-        (status = 400, description = "The body is not JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not come in time.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM is not running.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is larger than 1 MiB.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not said to be JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The VM cannot have such an interface; `errors` has every reason.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
+        (status = 409, description = "The VM is not running.", body = Problem),
+        (status = 422, description = "The VM cannot have such an interface; `errors` has every reason.", body = Problem),
         NotServed,
+        NotRead,
     )
 )]
 pub(crate) async fn add_nic(
@@ -172,18 +152,18 @@ pub(crate) async fn add_nic(
     ),
     responses(
         (status = 202, description = "It is being removed.", body = Job),
-        (status = 400, description = "A parameter has no meaning.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM, or no such disk.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM is not running, or the disk is being added or removed already.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "A parameter has no meaning.", body = Problem),
+        (status = 404, description = "There is no VM, or no such disk.", body = Problem),
+        (status = 409, description = "The VM is not running, or the disk is being added or removed already.", body = Problem),
         NotServed,
     )
 )]
 pub(crate) async fn remove_disk(
     State(shared): State<Shared>,
     id: Result<Path<String>, PathRejection>,
-    removal: Result<Query<Removal>, QueryRejection>,
+    deadline: Result<Query<Deadline>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    remove(DeviceKind::Disk, &shared, id, removal)
+    remove(DeviceKind::Disk, &shared, id, deadline)
 }
 
 /// Remove a network interface from the running VM
@@ -200,18 +180,18 @@ pub(crate) async fn remove_disk(
     ),
     responses(
         (status = 202, description = "It is being removed.", body = Job),
-        (status = 400, description = "A parameter has no meaning.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM, or no such network interface.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM is not running, or the interface is being added or removed already.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "A parameter has no meaning.", body = Problem),
+        (status = 404, description = "There is no VM, or no such network interface.", body = Problem),
+        (status = 409, description = "The VM is not running, or the interface is being added or removed already.", body = Problem),
         NotServed,
     )
 )]
 pub(crate) async fn remove_nic(
     State(shared): State<Shared>,
     id: Result<Path<String>, PathRejection>,
-    removal: Result<Query<Removal>, QueryRejection>,
+    deadline: Result<Query<Deadline>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    remove(DeviceKind::Nic, &shared, id, removal)
+    remove(DeviceKind::Nic, &shared, id, deadline)
 }
 
 async fn add(kind: DeviceKind, shared: &Shared, request: Request) -> Result<Response, Problem> {
@@ -224,41 +204,12 @@ fn remove(
     kind: DeviceKind,
     shared: &Shared,
     id: Result<Path<String>, PathRejection>,
-    removal: Result<Query<Removal>, QueryRejection>,
+    deadline: Result<Query<Deadline>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let id = device_id(kind, id)?;
-    let deadline = deadline_of(removal)?;
+    let deadline = deadline_of(deadline)?;
     let job = shared.service.remove_device(kind, &id, deadline)?;
     Ok(accepted(job))
-}
-
-/// How long the guest may take.
-pub(super) fn deadline_of(
-    removal: Result<Query<Removal>, QueryRejection>,
-) -> Result<Duration, Problem> {
-    let given = removal.ok();
-    given
-        .and_then(|Query(removal)| deadline(removal.deadline_ms.as_deref()))
-        .ok_or_else(|| {
-            let most = MAX_DEADLINE.as_millis();
-            let detail =
-                format!("the only parameter here is deadline_ms, 1 to {most} milliseconds");
-            Problem::new(Code::InvalidParameter, detail)
-        })
-}
-
-fn deadline(given: Option<&str>) -> Option<Duration> {
-    let Some(text) = given else {
-        return Some(DEADLINE);
-    };
-    let deadline = Duration::from_millis(text.parse().ok()?);
-    (!deadline.is_zero() && deadline <= MAX_DEADLINE).then_some(deadline)
-}
-
-/// The answer to what becomes a job.
-pub(super) fn accepted(job: Job) -> Response {
-    let location = [(header::LOCATION, format!("/api/v1/jobs/{}", job.id))];
-    (StatusCode::ACCEPTED, location, Json(job)).into_response()
 }
 
 /// What is no text is no id either.

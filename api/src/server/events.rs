@@ -56,7 +56,7 @@ pub(crate) struct Message {
     ),
     responses(
         (status = 200, description = "Events as they happen.", body = Message, content_type = "text/event-stream"),
-        (status = 400, description = "A number is none.", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "A number is none.", body = Problem),
         NotServed,
     )
 )]

@@ -3,9 +3,10 @@
 use axum::Json;
 use axum::extract::{Request, State};
 
-use super::routes::{Shared, json_body};
+use super::body::json_body;
+use super::routes::Shared;
 use crate::memory::{Memory, MemoryRequest};
-use crate::problem::{NotServed, Problem};
+use crate::problem::{NotRead, NotServed, Problem};
 use crate::spec::read_json;
 
 /// The memory, as it is
@@ -15,7 +16,7 @@ use crate::spec::read_json;
     tag = "memory",
     responses(
         (status = 200, description = "The memory.", body = Memory),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
         NotServed,
     )
 )]
@@ -34,14 +35,11 @@ pub(crate) async fn read_memory(State(shared): State<Shared>) -> Result<Json<Mem
     request_body = MemoryRequest,
     responses(
         (status = 202, description = "The guest is asked.", body = Memory),
-        (status = 400, description = "The body is not JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no VM.", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not come in time.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The VM has ended.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is larger than 1 MiB.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not said to be JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The memory cannot be like that; `errors` has every reason.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no VM.", body = Problem),
+        (status = 409, description = "The VM has ended.", body = Problem),
+        (status = 422, description = "The memory cannot be like that; `errors` has every reason.", body = Problem),
         NotServed,
+        NotRead,
     )
 )]
 pub(crate) async fn set_memory(

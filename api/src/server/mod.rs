@@ -9,6 +9,7 @@
 //! these has a limit in [`Limits`], so that none of them costs the others anything.
 
 mod balloon;
+mod body;
 mod connections;
 mod cpus;
 mod devices;
@@ -18,6 +19,7 @@ mod memory;
 mod metrics;
 mod routes;
 mod socket;
+mod vm;
 
 /// The handlers, for the document that describes them.
 pub(crate) mod handlers {
@@ -29,6 +31,7 @@ pub(crate) mod handlers {
     pub(crate) use super::memory::*;
     pub(crate) use super::metrics::*;
     pub(crate) use super::routes::*;
+    pub(crate) use super::vm::*;
 }
 
 use std::io;
