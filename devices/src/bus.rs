@@ -27,6 +27,15 @@ pub trait BusDevice: Send + Sync + fmt::Debug {
     fn write(&self, offset: u64, data: &[u8]);
 }
 
+/// Reads registers, or a configuration, that are just bytes: from `offset` on into `data`, and zeros from their end on.
+pub(crate) fn read_bytes(bytes: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let present = bytes.get(start..).unwrap_or_default();
+    let length = present.len().min(data.len());
+    data[..length].copy_from_slice(&present[..length]);
+    data[length..].fill(0);
+}
+
 /// Why a range cannot be on the bus. The bus is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {

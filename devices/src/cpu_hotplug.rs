@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, read_bytes};
 use crate::legacy::acpi_pm::AcpiPm;
 use crate::pci::hotplug::HOT_PLUG_EVENT;
 use crate::throttle::Throttle;
@@ -238,13 +238,7 @@ impl BusDevice for CpuHotPlug {
         let status = state.selected().map_or(0, |cpu| cpu.status());
         let registers = [state.selected, status, state.next(), 0].map(u32::to_le_bytes);
         drop(state);
-        let bytes = registers.as_flattened();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = bytes.get(start..).unwrap_or_default();
-        data.fill(0);
-        for (byte, register) in data.iter_mut().zip(rest) {
-            *byte = *register;
-        }
+        read_bytes(registers.as_flattened(), offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {

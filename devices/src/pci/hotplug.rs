@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::DeviceFunction;
 use super::root::PciRoot;
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, read_bytes};
 use crate::legacy::acpi_pm::AcpiPm;
 use crate::throttle::Throttle;
 
@@ -159,13 +159,9 @@ impl BusDevice for HotPlug {
 
     fn read(&self, offset: u64, data: &mut [u8]) {
         let state = self.state.lock();
-        let mut registers = [0; 12];
-        registers[..4].copy_from_slice(&state.added.to_le_bytes());
-        registers[4..8].copy_from_slice(&state.wanted.to_le_bytes());
-        for (at, byte) in (offset..).zip(data) {
-            let register = usize::try_from(at).ok().and_then(|at| registers.get(at));
-            *byte = register.copied().unwrap_or_default();
-        }
+        let registers = [state.added, state.wanted, 0].map(u32::to_le_bytes);
+        drop(state);
+        read_bytes(registers.as_flattened(), offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {

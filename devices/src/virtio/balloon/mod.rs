@@ -30,6 +30,7 @@ pub use statistics::Statistics;
 use self::engine::{Brakes, Engine};
 use super::service::Service;
 use super::{DeviceError, QueueResources, VirtioDevice};
+use crate::bus::read_bytes;
 
 /// Bytes of a page as the balloon counts them, whatever the pages of guest and host are.
 pub const PAGE_SIZE: u64 = 4096;
@@ -168,15 +169,7 @@ impl VirtioDevice for VirtioBalloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.handle.config();
-        data.fill(0);
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        for (slot, byte) in data.iter_mut().zip(rest) {
-            *slot = *byte;
-        }
+        read_bytes(&self.handle.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -11,6 +11,8 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
+use crate::bus::read_bytes;
+
 /// The unit of the protocol's sectors, whatever the disk's block size.
 pub(super) const SECTOR: u64 = 512;
 
@@ -49,11 +51,7 @@ pub(super) fn read(
     offset: u64,
     data: &mut [u8],
 ) {
-    let bytes = layout(disk, queues, queue_size);
-    let start = usize::try_from(offset).map_or(CONFIG_SIZE, |start| start.min(CONFIG_SIZE));
-    let present = data.len().min(CONFIG_SIZE - start);
-    data[..present].copy_from_slice(&bytes[start..start + present]);
-    data[present..].fill(0);
+    read_bytes(&layout(disk, queues, queue_size), offset, data);
 }
 
 /// `struct virtio_blk_config`.

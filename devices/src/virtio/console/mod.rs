@@ -27,6 +27,7 @@ pub use ports::{
 use self::engine::Engine;
 use super::service::Service;
 use super::{DeviceError, QueueResources, VirtioDevice};
+use crate::bus::read_bytes;
 use crate::throttle::Throttle;
 
 /// VIRTIO_ID_CONSOLE.
@@ -107,14 +108,7 @@ impl VirtioDevice for VirtioConsole {
         config.extend(columns.to_le_bytes());
         config.extend(rows.to_le_bytes());
         config.extend(ports.to_le_bytes());
-        data.fill(0);
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        for (slot, byte) in data.iter_mut().zip(rest) {
-            *slot = *byte;
-        }
+        read_bytes(&config, offset, data);
     }
 
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {

@@ -30,6 +30,7 @@ use super::balloon::Reclaim;
 use super::ring::Ring;
 use super::worker::Worker;
 use super::{DeviceError, QueueResources, VirtioDevice};
+use crate::bus::read_bytes;
 
 /// VIRTIO_ID_MEM.
 const DEVICE_TYPE: u16 = 24;
@@ -105,15 +106,7 @@ impl VirtioDevice for VirtioMem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.engine.handle().config();
-        data.fill(0);
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        for (slot, byte) in data.iter_mut().zip(rest) {
-            *slot = *byte;
-        }
+        read_bytes(&self.engine.handle().config(), offset, data);
     }
 
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {

@@ -31,6 +31,7 @@ pub use counters::{CounterValues, Counters};
 
 use super::worker::Worker;
 use super::{DeviceError, QueueInterrupt, QueueResources, VirtioDevice};
+use crate::bus::read_bytes;
 use crate::throttle::Throttle;
 
 /// The virtio device type of a NIC.
@@ -299,12 +300,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config_space();
-        data.fill(0);
-        if let Some(from) = usize::try_from(offset).ok().and_then(|o| config.get(o..)) {
-            let length = from.len().min(data.len());
-            data[..length].copy_from_slice(&from[..length]);
-        }
+        read_bytes(&self.config_space(), offset, data);
     }
 
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
