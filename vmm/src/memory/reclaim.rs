@@ -35,6 +35,25 @@ impl RamReclaim {
     pub fn new(ram: GuestRam, pages: PageSize) -> Self {
         Self { ram, pages }
     }
+
+    /// Does something with the part of `range` that lies in each region, given by its offset and length there.
+    fn each_part(
+        &self,
+        range: &Range<u64>,
+        act: fn(&GuestRegionMmap, u64, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        // Held to the end: what is in it stays mapped.
+        let memory = self.ram.memory();
+        for region in memory.iter() {
+            let base = region.start_addr().raw_value();
+            let start = range.start.max(base);
+            let end = range.end.min(base + region.len());
+            if start < end {
+                act(region, start - base, end - start)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Reclaim for RamReclaim {
@@ -48,17 +67,7 @@ impl Reclaim for RamReclaim {
         if !range.start.is_multiple_of(page) || !range.end.is_multiple_of(page) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // Held to the end: what is in it stays mapped.
-        let memory = self.ram.memory();
-        for region in memory.iter() {
-            let base = region.start_addr().raw_value();
-            let start = range.start.max(base);
-            let end = range.end.min(base + region.len());
-            if start < end {
-                give_back(region, start - base, end - start)?;
-            }
-        }
-        Ok(())
+        self.each_part(&range, give_back)
     }
 }
 
@@ -68,17 +77,7 @@ impl Supply for RamReclaim {
         if self.pages == PageSize::Base {
             return Ok(());
         }
-        // Held to the end: what is in it stays mapped.
-        let memory = self.ram.memory();
-        for region in memory.iter() {
-            let base = region.start_addr().raw_value();
-            let start = range.start.max(base);
-            let end = range.end.min(base + region.len());
-            if start < end {
-                take(region, start - base, end - start)?;
-            }
-        }
-        Ok(())
+        self.each_part(&range, take)
     }
 }
 
