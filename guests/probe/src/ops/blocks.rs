@@ -152,26 +152,9 @@ fn visit(area: &Area, issue: &Issue, direction: Direction) -> Result<BlocksReply
         stop: AtomicBool::new(false),
         findings: Mutex::default(),
     };
-    let (start, cpus) = (Instant::now(), sysfs::online_cpus());
-    let used = thread::scope(|scope| {
-        let handles: Vec<_> = (0..u64::from(jobs))
-            .zip(cpus.iter().cycle())
-            .map(|(job, &cpu)| {
-                let run = &run;
-                thread::Builder::new()
-                    .name("blocks".to_owned())
-                    .spawn_scoped(scope, move || run.job(job, cpu))
-            })
-            .collect();
-        let mut used = Vec::new();
-        for handle in handles {
-            let handle = handle.map_err(|error| format!("cannot start a thread: {error}"))?;
-            used.push(handle.join().map_err(|_| "a job panicked".to_owned())??);
-        }
-        Result::Ok(used)
-    })?;
+    let start = Instant::now();
+    reply.cpus = run.all_jobs()?;
     reply.seconds = start.elapsed().as_secs_f64();
-    reply.cpus = used;
     reply.cpus.sort_unstable();
     reply.cpus.dedup();
     reply.blocks = run.done.into_inner();
@@ -204,6 +187,27 @@ fn check_area(area: &Area) -> Result<u64> {
 }
 
 impl Run<'_> {
+    /// Visits all blocks, on a thread for each job; returns the CPUs they ran on.
+    fn all_jobs(&self) -> Result<Vec<u32>> {
+        let cpus = sysfs::online_cpus();
+        thread::scope(|scope| {
+            let handles: Vec<_> = (0..self.jobs)
+                .zip(cpus.iter().cycle())
+                .map(|(job, &cpu)| {
+                    thread::Builder::new()
+                        .name("blocks".to_owned())
+                        .spawn_scoped(scope, move || self.job(job, cpu))
+                })
+                .collect();
+            let mut used = Vec::new();
+            for handle in handles {
+                let handle = handle.map_err(|error| format!("cannot start a thread: {error}"))?;
+                used.push(handle.join().map_err(|_| "a job panicked".to_owned())??);
+            }
+            Ok(used)
+        })
+    }
+
     /// Visits this job's share of the blocks; returns the CPU it ran on.
     fn job(&self, job: u64, cpu: u32) -> Result<u32> {
         pin(cpu)?;

@@ -1,6 +1,7 @@
 //! BARs moved over RAM, over other devices, away and back. RAM always wins; a place that is taken leaves the BAR nowhere.
 
 use super::super::driver::register;
+use super::super::machine::Function;
 use super::super::rig::{high, low, move_bar};
 use super::super::{Attack, Case, Expect, Rig, Stop};
 use super::{ALL, check, same, storm};
@@ -124,13 +125,17 @@ fn by_halves(rig: &mut Rig<'_>) -> Attack {
     back(rig)
 }
 
-fn over_neighbour(rig: &mut Rig<'_>) -> Attack {
-    let neighbour = rig
-        .machine
-        .neighbour()
-        .ok_or(Stop::Lacking("a neighbour"))?;
+/// The neighbour, and where its BAR is.
+fn neighbour<'a>(rig: &Rig<'a>) -> Result<(&'a dyn Function, u64), Stop> {
+    let neighbour = rig.machine.neighbour();
+    let neighbour = neighbour.ok_or(Stop::Lacking("a neighbour"))?;
     let there = u64::from(neighbour.read_config(0x14, 4)) << 32
         | u64::from(neighbour.read_config(0x10, 4) & !0xf);
+    Ok((neighbour, there))
+}
+
+fn over_neighbour(rig: &mut Rig<'_>) -> Attack {
+    let (neighbour, there) = neighbour(rig)?;
     let before = neighbour.read_bar(register::NUM_QUEUES, 2);
     for place in [there, there - 0x1_0000, there + 0x1_0000] {
         rig.move_bar(place);
@@ -142,14 +147,9 @@ fn over_neighbour(rig: &mut Rig<'_>) -> Attack {
 
 /// Each at the other's place: two registers cannot be written at once, so one of them is nowhere for a moment.
 fn swapped(rig: &mut Rig<'_>) -> Attack {
-    let neighbour = rig
-        .machine
-        .neighbour()
-        .ok_or(Stop::Lacking("a neighbour"))?;
-    let there = u64::from(neighbour.read_config(0x14, 4)) << 32
-        | u64::from(neighbour.read_config(0x10, 4) & !0xf);
+    let (neighbour, there) = neighbour(rig)?;
     let common = rig.driver.layout.common;
-    let identity = |function: &dyn super::super::machine::Function| {
+    let identity = |function: &dyn Function| {
         let read = |register, width| function.read_bar(common + register, width);
         (read(register::NUM_QUEUES, 2), read(register::STATUS, 1))
     };
