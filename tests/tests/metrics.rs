@@ -82,6 +82,14 @@ fn io_moves_the_counters_by_what_was_done_and_a_reset_does_not_turn_them_back() 
     assert_eq!(before.get("paddock_vm_info{name=\"counted\"}"), 1.0);
     assert_eq!(before.get("paddock_vm_state{state=\"running\"}"), 1.0);
 
+    requests_are_counted(&vm, &api, &before);
+    exits_and_bytes_are_counted(&vm, &api, &before);
+    nothing_is_turned_back_by_a_reset(&mut vm, &api);
+    vm.signal("QUIT");
+    vm.expect_exit(0);
+}
+
+fn requests_are_counted(vm: &Vm, api: &Api, before: &Metrics) {
     // Direct and one by one: each block is a request.
     let area = Area::new("/dev/vda", MIB, 7);
     let mut write = BlocksWrite::new(area.clone());
@@ -94,7 +102,7 @@ fn io_moves_the_counters_by_what_was_done_and_a_reset_does_not_turn_them_back() 
     assert!(vm.call(verify).is_clean());
     let after = api.metrics();
     let moved = |what: &str, kind: &str| {
-        let (before, after) = (disk_sum(&before, what, kind), disk_sum(&after, what, kind));
+        let (before, after) = (disk_sum(before, what, kind), disk_sum(&after, what, kind));
         after - before
     };
     assert_eq!(moved("bytes", "write"), MIB as f64);
@@ -113,31 +121,37 @@ fn io_moves_the_counters_by_what_was_done_and_a_reset_does_not_turn_them_back() 
     let labels = "{disk=\"root\",kind=\"write\"}";
     let requests = disk_sum(&after, "requests", "write");
     assert_eq!(after.get(&format!("{histogram}_count{labels}")), requests);
+}
 
-    // Each word of the guest costs exits, bytes of the port, and so on.
+fn exits(metrics: &Metrics, kind: &str) -> f64 {
+    metrics.sum("paddock_vcpu_exits_total", &[("kind", kind)])
+}
+
+/// Each word of the guest costs exits, bytes of the port, and so on.
+fn exits_and_bytes_are_counted(vm: &Vm, api: &Api, before: &Metrics) {
     let bytes = 4096;
     vm.call(Random { bytes });
     vm.shell("printf '%200s\\n' x > /dev/ttyS0");
-    let exits =
-        |metrics: &Metrics, kind| metrics.sum("paddock_vcpu_exits_total", &[("kind", kind)]);
     let serial = "paddock_console_output_bytes_total{console=\"serial\"}";
-    let now = until(&vm, &api, "the guest printed", |now| {
+    let now = until(vm, api, "the guest printed", |now| {
         now.get(serial) >= before.get(serial) + 200.0
     });
-    assert!(exits(&now, "port-write") >= exits(&before, "port-write") + 200.0);
+    assert!(exits(&now, "port-write") >= exits(before, "port-write") + 200.0);
     assert!(exits(&now, "mmio-write") > 0.0 && exits(&now, "fatal") == 0.0);
     // The kernel may have had a few left.
     let entropy = |metrics: &Metrics| metrics.get("paddock_rng_bytes_total");
-    assert!(entropy(&now) >= entropy(&before) + f64::from(bytes) - 128.0);
+    assert!(entropy(&now) >= entropy(before) + f64::from(bytes) - 128.0);
     for direction in ["output", "input"] {
         let port = format!("paddock_port_{direction}_bytes_total{{port=\"paddock.probe\"}}");
         assert!(now.get(&port) > before.get(&port), "{port}");
     }
     assert_eq!(now.get("paddock_balloon_target_bytes"), 16.0 * MIB as f64);
-    until(&vm, &api, "the balloon is inflated", |now| {
+    until(vm, api, "the balloon is inflated", |now| {
         now.get("paddock_balloon_actual_bytes") == 16.0 * MIB as f64
     });
+}
 
+fn nothing_is_turned_back_by_a_reset(vm: &mut Vm, api: &Api) {
     let now = api.metrics();
     let mut events = api.events(0);
     assert_eq!(api.act("reset").status, 202);
@@ -151,8 +165,6 @@ fn io_moves_the_counters_by_what_was_done_and_a_reset_does_not_turn_them_back() 
     assert_eq!(later.get("paddock_vm_resets_total"), 1.0);
     assert!(exits(&later, "port-read") > exits(&now, "port-read"));
     assert!(disk_sum(&later, "requests", "read") > disk_sum(&now, "requests", "read"));
-    vm.signal("QUIT");
-    vm.expect_exit(0);
 }
 
 #[test]
