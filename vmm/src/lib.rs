@@ -1,4 +1,13 @@
 //! The machine: KVM, memory, vCPUs, boot, firmware tables, the state driver, the command line and the doctor.
+//!
+//! ```text
+//!  cli ──▶ slot ──▶ driver ──▶ machine ──▶ vcpu, kvm, memory, paddock_devices
+//!         (place    (owns      (one life   boot, acpi, cpu, layout: what its guest finds
+//!         of a VM)  the VM)    of it)
+//! ```
+//!
+//! [`balloon`], [`growth`] and [`processors`] are what changes while the guest runs, as the API sees it and the driver does it; [`console`]
+//! and [`terminal`] where consoles end, [`metrics`] what is counted, [`systemd`] the process as a service. [`doctor`] judges the host.
 
 pub mod acpi;
 pub mod balloon;
