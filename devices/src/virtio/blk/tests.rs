@@ -10,11 +10,13 @@ mod requests;
 mod stress;
 mod suppression;
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paddock_storage::Disk;
 use paddock_storage::testing::MemoryDisk;
+use paddock_storage::{Disk, Engine, RawDisk, RawOptions};
+use tempfile::TempDir;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -44,6 +46,18 @@ fn range(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
     range[8..12].copy_from_slice(&sectors.to_le_bytes());
     range[12..].copy_from_slice(&flags.to_le_bytes());
     range
+}
+
+/// A file of 1 MiB as a disk; the file goes with the directory.
+fn raw_disk(engine: Engine) -> (TempDir, Arc<RawDisk>) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let disk = RawDisk::open(&RawOptions {
+        engine,
+        ..RawOptions::new(&path)
+    });
+    (directory, Arc::new(disk.unwrap()))
 }
 
 /// A device of one queue with a driver, without a thread.

@@ -1,8 +1,6 @@
 //! Drivers on several threads against real files: no notification is lost, in any combination of engine and notification rule.
 
 use super::*;
-use paddock_storage::{Engine, RawDisk, RawOptions};
-use std::fs::File;
 
 const QUEUES: u16 = 3;
 const ROUNDS: u32 = 500;
@@ -35,19 +33,13 @@ fn drive(mut driver: Driver, index: u16) {
 }
 
 fn stress(engine: Engine, mask: u64) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("image");
-    File::create(&path).unwrap().set_len(1 << 20).unwrap();
-    let disk = RawDisk::open(&RawOptions {
-        engine,
-        ..RawOptions::new(&path)
-    });
+    let (_directory, disk) = raw_disk(engine);
     let options = BlkOptions {
         queues: QUEUES,
         queue_size: 32,
         ..BlkOptions::default()
     };
-    let mut blk = Blk::new("disk0", Arc::new(disk.unwrap()), options).unwrap();
+    let mut blk = Blk::new("disk0", disk, options).unwrap();
     let features = blk.features() & mask;
     let drivers: Vec<_> = (0..QUEUES)
         .map(|index| {
@@ -79,10 +71,7 @@ fn no_notification_is_lost_with_threads() {
 
 #[test]
 fn queues_can_be_stopped_and_started_under_load() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("image");
-    File::create(&path).unwrap().set_len(1 << 20).unwrap();
-    let disk = Arc::new(RawDisk::open(&RawOptions::new(&path)).unwrap());
+    let (_directory, disk) = raw_disk(Engine::default());
     let mut blk = Blk::new("disk0", disk, BlkOptions::default()).unwrap();
     let driver = Guest::new().queue(0, 32);
     let resources = |queue| driver.resources_with(queue, blk.features());

@@ -3,8 +3,6 @@
 
 use super::*;
 use crate::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources};
-use paddock_storage::{Engine, RawDisk, RawOptions};
-use std::fs::File;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
@@ -129,14 +127,8 @@ impl Frugal {
 }
 
 fn run(engine: Engine, event_idx: bool) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("image");
-    File::create(&path).unwrap().set_len(1 << 20).unwrap();
-    let disk = RawDisk::open(&RawOptions {
-        engine,
-        ..RawOptions::new(&path)
-    });
-    let mut blk = Blk::new("disk0", Arc::new(disk.unwrap()), BlkOptions::default()).unwrap();
+    let (_directory, disk) = raw_disk(engine);
+    let mut blk = Blk::new("disk0", disk, BlkOptions::default()).unwrap();
     let map = GuestMap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let mut driver = Frugal {
         map: map.clone(),
