@@ -29,37 +29,67 @@ pub fn shell(command: &str) -> Output {
     }
 }
 
-/// A bridge with VLAN filtering and an address of the host's in one of its VLANs.
+/// A network interface, which is deleted on drop.
 #[derive(Debug)]
-pub struct Bridge {
-    name: String,
-}
+pub struct Link(String);
 
-impl Bridge {
-    /// Makes the bridge; the host's own port in it, `NAME.VLAN`, has `address` ("10.1.0.1/24") and is in `vlan`.
+impl Link {
+    /// One that `command` makes by the name of `name`.
+    ///
+    /// # Panics
+    /// When the command fails.
     #[must_use]
-    pub fn new(name: &str, vlan: u16, address: &str) -> Self {
-        run(&format!(
-            "ip link add {name} type bridge vlan_filtering 1 vlan_default_pvid 0 && ip link set {name} up && \
-             bridge vlan add dev {name} vid {vlan} self && \
-             ip link add link {name} name {name}.{vlan} type vlan id {vlan} && \
-             ip address add {address} dev {name}.{vlan} && ip link set {name}.{vlan} up"
-        ));
-        Self {
-            name: name.to_owned(),
-        }
+    pub fn made_by(command: &str, name: &str) -> Self {
+        run(command);
+        Self(name.to_owned())
+    }
+
+    /// A tap that stays while nobody has it open, and is up. `flag` is `vnet_hdr` or `multi_queue`.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn tap(name: &str, flag: &str) -> Self {
+        let make = format!("ip tuntap add dev {name} mode tap {flag} && ip link set {name} up");
+        Self::made_by(&make, name)
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0
     }
 }
 
-impl Drop for Bridge {
+impl Drop for Link {
     fn drop(&mut self) {
-        // The VLAN interface goes with it.
-        let _ = shell(&format!("ip link delete {}", self.name));
+        let _ = shell(&format!("ip link delete {}", self.0));
+    }
+}
+
+/// A bridge with VLAN filtering and an address of the host's in one of its VLANs.
+#[derive(Debug)]
+pub struct Bridge(Link);
+
+impl Bridge {
+    /// Makes the bridge; the host's own port in it, `NAME.VLAN`, has `address` ("10.1.0.1/24") and is in `vlan`. The port goes with it.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn new(name: &str, vlan: u16, address: &str) -> Self {
+        let make = format!(
+            "ip link add {name} type bridge vlan_filtering 1 vlan_default_pvid 0 && ip link set {name} up && \
+             bridge vlan add dev {name} vid {vlan} self && \
+             ip link add link {name} name {name}.{vlan} type vlan id {vlan} && \
+             ip address add {address} dev {name}.{vlan} && ip link set {name}.{vlan} up"
+        );
+        Self(Link::made_by(&make, name))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.name()
     }
 }

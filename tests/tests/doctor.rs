@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use paddock_tests::files;
-use paddock_tests::host::{Bridge, run, shell};
+use paddock_tests::host::{Bridge, Link, run, shell};
 use paddock_tests::vm::text;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -111,19 +111,10 @@ fn binary_for_all() -> (TempDir, PathBuf) {
     (directory, binary)
 }
 
-/// An interface that is deleted on drop.
-struct Link(&'static str);
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        let _ = shell(&format!("ip link delete {}", self.0));
-    }
-}
-
 /// A cable, one end of which stands for an uplink.
-fn cable(end: &'static str) -> Link {
-    run(&format!("ip link add {end} type veth peer name {end}p"));
-    Link(end)
+fn cable(end: &str) -> Link {
+    let make = format!("ip link add {end} type veth peer name {end}p");
+    Link::made_by(&make, end)
 }
 
 #[test]
@@ -294,10 +285,10 @@ fn bridges_and_their_vlans() {
     let uplink = "pdkdocup";
     let _cable = cable(uplink);
     run(&format!("ip link set {uplink} master {name} up"));
-    run(&format!(
-        "ip tuntap add dev pdkdoctap mode tap && ip link set pdkdoctap master {name} up"
-    ));
-    let _tap = Link("pdkdoctap");
+    let _tap = Link::made_by(
+        &format!("ip tuntap add dev pdkdoctap mode tap && ip link set pdkdoctap master {name} up"),
+        "pdkdoctap",
+    );
     run("bridge vlan add dev pdkdoctap vid 77 pvid untagged");
     let (_, report) = json("", &files::paddock(), "");
     let stranded = vlans(&report);

@@ -24,7 +24,7 @@ use paddock_probe::hostile::{GROUPS, Kind, MEM_BLOCKS, Outcome, Record};
 use paddock_probe::protocol::{BlocksRead, Exec, ExecReply, Hello, Random, Range};
 use paddock_tests::Vm;
 use paddock_tests::api::Api;
-use paddock_tests::host::{run, shell};
+use paddock_tests::host::Link;
 use paddock_tests::memory::besides_ram;
 use paddock_tests::metrics::Metrics;
 use paddock_tests::vm::VmBuilder;
@@ -114,23 +114,6 @@ impl Watcher {
     fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
-    }
-}
-
-struct Tap;
-
-impl Tap {
-    fn new() -> Self {
-        run(&format!(
-            "ip tuntap add {TAP} mode tap vnet_hdr && ip link set {TAP} up"
-        ));
-        Self
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        let _ = shell(&format!("ip link delete {TAP}"));
     }
 }
 
@@ -461,7 +444,7 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
     };
     let (silent, socket) = port("silent");
     let (alone, _) = port("alone");
-    let _tap = Tap::new();
+    let _tap = Link::tap(TAP, "vnet_hdr");
     let mut trial = Trial::new(Vm::builder().args([
         "--disk",
         &format!("path={},queues=2", disk.display()),

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, NetPing, NetUp};
-use paddock_tests::host::{Bridge, run};
+use paddock_tests::host::{Bridge, Link, run};
 use paddock_tests::vm::CALL_DEADLINE;
 use paddock_tests::{Api, Vm, amount, files};
 use serde_json::{Value, json};
@@ -272,11 +272,11 @@ fn twenty_disks_and_eight_nics() {
             format!("path={},serial=S{index}", path.display()),
         ]);
     }
-    for index in 0..8 {
-        run(&format!(
-            "ip tuntap add many{index} mode tap vnet_hdr && ip link set many{index} up"
-        ));
-        arguments.extend(["--net".to_owned(), format!("tap=many{index}")]);
+    let taps: Vec<Link> = (0..8)
+        .map(|index| Link::tap(&format!("many{index}"), "vnet_hdr"))
+        .collect();
+    for tap in &taps {
+        arguments.extend(["--net".to_owned(), format!("tap={}", tap.name())]);
     }
     let vm = Vm::builder().api().args(arguments).boot();
     let api = vm.api();
@@ -310,7 +310,4 @@ fn twenty_disks_and_eight_nics() {
     let device = disk_in_guest(&vm, "NEW");
     use_disk(&vm, &device, &path, 4);
     vm.power_off();
-    for index in 0..8 {
-        run(&format!("ip link delete many{index}"));
-    }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use paddock_probe::protocol::{NetPing, NetReceive, NetSend, NetUp};
 use paddock_probe::stream::Stream;
 use paddock_tests::Vm;
-use paddock_tests::host::{Bridge, run, shell};
+use paddock_tests::host::{Bridge, Link, run, shell};
 
 const MIB: usize = 1 << 20;
 const TRANSFER: usize = 64 * MIB;
@@ -109,9 +109,8 @@ fn talks(vm: &mut Vm) {
 
 #[test]
 fn an_existing_tap() {
-    run(
-        "ip tuntap add pdktest0 mode tap vnet_hdr && ip address add 10.99.0.1/24 dev pdktest0 && ip link set pdktest0 up",
-    );
+    let tap = Link::tap("pdktest0", "vnet_hdr");
+    run("ip address add 10.99.0.1/24 dev pdktest0");
     let mut vm = Vm::builder()
         .cpus(&2)
         .args(["--net", "tap=pdktest0,mac=52:54:00:12:34:56"])
@@ -120,12 +119,7 @@ fn an_existing_tap() {
     assert_eq!(info.nics[0].mac, "52:54:00:12:34:56");
     talks(&mut vm);
     // A reset keeps the tap.
-    let _ = vm.probe().call(
-        paddock_probe::protocol::Reboot { method: None },
-        Duration::from_secs(10),
-    );
-    vm.wait_for_console("paddock-probe: up", 2, paddock_tests::vm::BOOT_DEADLINE);
-    vm.connect();
+    vm.reboot(2);
     let nic = vm.info().nics[0].name.clone();
     vm.call(NetUp {
         device: nic,
@@ -136,7 +130,7 @@ fn an_existing_tap() {
     let reply = vm.call(NetPing::new(HOST));
     assert!(reply.received >= 2, "{reply:?}");
     vm.power_off();
-    run("ip link show pdktest0 && ip link delete pdktest0");
+    run(&format!("ip link show {}", tap.name()));
 }
 
 #[test]

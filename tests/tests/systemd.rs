@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use paddock_probe::client::Client;
 use paddock_probe::protocol::{Exec, NetPing, NetUp, PowerOff};
-use paddock_tests::host::{run, shell};
+use paddock_tests::host::{Link, run};
 use paddock_tests::systemd::Systemd;
 use paddock_tests::viewer::Viewer;
 use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE, END_DEADLINE, text};
@@ -147,23 +147,6 @@ exec("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-
 die "setpriv: $!";
 "#;
 
-struct Tap;
-
-impl Tap {
-    fn new() -> Self {
-        run(&format!(
-            "ip tuntap add dev {TAP} mode tap multi_queue && ip addr add 10.97.0.1/24 dev {TAP} && ip link set {TAP} up"
-        ));
-        Self
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        let _ = shell(&format!("ip link delete {TAP}"));
-    }
-}
-
 /// A copy of `paddock` that everybody may run.
 fn program(directory: &Path) -> PathBuf {
     let program = directory.join("paddock");
@@ -186,7 +169,8 @@ fn nobody_runs_a_vm_from_what_is_passed() {
     let image = File::create_new(&disk).unwrap();
     image.set_len(64 * MIB).unwrap();
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
-    let _tap = Tap::new();
+    let _tap = Link::tap(TAP, "multi_queue");
+    run(&format!("ip addr add 10.97.0.1/24 dev {TAP}"));
     let (kernel, initramfs) = (files::guest("vmlinuz"), files::guest("initramfs.cpio"));
     let passed = [&kernel, &initramfs, &disk].map(|path| text(path).to_owned());
     let launcher = ["perl", "-e", LAUNCHER].map(str::to_owned);
