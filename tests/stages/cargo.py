@@ -7,11 +7,12 @@ from pathlib import Path
 from stages.steps import REPOSITORY
 
 TEST_BUILDS = [
-    ["cargo", "test", "--locked", "--release", "-p", "paddock-tests", "--no-run"],
+    ["cargo", "test", "--locked", "-p", "paddock-tests", "--no-run"],
     # On taps and bridges, which this machine's kernel may not have.
-    ["cargo", "test", "--locked", "--release", "-p", "paddock-network", "--features", "lab-tests", "--test", "host", "--no-run"],
+    ["cargo", "test", "--locked", "-p", "paddock-network", "--features", "lab-tests", "--test", "host", "--no-run"],
 ]
-"""What builds the tests that run in the lab: those of paddock-tests, and those of other packages that need its kernel."""
+"""What builds the tests that run in the lab: those of paddock-tests, and those of other packages that need its kernel. They are debug builds,
+whose dependencies the unit tests have built: tests wait for guests, and what they test is the release build of paddock."""
 
 
 class CargoError(Exception):
