@@ -1,6 +1,12 @@
-"""Tests of the runner behind tests/run: counting, and steps that fail, hang or cannot start."""
+"""Tests of the runner behind tests/run: counting, steps that fail, hang or cannot start, and jobs that run at once."""
 
+import contextlib
+import io
+import os
+import signal
 import sys
+import tempfile
+import threading
 import time
 import unittest
 import unittest.mock
@@ -8,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from stages.pool import Job, run_jobs  # noqa: E402
 from stages.results import Counter, Counts  # noqa: E402
-from stages.steps import DEADLINE, Steps  # noqa: E402
+from stages.steps import DEADLINE, Ended, Log, Programs, Steps  # noqa: E402
 from stages import table  # noqa: E402
 from stages.table import STAGES  # noqa: E402
 
@@ -44,12 +51,10 @@ class Binaries(unittest.TestCase):
 
     def counts(self, *ends: tuple[int, Counts]) -> tuple[Counts, int]:
         """The counts of one binary, and how often it was run."""
-        steps = Steps("stages-test", soak=False)
-        self.addCleanup(steps.log_path.unlink, missing_ok=True)
-        self.addCleanup(steps.close)
-        steps.say = lambda text: None  # type: ignore[method-assign]
+        steps = Steps([].extend, soak=False)
         with (
             unittest.mock.patch.object(table.cargo, "test_binaries", return_value={"one": Path("one")}),
+            unittest.mock.patch.object(table, "_hosts_here", return_value=2),
             unittest.mock.patch.object(table, "_run_in_lab", side_effect=ends) as run,
         ):
             table.vm(steps)
@@ -72,15 +77,114 @@ class Binaries(unittest.TestCase):
             self.assertEqual(self.counts((code, Counts()), (0, Counts(3))), (Counts(3), 2))
             self.assertEqual(self.counts((code, Counts()), (code, Counts())), (Counts(0, 1), 2))
 
+    def test_as_many_hosts_as_the_machine_bears(self) -> None:
+        for place, cores, available, expected in (
+            ("emulated", 2, 23.0, 2),
+            ("emulated", 64, 500.0, 2),
+            ("emulated", 1, 500.0, 1),
+            ("emulated", 2, 21.0, 1),
+            ("emulated", 2, 3.0, 1),
+            ("direct", 64, 500.0, 1),
+        ):
+            self.assertEqual(table.hosts_at_once(place, cores, available), expected, (place, cores, available))
+
+
+class AtOnce(unittest.TestCase):
+    """Jobs of a stage."""
+
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+        self.steps = Steps(self.lines.extend, soak=False)
+
+    def test_so_many_at_once_and_their_output_in_one_piece(self) -> None:
+        # Each job waits for its neighbour, which a pool of one would never start.
+        meet = threading.Barrier(2, timeout=10)
+
+        def job(name: str) -> Job:
+            def run(own: Steps) -> None:
+                own.say(f"{name} 1")
+                meet.wait()
+                own.tests(name, ["sh", "-c", f"echo '{name} 2'; echo 'test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured'"], deadline=10)
+
+            return Job(name, run)
+
+        names = ["a", "b", "c", "d"]
+        run_jobs(self.steps, [job(name) for name in names], at_once=2)
+        self.assertEqual(self.steps.counts, Counts(8, 0, 4))
+        for name in names:
+            begins, first = self.lines.index(f"-- {name}: begins"), self.lines.index(f"{name} 1")
+            self.assertLess(begins, first)
+            self.assertRegex(self.lines[first - 1], rf"^-- {name}: 2 passed, 0 failed, 1 skipped in \d+ s$")
+            self.assertEqual(self.lines.index(f"{name} 2"), first + 2)
+
+    def test_never_more_than_asked_for(self) -> None:
+        lock, running, most = threading.Lock(), 0, 0
+
+        def run(_own: Steps) -> None:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.05)
+            with lock:
+                running -= 1
+
+        run_jobs(self.steps, [Job(str(number), run) for number in range(6)], at_once=2)
+        self.assertEqual(most, 2)
+
+    def test_a_job_that_breaks_has_failed_and_the_others_run(self) -> None:
+        def breaks(_own: Steps) -> None:
+            raise OSError("no such thing")
+
+        run_jobs(self.steps, [Job("one", breaks), Job("two", lambda own: own.passed("two"))], at_once=1)
+        self.assertEqual(self.steps.counts, Counts(1, 1))
+        self.assertIn("FAILED: one ended by OSError: no such thing", self.lines)
+
+    def test_an_interruption_ends_all_jobs(self) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            started = [Path(directory) / name for name in "ab"]
+
+            def job(path: Path) -> Job:
+                return Job(path.name, lambda own: own.check("sleeps", ["sh", "-c", f"echo $$ >{path}; sleep 60"], deadline=60))
+
+            def interrupt() -> None:
+                while not all(path.exists() and path.read_text() for path in started):
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGINT)
+
+            began = time.monotonic()
+            threading.Thread(target=interrupt).start()
+            with self.assertRaises(KeyboardInterrupt):
+                run_jobs(self.steps, [*map(job, started), Job("never", lambda own: own.passed("never"))], at_once=2)
+            self.assertLess(time.monotonic() - began, 30)
+            for path in started:
+                with self.assertRaises(ProcessLookupError):
+                    os.kill(int(path.read_text()), 0)
+        self.assertIn("FAILED: sleeps (exit code 143)", self.lines)
+        self.assertNotIn("ok: never", self.lines)
+
+    def test_nothing_starts_after_the_end(self) -> None:
+        programs = Programs()
+        programs.end_all()
+        with self.assertRaises(Ended):
+            Steps(self.lines.extend, soak=False, programs=programs).program(["true"], deadline=1)
+
 
 class Running(unittest.TestCase):
     """Steps."""
 
     def setUp(self) -> None:
-        self.steps = Steps("stages-test", soak=False)
-        self.addCleanup(self.steps.log_path.unlink)
-        self.addCleanup(self.steps.close)
-        self.steps.say = lambda text: None  # type: ignore[method-assign]  # keep this test's output readable
+        self.lines: list[str] = []
+        self.steps = Steps(self.lines.extend, soak=False)
+
+    def test_output_is_shown_and_logged(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            log = Log("stages-test")
+            self.addCleanup(log.path.unlink)
+            Steps(log.write, soak=False).program(["echo", "heard"], deadline=10)
+            log.close()
+        self.assertEqual(shown.getvalue(), "$ echo heard\nheard\n")
+        self.assertEqual(log.path.read_text(encoding="utf-8"), shown.getvalue())
 
     def test_failure_without_a_failed_test_counts(self) -> None:
         self.steps.tests("dies", ["sh", "-c", "exit 3"], deadline=10)

@@ -142,6 +142,12 @@ class Logic(unittest.TestCase):
             self.assertIn(wrong[0].encode(), result.stderr)
         self.assertEqual(lab("true").returncode, 2)
         self.assertEqual(lab("--").returncode, 2)
+        self.assertEqual(lab("--where", "--", "true").returncode, 2)
+
+    def test_tells_where_it_would_run(self) -> None:
+        for mode in ("direct", "emulated"):
+            self.assertEqual(lab("--mode", mode, "--where").stdout, mode.encode() + b"\n")
+        self.assertIn(lab("--where").stdout, (b"direct\n", b"emulated\n"))
 
 
 class Fake(unittest.TestCase):

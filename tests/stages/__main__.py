@@ -8,7 +8,7 @@ import time
 from types import FrameType
 
 from stages.results import Counts
-from stages.steps import LOGS, Steps
+from stages.steps import LOGS, Log, Steps
 from stages.table import STAGES, Stage
 
 Row = tuple[Stage, Counts, float]
@@ -30,7 +30,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _run(stage: Stage, failed: set[str], *, soak: bool) -> Row:
     print(f"\n== {stage.name}: {stage.title}", flush=True)
     began = time.monotonic()
-    steps = Steps(stage.name, soak=soak)
+    log = Log(stage.name)
+    steps = Steps(log.write, soak=soak)
     try:
         missing = [name for name in stage.needs if name in failed]
         if missing:
@@ -42,7 +43,7 @@ def _run(stage: Stage, failed: set[str], *, soak: bool) -> Row:
     except Exception as error:  # noqa: BLE001  # whatever it is, the other stages still run
         steps.failed(f"the stage ended by {type(error).__name__}: {error}")
     finally:
-        steps.close()
+        log.close()
     return stage, steps.counts, time.monotonic() - began
 
 

@@ -1,14 +1,17 @@
-"""Running one step of a stage: a program whose output is shown as it comes, logged, counted, and ended at a deadline."""
+"""Running one step of a stage: a program whose output is shown, logged, counted, and ended at a deadline.
+
+The steps of a stage run one after the other, in the main thread. The jobs of pool.py have steps of their own, each in a thread of its own.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from stages.results import Counter, Counts
 
@@ -19,26 +22,86 @@ DEADLINE = 124
 """The exit code of a step that missed its deadline."""
 
 
-class Steps:
-    """The steps of one stage; collects their counts. `soak` asks for long runs."""
+class Log:
+    """A stage's output: on stdout, and in a file of its own. Of use to several threads at once: what one call is given stays together."""
 
-    def __init__(self, name: str, *, soak: bool) -> None:
-        self.soak = soak
-        self.counts = Counts()
+    def __init__(self, name: str) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
-        self.log_path = LOGS / f"{name}.log"
-        self._log: TextIO = self.log_path.open("w", encoding="utf-8", errors="replace")
+        self.path = LOGS / f"{name}.log"
+        self._file = self.path.open("w", encoding="utf-8", errors="replace")
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Ends the log."""
-        self._log.close()
+        """Ends the file."""
+        self._file.close()
 
-    def say(self, text: str) -> None:
-        """One line on stdout and in the log."""
-        print(text, flush=True)
-        with suppress(ValueError):
-            self._log.write(text + "\n")
-            self._log.flush()
+    def write(self, lines: Iterable[str]) -> None:
+        """Some lines."""
+        text = "".join(f"{line}\n" for line in lines)
+        with self._lock:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            with suppress(ValueError):
+                self._file.write(text)
+                self._file.flush()
+
+
+class Ended(Exception):
+    """The run is being ended: no program is started any more."""
+
+
+class Programs:
+    """The programs that run, for whoever has to end them all. Of use to several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._over = False
+
+    def start(self, command: list[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
+        """Starts a program in a process group of its own; OSError where there is no such program, Ended after `end_all`."""
+        with self._lock:
+            if self._over:
+                raise Ended
+            process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._running.add(process)
+            return process
+
+    def ended(self, process: subprocess.Popen[str]) -> None:
+        """Forgets a program that has ended."""
+        with self._lock:
+            self._running.discard(process)
+
+    def end_all(self) -> None:
+        """Ends what runs, and lets nothing start any more."""
+        with self._lock:
+            self._over = True
+            running = list(self._running)
+        _end(*running)
+
+
+class Steps:
+    """Steps that follow one another; collects their counts. `write` takes their output, `soak` asks for long runs."""
+
+    def __init__(self, write: Callable[[Iterable[str]], None], *, soak: bool, programs: Programs | None = None) -> None:
+        self.soak = soak
+        self.counts = Counts()
+        self.programs = programs or Programs()
+        self._write = write
+
+    def say(self, *lines: str) -> None:
+        """Lines of output, which stay together."""
+        self._write(lines)
 
     def passed(self, what: str) -> None:
         """Counts one check that passed."""
@@ -62,17 +125,7 @@ class Steps:
         self.say("$ " + " ".join(command))
         variables = dict(os.environ, **(environment or {}))
         try:
-            process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
+            process = self.programs.start(command, variables)
         except OSError as error:
             self.say(f"cannot start {command[0]}: {error}")
             return 127
@@ -98,6 +151,7 @@ class Steps:
             raise
         finally:
             timer.cancel()
+            self.programs.ended(process)
         if late.is_set():
             self.say(f"the step has not ended within {deadline:.0f} s and was ended")
             return DEADLINE
@@ -131,11 +185,14 @@ class Steps:
         return code == 0
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a step's process group: first by SIGTERM, so that the lab takes its hosts down, then by SIGKILL."""
+def _end(*processes: subprocess.Popen[str]) -> None:
+    """Ends the process groups of steps: first by SIGTERM, so that the lab takes its hosts down, then by SIGKILL."""
     for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=patience)
+        for process in processes:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+        until = time.monotonic() + patience
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, until - time.monotonic()))
     sys.stdout.flush()

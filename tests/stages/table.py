@@ -1,6 +1,7 @@
 """The stages of `tests/run`, in their order. To add one: write a function that takes `Steps`, and name it in STAGES."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages import cargo
+from stages.pool import Job, run_jobs
 from stages.results import Counter, Counts
 from stages.steps import REPOSITORY, Steps
 
@@ -25,8 +27,14 @@ NODE_PACKAGES = ["nodejs", "npm"]
 SHELLCHECK = ["shellcheck", "--external-sources", "--exclude=SC1091,SC2016"]
 """SC1091: a sourced file is checked where it is in the tree. SC2016: a dollar sign in single quotes is meant for another program."""
 
-VM_MEMORY = "10G"
-"""Memory of the lab's host for the end-to-end tests: a guest of 5 GiB, and scratch files on a tmpfs."""
+VM_MEMORY = 10
+"""GiB of memory of the lab's host for the end-to-end tests: a guest of 5 GiB, and scratch files on a tmpfs."""
+
+VM_OVERHEAD = 0.75
+"""GiB that such a host takes beside its memory: half a GiB of translated code, and the emulator itself."""
+
+VM_HOSTS = 2
+"""So many hosts at once run the end-to-end tests, at most: more of them only make each other's tests miss their deadlines."""
 
 VM_BINARY_DEADLINE = 15 * MINUTE
 CONFORMANCE_DEADLINE = 12 * MINUTE
@@ -145,7 +153,7 @@ def _run_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> tuple
     deadline *= 8 if steps.soak else 1
     counter = Counter()
     code = steps.program(
-        ["tests/lab/run", "--memory", VM_MEMORY, "--deadline", f"{deadline:.0f}", "--", "bash", "-c", script, "lab", str(path)],
+        ["tests/lab/run", "--memory", f"{VM_MEMORY}G", "--deadline", f"{deadline:.0f}", "--", "bash", "-c", script, "lab", str(path)],
         deadline=deadline + 3 * MINUTE,
         environment=_paddock(),
         on_line=counter.line,
@@ -166,13 +174,35 @@ def _tests_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> Non
         steps.failed(f"{path.name} has no tests")
 
 
+def hosts_at_once(place: str, cores: int, available: float) -> int:
+    """How many hosts may run tests at once, with so many GiB of memory available. Tests right on this machine would share its bridges, modules
+    and huge pages, hence they run alone: they are fast there."""
+    if place != "emulated":
+        return 1
+    return max(1, min(VM_HOSTS, cores, int(available / (VM_MEMORY + VM_OVERHEAD))))
+
+
+def _hosts_here() -> int:
+    place = subprocess.run(["tests/lab/run", "--where"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+    available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+    return hosts_at_once(place, len(os.sched_getaffinity(0)), int(available[1]) / (1 << 20) if available else 0)
+
+
 def vm(steps: Steps) -> None:
-    """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline."""
+    """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline.
+
+    Two hosts share the work. Their order does not matter much: the last binary runs alone for as long as it takes, at worst.
+    """
     paths = list(cargo.test_binaries().values())
     if not paths:
         steps.failed("paddock-tests has no end-to-end tests")
-    for path in paths:
-        _tests_in_lab(steps, VM_SCRIPT, path, VM_BINARY_DEADLINE)
+        return
+
+    def job(path: Path) -> Job:
+        name = re.sub(r"-[0-9a-f]{16}$", "", path.name)
+        return Job(name, lambda own: _tests_in_lab(own, VM_SCRIPT, path, VM_BINARY_DEADLINE))
+
+    run_jobs(steps, [job(path) for path in paths], at_once=_hosts_here())
 
 
 # Runs the conformance tests that need a VM. The process in them is nobody's, and udev, which lets everyone open it, is not in the lab.

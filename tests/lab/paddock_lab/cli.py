@@ -22,7 +22,11 @@ def main(arguments: list[str]) -> int:
     """The whole of `tests/lab/run`; returns its exit code."""
     options = parse(arguments)
     try:
-        if options.mode == "direct" or (options.mode == "auto" and direct.hardware_kvm()):
+        here = options.mode == "direct" or (options.mode == "auto" and direct.hardware_kvm())
+        if options.where:
+            print("direct" if here else "emulated")
+            return 0
+        if here:
             _setup("--direct")
             return direct.run(options)
         _setup()

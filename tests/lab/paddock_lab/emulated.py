@@ -4,6 +4,7 @@ import shutil
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from paddock_lab import terminal
@@ -66,9 +67,11 @@ def _new_run_directory() -> Path:
     runs = LAB / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for old in sorted(runs.iterdir())[:-LOGS_KEPT]:
-        running = (old / INITRAMFS).exists() and old.stat().st_mtime > time.time() - LONGEST
-        if not running:
-            shutil.rmtree(old, ignore_errors=True)
+        # Another run, at the same time, may delete it before us.
+        with suppress(FileNotFoundError):
+            running = (old / INITRAMFS).exists() and old.stat().st_mtime > time.time() - LONGEST
+            if not running:
+                shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=runs))
 
 

@@ -44,6 +44,7 @@ class Options:
     quiet: bool = False
     shares: tuple[Path, ...] = ()
     keep_logs: bool = False
+    where: bool = False
 
 
 def _memory(text: str) -> int:
@@ -96,8 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-retry", action="store_true", help="do not start again after QEMU's known abort (for commands that are not idempotent)")
     add("--share", type=_share, action="append", default=[], metavar="DIR", help="one more directory an emulated host writes through")
     add("--keep-logs", action="store_true", help="keep the console logs in target/lab/runs also after success")
+    add("--where", action="store_true", help="print where the command would run, 'direct' or 'emulated', and end; takes no COMMAND")
     add("--quiet", action="store_true", help="do not print the summary line")
-    add("command", nargs="+", help=argparse.SUPPRESS)
+    add("command", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
@@ -106,12 +108,14 @@ def parse(arguments: list[str]) -> Options:
     parser = _parser()
     # Everything after the first "--" is the command, even where it looks like an option of ours.
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    if cut == len(arguments) and not {"-h", "--help"} & set(arguments):
+    if cut == len(arguments) and not {"-h", "--help", "--where"} & set(arguments):
         parser.error("give the command after '--'")
     command = arguments[cut + 1 :]
     if not command and cut < len(arguments):
         parser.error("no command after '--'")
     given = parser.parse_args([*arguments[:cut], "--", *command])
+    if given.where and command:
+        parser.error("--where takes no command")
     if given.tty and given.hosts == 2:
         parser.error("--tty needs a single host")
     return Options(
@@ -127,6 +131,7 @@ def parse(arguments: list[str]) -> Options:
         quiet=given.quiet,
         shares=_shares(given.share),
         keep_logs=given.keep_logs,
+        where=given.where,
     )
 
 
