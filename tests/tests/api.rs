@@ -82,6 +82,8 @@ fn a_vm_from_its_spec_to_its_power_off_and_another_after_it() {
 #[test]
 fn a_delete_stops_a_running_vm_and_frees_what_it_holds() {
     let (mut vm, api) = Vm::serve();
+    // The socket is there before all that will answer on it: an answer tells that the process has what it needs.
+    assert_eq!(api.get("/vm").code(), "no-vm");
     let pid = vm.pid();
     let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
     let (descriptors, threads) = (count("fd"), count("task"));
