@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Directory, Vm, text};
+use super::{COMMAND_LINE, Directory, Vm, text};
 use crate::files;
 
 /// Which of the two files with Debian's kernel.
@@ -47,7 +47,7 @@ impl Default for VmBuilder {
             initramfs: "initramfs.cpio",
             cpus: "1".to_owned(),
             memory: "256M".to_owned(),
-            command_line: "console=ttyS0 quiet panic=-1".to_owned(),
+            command_line: COMMAND_LINE.to_owned(),
             arguments: Vec::new(),
             api: false,
             boot_files: None,
