@@ -88,8 +88,8 @@ class Breadth(Run):
     """Without KVM."""
 
     def test_no_breach_and_every_operation_refuses(self) -> None:
-        examples = "1000" if SOAK else "100"
-        tally = self.ask(kvm=False, options=["--max-examples", examples], deadline=3600 if SOAK else 240)
+        examples = "600" if SOAK else "100"
+        tally = self.ask(kvm=False, options=["--max-examples", examples], deadline=900 if SOAK else 240)
         refusals = {name: {status for status in operation["responses"] if status.startswith("4")} for name, operation in operations().items()}
         self.each_answered(tally, {name: statuses - GENERAL - WITH_A_VM.get(name, set()) for name, statuses in refusals.items()} | EVENTS)
 
@@ -104,8 +104,8 @@ class Vm(Run):
         self.addCleanup(subprocess.run, ["ip", "link", "delete", TAP], check=True)
 
     def test_no_breach_and_every_operation_succeeds(self) -> None:
-        options = ["--max-examples", "60"] if SOAK else ["--phases", "fuzzing", "--max-examples", "6", "--no-shrink"]
-        tally = self.ask(kvm=True, options=options, deadline=4800 if SOAK else 300)
+        options = ["--max-examples", "20"] if SOAK else ["--phases", "fuzzing", "--max-examples", "6", "--no-shrink"]
+        tally = self.ask(kvm=True, options=options, deadline=1200 if SOAK else 300)
         self.each_answered(tally, {name: {status for status in operation["responses"] if status.startswith("2")} for name, operation in operations().items()} | EVENTS)
 
 

@@ -18,7 +18,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/run", description="Passes all tests of Paddock.")
     parser.add_argument("--list", action="store_true", help="list the stages and end")
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="run only this stage (repeatable, or several with commas)")
-    parser.add_argument("--soak", action="store_true", help="run long: PADDOCK_SOAK=1 for the tests, long fuzzing, long deadlines")
+    parser.add_argument("--soak", action="store_true", help="run long: PADDOCK_SOAK=1 for the tests, long fuzzing, all benchmarks, long deadlines")
     options = parser.parse_args(arguments)
     options.only = [name for given in options.only for name in given.split(",") if name]
     unknown = set(options.only) - {stage.name for stage in STAGES}

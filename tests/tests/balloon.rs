@@ -320,7 +320,7 @@ fn the_target_is_set_and_statistics_are_read_while_the_guest_runs() {
     assert_eq!((&now["actual"], &now["driver"]), (&json!(0), &json!(false)));
     assert_eq!(api.get("/vm/balloon/statistics").status, 409);
     bind(&vm, &name, "bind");
-    for _ in 0..amount(5, 50) {
+    for _ in 0..amount(5, 25) {
         set(&vm, BALLOON);
         set(&vm, 0);
     }

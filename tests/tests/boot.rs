@@ -150,7 +150,7 @@ fn a_reset_boots_again_in_the_same_process() {
     };
     let mut boots = vec![vm.shell("cat /proc/sys/kernel/random/boot_id")];
     let (descriptors, threads) = (count("fd"), count("task"));
-    let rounds = usize::try_from(amount(4, 25)).unwrap();
+    let rounds = usize::try_from(amount(4, 15)).unwrap();
     for round in 2..=rounds {
         vm.start_reboot();
         vm.wait_for_console("paddock-probe: up, 2 cpus", round, BOOT_DEADLINE);

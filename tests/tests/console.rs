@@ -124,7 +124,7 @@ fn a_viewer_that_never_reads_holds_nobody_up() {
     flood(
         &vm,
         "hvc0",
-        (amount(100_000, 2_000_000), " "),
+        (amount(100_000, 500_000), " "),
         "the flood is over",
     );
     reader.wait_for(&vm, "the flood is over\r\n", 1, CALL_DEADLINE);

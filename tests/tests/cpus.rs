@@ -170,7 +170,7 @@ fn cpus_come_and_go() {
     stands_still(&vm, "vcpu1");
     stands_still(&vm, "vcpu2");
     assert_eq!(exits(&vm, 2), before, "it stands still");
-    for (_, wanted) in (0..amount(4, 40)).zip([4, 2, 3, 1].into_iter().cycle()) {
+    for (_, wanted) in (0..amount(4, 20)).zip([4, 2, 3, 1].into_iter().cycle()) {
         set(&vm, wanted);
     }
     // What is there already takes nothing.

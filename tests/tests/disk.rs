@@ -83,7 +83,7 @@ fn writes_are_the_same_from_both_sides(options: &str) {
     let found = &info.disks[0];
     assert_eq!((found.size, found.queues, found.read_only), (GIB, 4, false));
     assert_eq!(found.serial, "PADDOCK-0001");
-    let count = amount(3000, 30_000);
+    let count = amount(3000, 12_000);
     let area = area(count);
     let mut write = BlocksWrite::new(area.clone());
     write.issue.jobs = 16;

@@ -153,7 +153,7 @@ fn grows_and_shrinks(options: &str) {
     use_memory(&vm, SIZE / 4);
     let_go(&vm);
 
-    for (_, more) in (0..amount(2, 20)).zip([256, 8, 384, 132].into_iter().cycle()) {
+    for (_, more) in (0..amount(2, 8)).zip([256, 8, 384, 132].into_iter().cycle()) {
         let more = more * MIB;
         set(&vm, SIZE + more);
         set(&vm, SIZE);

@@ -77,7 +77,7 @@ fn a_pause_outlives_a_reset_that_comes_with_it() {
     let mut vm = Vm::builder().cpus("2").api().boot();
     let api = vm.api();
     let (mut boots, mut paused) = (1, 0);
-    for round in 0..amount(4, 40) {
+    for round in 0..amount(4, 16) {
         let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
         let rebooting = vm.probe().start(Reboot { method: None }).unwrap();
         sleep(Duration::from_millis(20 * round));
@@ -99,7 +99,7 @@ fn a_pause_outlives_a_reset_that_comes_with_it() {
 #[test]
 fn writes_go_on_where_they_were() {
     let directory = tempfile::tempdir().unwrap();
-    let size = amount(24, 128) * MIB;
+    let size = amount(24, 64) * MIB;
     let path = files::empty_disk(directory.path(), "disk", size);
     let disk = format!("path={}", path.display());
     let vm = Vm::builder().cpus("2").api().args(["--disk", &disk]).boot();
