@@ -6,7 +6,7 @@ ends all that they run.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from stages.results import Counts
@@ -26,8 +26,12 @@ def run_jobs(steps: Steps, jobs: Sequence[Job], *, at_once: int) -> None:
     programs = Programs()
     with ThreadPoolExecutor(at_once) as threads:
         try:
-            for ended in as_completed([threads.submit(_run, steps, job, programs) for job in jobs]):
-                steps.counts += ended.result()
+            pending = {threads.submit(_run, steps, job, programs) for job in jobs}
+            while pending:
+                # Not for ever: Python acts on a signal that comes right before it waits only afterwards.
+                ended, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for one in ended:
+                    steps.counts += one.result()
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             programs.end_all()
