@@ -56,7 +56,7 @@ pub enum JobState {
     Succeeded,
     /// It could not be done; `failure` says why. Nothing is left half done, but of several CPUs some may have come or gone.
     Failed,
-    /// It was cancelled. Nothing is left half done, but of several CPUs some may have gone.
+    /// It was cancelled. Nothing is left half done, but of several CPUs some may have come or gone.
     Cancelled,
 }
 

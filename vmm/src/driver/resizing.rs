@@ -1,14 +1,17 @@
 //! Changing the number of CPUs of the running machine, for the driver, and the requests to do so.
 //!
 //! ```text
-//! more:   machine.add_cpu, one after the other ──▶ done
+//! more:   machine.add_cpu, one at a time ──▶ done
+//!                    │
+//!                    └ failure, cancel ──▶ failed or cancelled, and what was plugged in stays
 //! fewer:  machine.want_cpu_back ──▶ WaitingForGuest ──▶ let go of, all of them ──▶ done
 //!                                          │
 //!                                          └ deadline, cancel ──▶ machine.keep_cpu ──▶ failed, and what was not let go of stays
 //! ```
 //!
-//! One job at a time does so, and counts the CPUs that have come or gone. Polled by the driver between its other work; nothing here blocks. A removal that a reset overtakes is
-//! done by it: the machine is built anew with as many CPUs as are wanted.
+//! One job at a time does so, and counts the CPUs that have come or gone. Polled by the driver between its other work, CPU by CPU: however
+//! many come, what else is asked is heard in between. What a reset overtakes is done by it: the machine is built anew with as many CPUs as
+//! are wanted.
 
 use std::time::Duration;
 
@@ -31,8 +34,8 @@ const REMINDERS: u32 = 60;
 /// A change that was begun in [`Processors`].
 #[derive(Debug)]
 pub struct Resize {
-    /// When to give up, if the guest has to let go of CPUs.
-    deadline: Instant,
+    /// When to give up, where the guest has to let go of CPUs.
+    deadline: Option<Instant>,
     /// How many CPUs have to come or go.
     total: u64,
     /// What is told of it.
@@ -93,7 +96,7 @@ impl CpuChanges {
             let job = job.map_err(Obstacle::Job)?;
             let number = job.id();
             answer = job.job();
-            let deadline = Instant::now() + deadline;
+            let deadline = limit.map(|limit| Instant::now() + limit);
             let resize = Resize {
                 deadline,
                 total,
@@ -119,7 +122,11 @@ impl CpuChanges {
 #[derive(Debug)]
 pub enum Next {
     Begin(Resize),
-    GiveUp { cancelled: bool },
+    /// One more CPU.
+    PlugIn,
+    GiveUp {
+        cancelled: bool,
+    },
     Remind,
 }
 
@@ -128,7 +135,7 @@ pub enum Next {
 pub struct Resizing {
     processors: Processors,
     requests: mpsc::Receiver<Resize>,
-    /// It waits for the guest.
+    /// CPUs are missing, or it waits for the guest.
     pending: Option<Resize>,
     reminders: u32,
     next_reminder: Instant,
@@ -148,21 +155,41 @@ impl Resizing {
 
     /// Waits for the next thing to [`apply`](Self::apply). Nothing is lost when the wait is given up.
     pub async fn next(&mut self) -> Next {
-        let pending = self.pending.as_ref();
-        let give_up = async {
-            match pending {
+        let remind = async {
+            if self.reminders == 0 {
+                std::future::pending().await
+            }
+            tokio::time::sleep_until(self.next_reminder).await;
+        };
+        let Some(resize) = &self.pending else {
+            return tokio::select! {
+                Some(resize) = self.requests.recv() => Next::Begin(resize),
+                () = remind => Next::Remind,
+            };
+        };
+        let deadline = async {
+            match resize.deadline {
                 None => std::future::pending().await,
-                Some(resize) => tokio::select! {
-                    () = resize.job.cancelled() => true,
-                    () = tokio::time::sleep_until(resize.deadline) => false,
-                },
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
             }
         };
+        let is_missing = self.missing().is_some();
         tokio::select! {
-            Some(resize) = self.requests.recv(), if pending.is_none() => Next::Begin(resize),
-            cancelled = give_up, if pending.is_some() => Next::GiveUp { cancelled },
-            () = tokio::time::sleep_until(self.next_reminder), if self.reminders > 0 => Next::Remind,
-            else => std::future::pending().await,
+            // A CPU at a time, or a job that is cancelled would not be heard before the last.
+            biased;
+            () = resize.job.cancelled() => Next::GiveUp { cancelled: true },
+            () = deadline => Next::GiveUp { cancelled: false },
+            () = remind => Next::Remind,
+            // After all that is ready on the control plane's thread: each CPU takes a while.
+            () = tokio::task::yield_now(), if is_missing => Next::PlugIn,
+        }
+    }
+
+    /// The next CPU that has to come.
+    fn missing(&self) -> Option<u32> {
+        match self.processors.difference() {
+            Difference::Missing(cpus) => cpus.first().copied(),
+            Difference::Surplus(_) => None,
         }
     }
 
@@ -170,6 +197,7 @@ impl Resizing {
     pub fn apply(&mut self, next: Next, machine: &mut Machine) {
         match next {
             Next::Begin(resize) => self.begin(resize, machine),
+            Next::PlugIn => self.plug_in(|cpu| machine.add_cpu(cpu).map_err(|error| chain(&error))),
             Next::GiveUp { cancelled } => self.give_up(cancelled, machine),
             Next::Remind => {
                 self.next_reminder = Instant::now() + REMINDER;
@@ -192,6 +220,11 @@ impl Resizing {
                 resize.count(&self.processors);
             }
         }
+        self.end_if_done();
+    }
+
+    /// Ends the job once there are as many as are wanted.
+    fn end_if_done(&mut self) {
         let is_done = self.processors.difference() == Difference::Surplus(Vec::new());
         if let Some(resize) = self.pending.take_if(|_| is_done) {
             self.processors.settle();
@@ -208,55 +241,61 @@ impl Resizing {
         }
     }
 
-    fn begin(&mut self, resize: Resize, machine: &mut Machine) {
+    fn begin(&mut self, resize: Resize, machine: &Machine) {
         self.reminders = REMINDERS;
         self.next_reminder = Instant::now() + REMINDER;
-        match self.processors.difference() {
-            Difference::Missing(cpus) => {
-                let add = |cpu| machine.add_cpu(cpu).map_err(|error| chain(&error));
-                self.plug_in(&cpus, resize, add);
-            }
-            Difference::Surplus(cpus) if cpus.is_empty() => {
-                self.processors.settle();
-                resize.job.succeed();
-            }
-            Difference::Surplus(cpus) => {
-                for cpu in cpus {
-                    tracing::info!(cpu, "guest is asked to let go");
-                    machine.want_cpu_back(cpu);
-                }
-                self.pending = Some(resize);
+        if let Difference::Surplus(cpus) = self.processors.difference() {
+            for cpu in cpus {
+                tracing::info!(cpu, "guest is asked to let go");
+                machine.want_cpu_back(cpu);
             }
         }
+        self.pending = Some(resize);
+        self.end_if_done();
     }
 
     /// `add` plugs in one; its error says why it could not.
-    fn plug_in(
-        &self,
-        cpus: &[u32],
-        resize: Resize,
-        mut add: impl FnMut(u32) -> Result<(), String>,
-    ) {
-        for cpu in cpus.iter().copied() {
-            if let Err(failure) = add(cpu) {
-                tracing::warn!(cpu, failure, "not plugged in");
-                self.processors.settle();
-                return resize.job.fail(failure);
+    fn plug_in(&mut self, add: impl FnOnce(u32) -> Result<(), String>) {
+        let (Some(cpu), Some(resize)) = (self.missing(), &self.pending) else {
+            return;
+        };
+        match add(cpu) {
+            Ok(()) => {
+                tracing::info!(cpu, "plugged in");
+                self.processors.plugged_in(cpu);
+                resize.count(&self.processors);
+                self.end_if_done();
             }
-            tracing::info!(cpu, "plugged in");
-            self.processors.plugged_in(cpu);
-            resize.count(&self.processors);
+            Err(failure) => {
+                tracing::warn!(cpu, failure, "not plugged in");
+                if let Some(resize) = self.settle() {
+                    resize.job.fail(failure);
+                }
+            }
         }
-        self.processors.settle();
-        resize.job.succeed();
     }
 
     fn give_up(&mut self, cancelled: bool, machine: &Machine) {
+        match self.processors.difference() {
+            Difference::Missing(_) => self.stop_plugging_in(),
+            Difference::Surplus(_) => self.stop_waiting(cancelled, machine),
+        }
+    }
+
+    /// It was cancelled: nothing else ends it early that the guest has no part in.
+    fn stop_plugging_in(&mut self) {
+        if let Some(resize) = self.settle() {
+            tracing::info!("no more are plugged in");
+            resize.job.cancel();
+        }
+    }
+
+    fn stop_waiting(&mut self, cancelled: bool, machine: &Machine) {
         // Let go of at the last moment.
         self.released(machine);
-        let Some(resize) = self.pending.take() else {
+        if self.pending.is_none() {
             return;
-        };
+        }
         let mut kept = Vec::new();
         if let Difference::Surplus(cpus) = self.processors.difference() {
             for cpu in cpus {
@@ -266,20 +305,25 @@ impl Resizing {
                 }
             }
         }
-        for cpu in machine.take_released_cpus() {
-            self.processors.let_go(cpu);
-        }
-        resize.count(&self.processors);
-        self.processors.settle();
-        if kept.is_empty() {
-            resize.job.succeed();
-        } else if cancelled {
+        // Which ends the job if none were kept.
+        self.released(machine);
+        let Some(resize) = self.settle() else {
+            return;
+        };
+        if cancelled {
             tracing::info!(cpus = ?kept, "guest may keep them");
             resize.job.cancel();
         } else {
             tracing::warn!(cpus = ?kept, "guest did not let go in time; they stay");
             resize.job.fail(failure(&kept));
         }
+    }
+
+    /// What there is now is what is wanted. Gives what was pending, whose job is yet to be ended.
+    fn settle(&mut self) -> Option<Resize> {
+        let resize = self.pending.take()?;
+        self.processors.settle();
+        Some(resize)
     }
 }
 
@@ -333,6 +377,20 @@ mod tests {
         (changes, Resizing::new(processors, requests))
     }
 
+    /// As the driver does, less what it asks of the machine.
+    async fn begin(resizing: &mut Resizing) {
+        let Next::Begin(resize) = resizing.next().await else {
+            panic!("it does not begin");
+        };
+        resizing.pending = Some(resize);
+    }
+
+    async fn plug_in(resizing: &mut Resizing, add: impl FnOnce(u32) -> Result<(), String>) {
+        let next = resizing.next().await;
+        assert!(matches!(next, Next::PlugIn), "{next:?}");
+        resizing.plug_in(add);
+    }
+
     #[test]
     fn what_is_not_possible_is_refused() {
         let (changes, resizing) = cpus();
@@ -357,10 +415,7 @@ mod tests {
         for cancelled in [false, true] {
             let deadline = if cancelled { SECOND * 60 } else { SECOND / 100 };
             let job = changes.resize(1, deadline, VmState::Running).unwrap();
-            let Next::Begin(resize) = resizing.next().await else {
-                panic!("it does not begin");
-            };
-            resizing.pending = Some(resize);
+            begin(&mut resizing).await;
             if cancelled {
                 changes.jobs.cancel(job.id).unwrap();
             }
@@ -399,25 +454,22 @@ mod tests {
 
         let job = changes.resize(4, SECOND, VmState::Running).unwrap();
         assert_eq!(job.progress, Some(JobProgress { done: 0, total: 2 }));
-        let Next::Begin(resize) = resizing.next().await else {
-            panic!("it does not begin");
-        };
+        begin(&mut resizing).await;
         let mut added = Vec::new();
-        let add = |cpu| {
-            added.push(cpu);
-            Ok(())
-        };
-        resizing.plug_in(&[2, 3], resize, add);
+        while resizing.pending.is_some() {
+            plug_in(&mut resizing, |cpu| {
+                added.push(cpu);
+                Ok(())
+            })
+            .await;
+        }
         assert_eq!(added, [2, 3]);
         let ended = (2, 2, JobState::Succeeded);
         let expected = [(0, 2, running), (1, 2, running), (2, 2, running), ended];
         assert_eq!(told(&mut follower).await, expected);
 
         changes.resize(1, SECOND, VmState::Running).unwrap();
-        let Next::Begin(resize) = resizing.next().await else {
-            panic!("it does not begin");
-        };
-        resizing.pending = Some(resize);
+        begin(&mut resizing).await;
         resizing.let_go([3]);
         let expected = [(0, 3, running), (1, 3, running)];
         assert_eq!(told(&mut follower).await, expected);
@@ -428,20 +480,54 @@ mod tests {
 
         // Some come, and then no more.
         changes.resize(3, SECOND, VmState::Running).unwrap();
-        let Next::Begin(resize) = resizing.next().await else {
-            panic!("it does not begin");
-        };
-        let add = |cpu| {
-            if cpu == 1 {
-                Ok(())
-            } else {
-                Err("no".to_owned())
-            }
-        };
-        resizing.plug_in(&[1, 2], resize, add);
+        begin(&mut resizing).await;
+        plug_in(&mut resizing, |_| Ok(())).await;
+        plug_in(&mut resizing, |_| Err("no".to_owned())).await;
         let expected = [(0, 2, running), (1, 2, running), (1, 2, JobState::Failed)];
         assert_eq!(told(&mut follower).await, expected);
         assert_eq!(changes.processors.status().wanted, 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_meanwhile_is_heard_between_two_cpus() {
+        let (changes, mut resizing) = cpus();
+        changes.processors.start();
+        let job = changes.resize(4, SECOND / 1000, VmState::Running).unwrap();
+        assert_eq!(job.deadline_ms, None, "the guest has no part in it");
+        begin(&mut resizing).await;
+        // On the same thread, as the API is.
+        let jobs = changes.jobs.clone();
+        let client = tokio::spawn(async move {
+            loop {
+                let progress = jobs.read(job.id).unwrap().progress;
+                if progress == Some(JobProgress { done: 1, total: 2 }) {
+                    return jobs.cancel(job.id).unwrap();
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        plug_in(&mut resizing, |_| {
+            std::thread::sleep(SECOND / 100);
+            Ok(())
+        })
+        .await;
+        let next = resizing.next().await;
+        assert!(matches!(next, Next::GiveUp { cancelled: true }), "{next:?}");
+        client.await.unwrap();
+        resizing.stop_plugging_in();
+        let job = changes.jobs.read(job.id).unwrap();
+        let one = Some(JobProgress { done: 1, total: 2 });
+        assert_eq!((job.state, job.progress), (JobState::Cancelled, one));
+        let status = changes.processors.status();
+        assert_eq!((status.wanted, status.present, status.job), (3, 3, None));
+
+        // A reset does the rest.
+        let job = changes.resize(4, SECOND, VmState::Running).unwrap();
+        begin(&mut resizing).await;
+        resizing.reset();
+        let job = changes.jobs.read(job.id).unwrap();
+        assert_eq!(job.state, JobState::Succeeded);
+        assert_eq!(changes.processors.start(), 4);
     }
 
     #[test]
