@@ -313,7 +313,7 @@ impl Turns {
             let consoles = consoles(&spec, &held)?;
             Resources::open(&spec, consoles, balloon, growth, processors, meters)
         });
-        let Some(resources) = self.unless_stopped(opening).await? else {
+        let Some(resources) = self.unless_stopped(opening, changing).await? else {
             return Ok(Outcome::Stopped);
         };
         let mut resources = resources?;
@@ -327,11 +327,12 @@ impl Turns {
             };
             let spec = Arc::clone(&self.spec);
             let building = self.blocking(move || Machine::build(&spec, resources, &events_in));
-            let Some(machine) = self.unless_stopped(building).await? else {
+            let Some(machine) = self.unless_stopped(building, changing).await? else {
                 return Ok(Outcome::Stopped);
             };
             let mut machine = machine?;
             self.meters.times.machine_built.set();
+            changing.plugging.resume(&machine);
             if self.paused {
                 self.life.set(VmState::Paused);
             } else {
@@ -356,19 +357,17 @@ impl Turns {
                         tracing::info!(held_back, "guest resets");
                     }
                     let recycling = self.blocking(move || machine.recycle());
-                    let Some(recycled) = self.unless_stopped(recycling).await? else {
+                    let Some(recycled) = self.unless_stopped(recycling, changing).await? else {
                         return Ok(Outcome::Stopped);
                     };
                     resources = recycled;
                     // Until here the guest still ran.
                     self.meters.times.forget_guest();
                     changing.plugging.reset(&mut resources);
-                    let quiet = async {
-                        changing.plugging.quiesce().await;
-                        Ok(())
-                    };
-                    if self.unless_stopped(quiet).await?.is_none() {
-                        return Ok(Outcome::Stopped);
+                    while changing.plugging.is_closing() {
+                        if self.is_stopped_meanwhile(changing).await {
+                            return Ok(Outcome::Stopped);
+                        }
                     }
                 }
                 Fate::End(outcome) => {
@@ -385,22 +384,35 @@ impl Turns {
     async fn unless_stopped<T>(
         &mut self,
         step: impl Future<Output = Result<T, Error>>,
+        changing: &mut Changing,
     ) -> Result<Option<T>, Error> {
         tokio::pin!(step);
         loop {
             tokio::select! {
                 result = &mut step => return result.map(Some),
-                request = self.requests.recv() => match request {
-                    Some(Request::Stop) | None => return Ok(None),
-                    // Made while the guest ran, and overtaken by its reset.
-                    Some(Request::PowerButton | Request::Reset | Request::Nmi) => {}
-                    Some(Request::Pause) => self.paused = true,
-                    Some(Request::Resume) => self.paused = false,
-                    Some(Request::SetBalloon { target }) => self.set_balloon(target),
-                    Some(Request::SetMemory { requested }) => self.growth.set(requested),
+                is_stopped = self.is_stopped_meanwhile(changing) => if is_stopped {
+                    return Ok(None);
                 },
             }
         }
+    }
+
+    /// While there is no machine, serves what comes next; whether that was to stop. Nothing is lost when the wait is given up.
+    async fn is_stopped_meanwhile(&mut self, changing: &mut Changing) -> bool {
+        let request = tokio::select! {
+            () = changing.plugging.advance_without_machine() => return false,
+            request = self.requests.recv() => request,
+        };
+        match request {
+            Some(Request::Stop) | None => return true,
+            // Made while the guest ran, and overtaken by its reset.
+            Some(Request::PowerButton | Request::Reset | Request::Nmi) => {}
+            Some(Request::Pause) => self.paused = true,
+            Some(Request::Resume) => self.paused = false,
+            Some(Request::SetBalloon { target }) => self.set_balloon(target),
+            Some(Request::SetMemory { requested }) => self.growth.set(requested),
+        }
+        false
     }
 
     /// Serves the machine until this life of it is over, through pauses.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Each change has a job, which it ends, whatever happens. Polled by the driver between its other work; nothing here blocks. A
-//! removal that a reset overtakes is done by it: a guest that starts over holds nothing.
+//! removal that a reset overtakes is done by it: a guest that starts over holds nothing. Until the reset has taken the machine apart, which
+//! takes as long as a dead disk does, the removal can still be given up: then the device is in the next machine again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ pub struct Plugging {
     inventory: Inventory,
     held: Held,
     steps: JoinSet<Step>,
-    /// Steps that were over while there was no machine.
+    /// Devices that were opened while there was no machine to plug them into.
     waiting: VecDeque<Step>,
     removals: Vec<Removal>,
     /// Devices out of the machine whose backends may still touch guest RAM.
@@ -129,9 +130,14 @@ impl Plugging {
 
     /// Waits for the next thing to [`apply`](Self::apply). Nothing is lost when the wait is given up.
     pub async fn next(&mut self) -> Next {
-        if let Some(step) = self.waiting.pop_front() {
-            return Next(Event::Step(Box::new(step)));
+        match self.waiting.pop_front() {
+            Some(step) => Next(Event::Step(Box::new(step))),
+            None => self.news().await,
         }
+    }
+
+    /// Waits for something that has not been seen yet, and likewise loses nothing.
+    async fn news(&mut self) -> Next {
         loop {
             tokio::select! {
                 Some(change) = self.changes.recv() => return Next(Event::Change(change)),
@@ -177,27 +183,48 @@ impl Plugging {
         }
     }
 
+    /// While there is no machine, waits for the next thing and goes on with it as far as it goes without one. Nothing is lost when the
+    /// wait is given up.
+    pub async fn advance_without_machine(&mut self) {
+        match self.news().await.0 {
+            Event::Change(Change::Add { kind, id, job }) => self.open(kind, id, job),
+            // The guest is asked as soon as there is one, unless the device is gone by then.
+            Event::Change(Change::Remove {
+                kind,
+                id,
+                deadline,
+                job,
+            }) => self.watch(inventory::key(kind, &id), id, deadline, job),
+            Event::Step(step) => match *step {
+                Step::Opened { id, job, result } => self.opened_without_machine(id, job, result),
+                Step::GaveUp { number, cancelled } => self.gave_up(number, cancelled, None),
+                Step::Closed { id, job, clean } => self.closed(&id, job, clean),
+            },
+            Event::Remind => {}
+        }
+    }
+
     /// A reset has taken the machine apart: what was to be removed is not in the next one.
     pub fn reset(&mut self, resources: &mut Resources) {
         for removal in std::mem::take(&mut self.removals) {
             match resources.take(&removal.key) {
                 Some(device) => self.close(removal, || device.close()),
-                None => removal.job.fail("it is gone"),
+                None => self.is_gone(removal),
             }
         }
     }
 
-    /// Waits until no device that is out of the machine can touch guest RAM any more.
-    pub async fn quiesce(&mut self) {
-        while self.closing > 0 {
-            match self.steps.join_next().await {
-                Some(Ok(step)) => match step {
-                    Step::Closed { id, job, clean } => self.closed(&id, job, clean),
-                    step => self.waiting.push_back(step),
-                },
-                Some(Err(_)) => {}
-                None => return,
-            }
+    /// Whether a device that is out of the machine may still touch guest RAM.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing > 0
+    }
+
+    /// There is a machine again: asks its guest for what is to be removed since the reset.
+    pub fn resume(&mut self, machine: &Machine) {
+        let removals = std::mem::take(&mut self.removals);
+        for removal in removals {
+            self.ask(removal, machine);
         }
     }
 
@@ -228,12 +255,29 @@ impl Plugging {
         machine: &Machine,
     ) {
         let key = inventory::key(kind, &id);
-        if !machine.want_back(&key) {
-            self.inventory.forget(&id);
-            job.fail("it is gone");
-            return;
+        self.watch(key, id, deadline, job);
+        if let Some(removal) = self.removals.pop() {
+            self.ask(removal, machine);
         }
-        tracing::info!(device = %key, "guest is asked to let go");
+    }
+
+    /// Asks the guest to let go of a device.
+    fn ask(&mut self, removal: Removal, machine: &Machine) {
+        if machine.want_back(&removal.key) {
+            tracing::info!(device = %removal.key, "guest is asked to let go");
+            self.removals.push(removal);
+        } else {
+            self.is_gone(removal);
+        }
+    }
+
+    fn is_gone(&self, removal: Removal) {
+        self.inventory.forget(&removal.id);
+        removal.job.fail("it is gone");
+    }
+
+    /// Notes a removal, and sees to it that it is given up at its deadline.
+    fn watch(&mut self, key: DeviceKey, id: String, deadline: Instant, job: JobHandle) {
         let (number, cancelled) = (job.id(), job.cancelled());
         self.steps.spawn(async move {
             tokio::select! {
@@ -247,7 +291,7 @@ impl Plugging {
     fn step(&mut self, step: Step, machine: &mut Machine) {
         match step {
             Step::Opened { id, job, result } => self.opened(&id, job, result, machine),
-            Step::GaveUp { number, cancelled } => self.gave_up(number, cancelled, machine),
+            Step::GaveUp { number, cancelled } => self.gave_up(number, cancelled, Some(machine)),
             Step::Closed { id, job, clean } => self.closed(&id, job, clean),
         }
     }
@@ -260,8 +304,7 @@ impl Plugging {
         machine: &mut Machine,
     ) {
         let Some(result) = result else {
-            self.inventory.forget(id);
-            return job.cancel();
+            return self.not_added(id, job, None);
         };
         match result.and_then(|device| machine.add(device)) {
             Ok(()) => {
@@ -269,20 +312,44 @@ impl Plugging {
                 self.inventory.settle(id);
                 job.succeed();
             }
-            Err(error) => {
-                let failure = chain(&error);
-                tracing::warn!(device = id, failure, "not plugged in");
-                self.inventory.forget(id);
-                job.fail(failure);
-            }
+            Err(error) => self.not_added(id, job, Some(&error)),
         }
     }
 
-    fn gave_up(&mut self, number: u64, cancelled: bool, machine: &Machine) {
+    fn opened_without_machine(
+        &mut self,
+        id: String,
+        job: JobHandle,
+        result: Option<Result<OpenDevice, Error>>,
+    ) {
+        match result {
+            Some(Ok(device)) => {
+                let result = Some(Ok(device));
+                self.waiting.push_back(Step::Opened { id, job, result });
+            }
+            Some(Err(error)) => self.not_added(&id, job, Some(&error)),
+            None => self.not_added(&id, job, None),
+        }
+    }
+
+    /// A device is not added: without an error, it was cancelled.
+    fn not_added(&self, id: &str, job: JobHandle, error: Option<&Error>) {
+        self.inventory.forget(id);
+        let Some(error) = error else {
+            return job.cancel();
+        };
+        let failure = chain(error);
+        tracing::warn!(device = id, failure, "not plugged in");
+        job.fail(failure);
+    }
+
+    /// Keeps the device that a job was to remove. Where there is no machine, nobody can have let go of it.
+    fn gave_up(&mut self, number: u64, cancelled: bool, machine: Option<&Machine>) {
         let is_it = |removal: &Removal| removal.job.id() == number;
         let pending = self.removals.iter().find(|removal| is_it(removal));
         // Over, or let go of at the last moment.
-        if !pending.is_some_and(|removal| machine.keep(&removal.key)) {
+        let stays = |removal: &Removal| machine.is_none_or(|machine| machine.keep(&removal.key));
+        if !pending.is_some_and(stays) {
             return;
         }
         let Some(removal) = self.take_removal(is_it) else {
@@ -292,10 +359,15 @@ impl Plugging {
         if cancelled {
             tracing::info!(device = %removal.key, "guest may keep it");
             removal.job.cancel();
-        } else {
+        } else if machine.is_some() {
             tracing::warn!(device = %removal.key, "guest did not let go in time; it stays");
             removal.job.fail(
                 "the guest did not let go of it by the deadline, so it stays; see in the guest what uses it, and try again",
+            );
+        } else {
+            tracing::warn!(device = %removal.key, "the reset did not end in time; it stays");
+            removal.job.fail(
+                "the VM was still resetting at the deadline, so it stays; see which disk does not answer, and try again when the VM runs",
             );
         }
     }
@@ -345,5 +417,143 @@ fn open(spec: &Arc<VmSpec>, kind: DeviceKind, id: &str) -> Result<OpenDevice, Er
             let nic = spec.nics.iter().find(|nic| nic.id.as_str() == id);
             OpenDevice::nic(id, nic.ok_or_else(gone)?)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_api::device::DeviceState;
+    use paddock_api::jobs::{JobKind, JobState, Jobs};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Setup {
+        jobs: Jobs,
+        inventory: Inventory,
+        to_driver: mpsc::Sender<Change>,
+        plugging: Plugging,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let text = r#"{"boot": {"kernel": "/k"}, "disks": [{"path": "/absent"}]}"#;
+            let inventory = Inventory::new(Arc::new(VmSpec::from_json(text).unwrap()));
+            let (to_driver, changes) = mpsc::channel(1);
+            let plugging = Plugging::new(inventory.clone(), changes, Held::new().0);
+            Self {
+                jobs: Jobs::new(Arc::default()),
+                inventory,
+                to_driver,
+                plugging,
+            }
+        }
+
+        /// Asks for the removal of the disk; the job's number.
+        fn remove(&self, deadline: Duration) -> u64 {
+            let (kind, id) = (DeviceKind::Disk, "disk0".to_owned());
+            let phase = JobPhase::WaitingForGuest;
+            let begun = self.jobs.start(JobKind::RemoveDevice, &id, phase, None);
+            let job = begun.unwrap();
+            let number = job.id();
+            let noted = self
+                .inventory
+                .begin_removing::<inventory::Denied>(&inventory::key(kind, &id), || Ok(number));
+            assert_eq!(noted, Ok(()), "nothing else changes it");
+            let deadline = Instant::now() + deadline;
+            let change = Change::Remove {
+                kind,
+                id,
+                deadline,
+                job,
+            };
+            self.to_driver.try_send(change).unwrap();
+            number
+        }
+
+        fn state(&self, job: u64) -> JobState {
+            self.jobs.read(job).unwrap().state
+        }
+
+        async fn advance(&mut self) {
+            let advanced = self.plugging.advance_without_machine();
+            let within = tokio::time::timeout(10 * SECOND, advanced).await;
+            within.expect("nothing comes");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_removal_is_given_up_while_a_reset_waits() {
+        let mut setup = Setup::new();
+        for cancelled in [false, true] {
+            let deadline = if cancelled { SECOND * 60 } else { SECOND / 100 };
+            let job = setup.remove(deadline);
+            setup.advance().await;
+            assert_eq!(setup.state(job), JobState::Running);
+            if cancelled {
+                setup.jobs.cancel(job).unwrap();
+            }
+            while setup.state(job) == JobState::Running {
+                setup.advance().await;
+            }
+            let ended = setup.jobs.read(job).unwrap();
+            if cancelled {
+                assert_eq!(ended.state, JobState::Cancelled);
+            } else {
+                let failure = ended.failure.unwrap();
+                assert!(failure.contains("still resetting"), "{failure}");
+            }
+            // The reset takes out what is left of these, so the disk is in the next machine.
+            assert!(setup.plugging.removals.is_empty());
+            let state = setup.inventory.state_of("disk0");
+            assert_eq!(state, (DeviceState::Present, None));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_cannot_be_opened_fails_while_a_reset_waits() {
+        let mut setup = Setup::new();
+        let (kind, id) = (DeviceKind::Disk, "disk0".to_owned());
+        let phase = JobPhase::Opening;
+        let job = setup.jobs.start(JobKind::AddDevice, &id, phase, None);
+        let job = job.unwrap();
+        let number = job.id();
+        setup
+            .to_driver
+            .try_send(Change::Add { kind, id, job })
+            .unwrap();
+        while setup.state(number) == JobState::Running {
+            setup.advance().await;
+        }
+        assert_eq!(setup.state(number), JobState::Failed);
+        assert!(setup.inventory.spec().disks.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_opened_waits_for_the_machine() {
+        let mut setup = Setup::new();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let disk = serde_json::json!({"path": image.path()}).to_string();
+        let after = setup.inventory.spec().with_disk(&disk).unwrap();
+        let device = OpenDevice::disk("new", &after.disks[1]).unwrap();
+        let phase = JobPhase::Opening;
+        let job = setup.jobs.start(JobKind::AddDevice, "new", phase, None);
+        let (id, job) = ("new".to_owned(), job.unwrap());
+        let number = job.id();
+        let result = Some(Ok(device));
+        let step = Step::Opened { id, job, result };
+        setup.plugging.steps.spawn(async { step });
+        setup.advance().await;
+        // Nothing else comes: the wait for it does not spin.
+        let more = setup.plugging.advance_without_machine();
+        assert!(tokio::time::timeout(SECOND / 20, more).await.is_err());
+        assert_eq!(setup.state(number), JobState::Running);
+        let next = setup.plugging.next().await;
+        let Next(Event::Step(step)) = next else {
+            panic!("{next:?}");
+        };
+        assert!(matches!(&*step, Step::Opened { id, .. } if id == "new"));
     }
 }
