@@ -6,6 +6,8 @@
 //!                              pause()
 //! ```
 //!
+//! This is the owner's side; what each thread does is in [`thread`].
+//!
 //! A CPU that the guest has let go of is parked: KVM cannot take a vCPU out of a VM. Its thread sets it back to where it waits for INIT,
 //! and sleeps until the CPU is plugged in again.
 //!
@@ -14,6 +16,7 @@
 
 pub mod exits;
 pub mod report;
+mod thread;
 
 use std::fmt;
 use std::io;
@@ -24,29 +27,24 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use paddock_devices::bus::Bus;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use vmm_sys_util::signal::{
     Error as SignalError, Killable, SIGRTMIN, register_signal_handler, unblock_signal,
 };
 
-use self::exits::{Exit, Exits};
+use self::exits::Exits;
 use self::report::CrashReport;
+use self::thread::{Closing, Cpu, KvmCpu, Vcpu};
 use crate::Error;
 use crate::cpu::registers::WaitingForInit;
 use crate::metrics::Meters;
 
 /// What is being done when the host gives no thread.
 const STARTING: &str = "starting vCPU threads";
-/// An instruction's access comes in so many parts at most (a repeated one can be interrupted in between).
-const ACCESS_PARTS: usize = 16;
 /// How often a thread is kicked that does not come.
 const KICK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a parked vCPU may take to be set back before it can come again; it takes microseconds unless the host is overloaded.
 const SET_BACK: Duration = Duration::from_millis(200);
-/// How often KVM may send a thread back at once before it is left alone for a moment, and for how long. Starting a CPU takes a few.
-const TURNS_AWAY: u32 = 16;
-const MOMENT: Duration = Duration::from_millis(5);
-
 /// What all vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -170,28 +168,37 @@ impl Vcpus {
     pub fn add(&mut self, fd: VcpuFd) -> Result<(), (Error, Option<VcpuFd>)> {
         let index = self.threads.len();
         let counters = self.meters.exits().get(index).cloned().unwrap_or_default();
-        let called = Arc::new(AtomicBool::new(false));
         let first = match WaitingForInit::of(&fd) {
             Ok(first) => first,
             Err(error) => return Err((error.into(), Some(fd))),
         };
-        let vcpu = Vcpu {
-            index,
-            exits: Exits::new(self.buses.clone(), counters),
-            first,
-            fd,
-            meters: Arc::clone(&self.meters),
-            called: Arc::clone(&called),
-        };
-        self.shared.state.lock().seats.push(Seat::default());
-        match self.spawn_one(vcpu, called) {
-            Ok(thread) => self.threads.push(thread),
-            Err((error, fd)) => {
-                self.shared.state.lock().seats.pop();
-                return Err((Error::host(STARTING)(error), fd));
-            }
-        }
+        let exits = Exits::new(self.buses.clone(), counters);
+        let mut cpu = KvmCpu { fd, exits, first };
+        let byte: *mut u8 = &raw mut cpu.fd.get_kvm_run().immediate_exit;
+        self.add_one(cpu, byte).map_err(|(error, cpu)| {
+            let fd = cpu.map(|cpu| cpu.fd);
+            (Error::host(STARTING)(error), fd)
+        })?;
         self.meters.count_vcpus(self.threads.len());
+        Ok(())
+    }
+
+    /// Gives the vCPU back with an error. Its `immediate_exit` byte stays where it is as long as it exists.
+    fn add_one<C: Cpu>(
+        &mut self,
+        cpu: C,
+        immediate_exit: *mut u8,
+    ) -> Result<(), (io::Error, Option<C>)> {
+        let called = Arc::new(AtomicBool::new(false));
+        let index = self.threads.len();
+        let meters = Arc::clone(&self.meters);
+        let vcpu = Vcpu::new(index, cpu, meters, Arc::clone(&called));
+        self.shared.state.lock().seats.push(Seat::default());
+        let spawned = self.spawn_one(vcpu, called, immediate_exit);
+        if spawned.is_err() {
+            self.shared.state.lock().seats.pop();
+        }
+        self.threads.push(spawned?);
         Ok(())
     }
 
@@ -242,16 +249,16 @@ impl Vcpus {
         Ok(true)
     }
 
-    /// Gives the vCPU's descriptor back with an error.
-    fn spawn_one(
+    /// Gives the vCPU back with an error.
+    fn spawn_one<C: Cpu>(
         &self,
-        mut vcpu: Vcpu,
+        vcpu: Vcpu<C>,
         called: Arc<AtomicBool>,
-    ) -> Result<Thread, (io::Error, Option<VcpuFd>)> {
+        immediate_exit: *mut u8,
+    ) -> Result<Thread, (io::Error, Option<C>)> {
         let on_crash = Arc::clone(&self.on_crash);
-        let index = vcpu.index;
-        let byte: *mut u8 = &raw mut vcpu.fd.get_kvm_run().immediate_exit;
-        let immediate_exit = Arc::new(AtomicPtr::new(byte));
+        let index = vcpu.index();
+        let immediate_exit = Arc::new(AtomicPtr::new(immediate_exit));
         let theirs = Arc::clone(&immediate_exit);
         let shared = Arc::clone(&self.shared);
         // Where there is no thread to take it, it is still here.
@@ -275,7 +282,7 @@ impl Vcpus {
             });
         let handle = match handle {
             Ok(handle) => handle,
-            Err(error) => return Err((error, offered.lock().take().map(|vcpu| vcpu.fd))),
+            Err(error) => return Err((error, offered.lock().take().map(Vcpu::into_cpu))),
         };
         Ok(Thread {
             handle: Some(handle),
@@ -292,7 +299,8 @@ impl Vcpus {
         self.shared.changed.notify_all();
     }
 
-    /// Takes every vCPU out of the guest and returns when all are out.
+    /// Takes every vCPU out of the guest and returns when all are out, and none is in the middle of an access: until they run again, they
+    /// touch neither devices nor memory.
     pub fn pause(&self) {
         let mut state = self.shared.state.lock();
         state.order = Order::Pause;
@@ -368,147 +376,6 @@ impl Vcpus {
 impl Drop for Vcpus {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// Dropped when a vCPU's descriptor is about to be closed: from here on nobody may write the byte, for its page goes with the
-/// descriptor. The owner writes it under the same lock.
-struct Closing {
-    shared: Arc<Shared>,
-    immediate_exit: Arc<AtomicPtr<u8>>,
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        let _guard = self.shared.state.lock();
-        self.immediate_exit
-            .store(std::ptr::null_mut(), Ordering::Release);
-    }
-}
-
-/// One vCPU on its thread.
-struct Vcpu {
-    index: usize,
-    exits: Exits,
-    fd: VcpuFd,
-    /// What it was like when it was created.
-    first: WaitingForInit,
-    meters: Arc<Meters>,
-    /// See [`Thread`].
-    called: Arc<AtomicBool>,
-}
-
-impl Vcpu {
-    /// Runs the guest as ordered, until the end.
-    fn serve(&mut self, shared: &Shared, on_crash: &OnCrash) {
-        // The others wait for the first to wake them.
-        if self.index == 0 && self.wait_for_order(shared) {
-            self.meters.times.first_instruction.set();
-        }
-        let mut turned_away = 0;
-        loop {
-            if !self.wait_for_order(shared) {
-                return;
-            }
-            match self.exits.run_once(&mut self.fd) {
-                Exit::Handled | Exit::Kicked => turned_away = 0,
-                Exit::TurnedAway if turned_away < TURNS_AWAY => turned_away += 1,
-                Exit::TurnedAway => self.wait_a_moment(shared),
-                Exit::Fatal(reason) => {
-                    on_crash(CrashReport::collect(
-                        self.index,
-                        reason,
-                        &self.fd,
-                        &self.exits,
-                    ));
-                    // The state driver decides what becomes of the VM; this vCPU never runs again.
-                    wait_for_end(shared);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Returns at once while the order is to run and the vCPU is in the machine; false when it is to end.
-    fn wait_for_order(&mut self, shared: &Shared) -> bool {
-        if shared.running.load(Ordering::Acquire) && !self.called.load(Ordering::Acquire) {
-            return true;
-        }
-        let mut state = shared.state.lock();
-        let mut waited = false;
-        let run = loop {
-            let seat = state.seats.get(self.index).copied().unwrap_or_default();
-            match state.order {
-                Order::End => break false,
-                _ if seat.set_back => {
-                    // Not waiting yet: what it is in the middle of may reach a device.
-                    MutexGuard::unlocked(&mut state, || self.set_back());
-                    if let Some(seat) = state.seats.get_mut(self.index) {
-                        seat.set_back = false;
-                    }
-                    shared.arrived.notify_all();
-                }
-                Order::Run if !seat.empty => break true,
-                Order::Run | Order::Pause => {
-                    waited = true;
-                    state.waiting += 1;
-                    shared.arrived.notify_all();
-                    shared.changed.wait(&mut state);
-                    state.waiting -= 1;
-                }
-            }
-        };
-        // Under the lock, under which others set them.
-        self.called.store(false, Ordering::Release);
-        self.fd.set_kvm_immediate_exit(0);
-        drop(state);
-        if run && waited {
-            self.excuse_pause();
-        }
-        run
-    }
-
-    /// KVM has nothing to run here and does not wait either, as for a CPU that nobody has started and that was sent an NMI.
-    fn wait_a_moment(&self, shared: &Shared) {
-        let mut state = shared.state.lock();
-        if state.order == Order::Run && !self.called.load(Ordering::Acquire) {
-            shared.changed.wait_for(&mut state, MOMENT);
-        }
-    }
-
-    /// Ends what the vCPU is in the middle of, and sets it back to where it waits for INIT.
-    fn set_back(&mut self) {
-        // An access that was served is completed when KVM is entered next, and would be so in the CPU's next life.
-        for _ in 0..ACCESS_PARTS {
-            self.fd.set_kvm_immediate_exit(1);
-            if !matches!(self.exits.run_once(&mut self.fd), Exit::Handled) {
-                break;
-            }
-        }
-        match self.first.restore(&self.fd) {
-            Ok(()) => tracing::debug!(vcpu = self.index, "parked"),
-            // Left as it is: the guest's INIT does most of it as well.
-            Err(error) => tracing::warn!(vcpu = self.index, %error, "setting a vCPU back"),
-        }
-    }
-}
-
-impl Vcpu {
-    /// Tells a guest with kvm-clock that it was paused, so that its watchdogs forgive the time that is missing.
-    fn excuse_pause(&self) {
-        // Fails where the guest has no kvm-clock, or not yet: then there is nobody to tell.
-        if let Err(error) = self.fd.kvmclock_ctrl() {
-            tracing::trace!(vcpu = self.index, %error, "guest not told of its pause");
-        }
-    }
-}
-
-fn wait_for_end(shared: &Shared) {
-    let mut state = shared.state.lock();
-    state.waiting += 1;
-    shared.arrived.notify_all();
-    while state.order != Order::End {
-        shared.changed.wait(&mut state);
     }
 }
 
