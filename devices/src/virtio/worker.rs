@@ -179,6 +179,13 @@ impl EventLoop {
         }
         Ok(Wake::Ready(bits))
     }
+
+    /// Whether the worker is to stop, for one that is in the middle of something long. Takes nothing from [`wait`](Self::wait).
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        // Where epoll fails, the next wait says so.
+        matches!(self.wait(Some(Duration::ZERO)), Ok(Wake::Stop) | Err(_))
+    }
 }
 
 /// An eventfd as an I/O-safe descriptor; `vmm_sys_util` does not implement `AsFd`.
@@ -203,10 +210,12 @@ mod tests {
             let mut wakes = 0;
             while let Wake::Ready(bits) = events.wait(None).unwrap() {
                 assert_eq!(bits, 1 << 3);
+                assert!(!events.is_stopping());
                 other.read().unwrap();
                 wakes += 1;
                 seen.send(()).unwrap();
             }
+            assert!(events.is_stopping(), "it stays so");
             wakes
         })
         .unwrap();

@@ -1,7 +1,7 @@
 //! The worker of a memory device: serves the driver's requests, and tells it when it is asked for something else.
 //!
-//! Runs while the queue does. Between two requests it looks whether it is to stop: a request holds it for as long as the host takes to
-//! give or take one request's memory.
+//! Runs while the queue does. It looks whether it is to stop between two requests, and between two steps of one that is about much
+//! memory: the host takes a while to give or take it. A request that a stop overtakes stays in the queue.
 
 use std::io;
 use std::ops::Range;
@@ -26,8 +26,8 @@ const DOORBELL: u32 = 1;
 const REQUEST_LENGTH: usize = 24;
 const RESPONSE_LENGTH: usize = 10;
 
-/// What one request can plug in, unless a block is larger: the host may have to clear all of it, and a stop waits for that long. Linux asks for
-/// a memory block at a time, 2 GiB at most.
+/// What one request can plug in, unless a block is larger, and what is unplugged in one step: the host may have to clear or free all of it,
+/// and a stop waits for that long. Linux asks for a memory block at a time, 2 GiB at most.
 const MOST_AT_ONCE: u64 = 4 << 30;
 
 const PLUG: u16 = 0;
@@ -48,6 +48,13 @@ enum Answer {
     /// Against the rules.
     Error = 3,
 }
+
+/// The worker was told to stop in the middle of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stopped;
+
+/// Whether to stop, which is asked between steps.
+type IsStopping<'a> = &'a dyn Fn() -> bool;
 
 /// How the blocks of a range are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +133,7 @@ impl Engine {
             }
             if more {
                 let memory = ring.memory();
-                more = self.serve_next(ring, &memory);
+                more = self.serve_next(ring, &memory, &|| events.is_stopping());
                 ring.flush(&memory);
                 more = more || ring.arm(&memory);
             }
@@ -145,50 +152,67 @@ impl Engine {
     }
 
     /// Serves a request; whether there may be more.
-    fn serve_next(&self, ring: &mut Ring, memory: &GuestMap) -> bool {
+    fn serve_next(&self, ring: &mut Ring, memory: &GuestMap, is_stopping: IsStopping<'_>) -> bool {
         let Some(chain) = ring.pop(memory) else {
             return false;
         };
-        let served = self.serve_chain(memory, &chain);
-        let written = ring.check(served).unwrap_or(0);
+        let written = match self.serve_chain(memory, &chain, is_stopping) {
+            Ok(Err(Stopped)) => {
+                // Whoever starts the queue again does it from the beginning.
+                ring.unpop();
+                return true;
+            }
+            Ok(Ok(written)) => written,
+            Err(error) => ring.check(Err(error)).unwrap_or(0),
+        };
         ring.push_used(memory, chain.head, written as u64);
         true
     }
 
     /// Serves one request; the length of the answer.
-    fn serve_chain(&self, memory: &GuestMap, chain: &Chain) -> Result<usize, RingError> {
+    fn serve_chain(
+        &self,
+        memory: &GuestMap,
+        chain: &Chain,
+        is_stopping: IsStopping<'_>,
+    ) -> Result<Result<usize, Stopped>, RingError> {
         if chain.writable.len() < RESPONSE_LENGTH as u64 {
             return Err(RingError::NoAnswer { head: chain.head });
         }
         let mut bytes = [0; REQUEST_LENGTH];
         chain.readable.copy_to(memory, 0, &mut bytes)?;
         let request = Request::parse(&bytes);
-        let (answer, state) = self.execute(request);
+        let Ok((answer, state)) = self.execute(request, is_stopping) else {
+            return Ok(Err(Stopped));
+        };
         if matches!(answer, Answer::Error) {
             self.note_refusal(request);
         }
         let mut response = [0; RESPONSE_LENGTH];
         response[..2].copy_from_slice(&(answer as u16).to_le_bytes());
         response[8..].copy_from_slice(&(state as u16).to_le_bytes());
-        chain.writable.copy_from(memory, 0, &response)
+        chain.writable.copy_from(memory, 0, &response).map(Ok)
     }
 
     /// The answer, and the state where that was asked for.
-    fn execute(&self, request: Request) -> (Answer, State) {
+    fn execute(
+        &self,
+        request: Request,
+        is_stopping: IsStopping<'_>,
+    ) -> Result<(Answer, State), Stopped> {
         let silent = State::Plugged;
         if request.kind == UNPLUG_ALL {
-            let done = self.unplug_all();
-            return (if done { Answer::Ack } else { Answer::Busy }, silent);
+            return Ok((self.unplug_whole(is_stopping)?, silent));
         }
         let Some(blocks) = self.blocks_of(request) else {
-            return (Answer::Error, silent);
+            return Ok((Answer::Error, silent));
         };
-        match request.kind {
+        Ok(match request.kind {
             PLUG => (self.plug(blocks), silent),
-            UNPLUG => (self.unplug(blocks), silent),
+            UNPLUG => (self.unplug(blocks, is_stopping)?, silent),
             STATE => (Answer::Ack, self.state(blocks)),
             _ => (Answer::Error, silent),
-        }
+        })
     }
 
     /// The blocks a request is about: at least one, all in the region.
@@ -233,28 +257,35 @@ impl Engine {
         Answer::Ack
     }
 
-    fn unplug(&self, range: Range<usize>) -> Answer {
+    /// Until all of it went back, the blocks count as plugged in: a guest that wants them unplugged has no use for what is in them.
+    fn unplug(&self, range: Range<usize>, is_stopping: IsStopping<'_>) -> Result<Answer, Stopped> {
         let mut blocks = self.handle.blocks();
         if blocks.plugged_in(range.clone()) < range.len() {
-            return Answer::Error;
+            return Ok(Answer::Error);
         }
-        if !self.take_back(self.addresses(&range)) {
-            return Answer::Busy;
+        let answer = self.take_back(self.addresses(&range), is_stopping)?;
+        if answer == Answer::Ack {
+            blocks.mark(range, false);
+            self.handle.set_blocks(blocks);
         }
-        blocks.mark(range, false);
-        self.handle.set_blocks(blocks);
-        Answer::Ack
+        Ok(answer)
     }
 
-    /// Takes all blocks back, also what a guest made of memory that was not plugged in; whether the host took it.
-    pub(super) fn unplug_all(&self) -> bool {
+    /// Takes all blocks back, also what a guest made of memory that was not plugged in.
+    fn unplug_whole(&self, is_stopping: IsStopping<'_>) -> Result<Answer, Stopped> {
         let mut blocks = self.handle.blocks();
-        let done = self.take_back(self.handle.region());
-        if done {
+        let answer = self.take_back(self.handle.region(), is_stopping)?;
+        if answer == Answer::Ack {
             blocks.clear();
             self.handle.set_blocks(blocks);
         }
-        done
+        Ok(answer)
+    }
+
+    /// The same before there is a worker that could be stopped. A host that does not take it back was complained of.
+    pub(super) fn start_over(&self) {
+        // Nobody stops it.
+        let _ = self.unplug_whole(&|| false);
     }
 
     fn state(&self, range: Range<usize>) -> State {
@@ -265,12 +296,26 @@ impl Engine {
         }
     }
 
-    fn take_back(&self, addresses: Range<u64>) -> bool {
-        let result = self.memory.reclaim(addresses.clone());
-        if let Err(error) = &result {
-            self.note_failure(error, &addresses, "does not take back");
+    /// Step by step, as there may be hundreds of GiB.
+    fn take_back(
+        &self,
+        addresses: Range<u64>,
+        is_stopping: IsStopping<'_>,
+    ) -> Result<Answer, Stopped> {
+        let mut start = addresses.start;
+        while start < addresses.end {
+            let end = addresses.end.min(start.saturating_add(MOST_AT_ONCE));
+            let step = start..end;
+            if let Err(error) = self.memory.reclaim(step.clone()) {
+                self.note_failure(&error, &step, "does not take back");
+                return Ok(Answer::Busy);
+            }
+            start = end;
+            if start < addresses.end && is_stopping() {
+                return Err(Stopped);
+            }
         }
-        result.is_ok()
+        Ok(Answer::Ack)
     }
 
     fn note_failure(&self, error: &io::Error, addresses: &Range<u64>, what: &str) {

@@ -65,8 +65,8 @@ impl VirtioMem {
         let id = id.into();
         debug_assert!(handle.block_size().is_multiple_of(memory.granule()));
         let engine = Engine::new(id.clone(), handle, memory);
-        // A host that does not take it back was complained of. The guest then sees what it had, and is free to unplug it.
-        engine.unplug_all();
+        // Where the host does not take it back, the guest sees what it had, and is free to unplug it.
+        engine.start_over();
         Self {
             engine: Arc::new(engine),
             id,

@@ -78,23 +78,33 @@ impl Supply for Recorder {
     }
 }
 
-/// A host that has all the memory one can ask for; counts what it provides.
+/// A host that has all the memory one can ask for; counts the bytes that it provides and takes back.
 #[derive(Debug, Default)]
-struct Unlimited(AtomicU64);
+struct Unlimited {
+    provided: AtomicU64,
+    taken_back: AtomicU64,
+    /// How long it takes to take something back, in milliseconds.
+    takes: AtomicU64,
+}
 
 impl Reclaim for Unlimited {
     fn granule(&self) -> u64 {
         4096
     }
 
-    fn reclaim(&self, _: Range<u64>) -> io::Result<()> {
+    fn reclaim(&self, range: Range<u64>) -> io::Result<()> {
+        let length = range.end - range.start;
+        self.taken_back.fetch_add(length, Ordering::Relaxed);
+        let takes = self.takes.load(Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(takes));
         Ok(())
     }
 }
 
 impl Supply for Unlimited {
     fn provide(&self, range: Range<u64>) -> io::Result<()> {
-        self.0.fetch_add(range.end - range.start, Ordering::Relaxed);
+        let length = range.end - range.start;
+        self.provided.fetch_add(length, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -267,7 +277,54 @@ fn a_request_takes_no_longer_than_its_memory_needs() {
     assert_eq!(plug(0, 16), NACK);
     assert_eq!((plug(0, 4), plug(4, 1)), (ACK, ACK));
     assert_eq!(handle.plugged(), 5 * HUGE);
-    assert_eq!(memory.0.load(Ordering::Relaxed), 5 * HUGE);
+    assert_eq!(memory.provided.load(Ordering::Relaxed), 5 * HUGE);
+}
+
+#[test]
+fn a_stop_does_not_wait_until_all_is_unplugged() {
+    const HUGE: u64 = 1 << 30;
+    const BLOCKS: u16 = 512;
+    let memory = Arc::<Unlimited>::default();
+    let size = u64::from(BLOCKS) * HUGE;
+    let handle = MemHandle::new(START..START + size, HUGE, || ()).unwrap();
+    handle.set_requested(size).unwrap();
+    let mut device = VirtioMem::new("memory", handle.clone(), Arc::clone(&memory) as _);
+    let guest = Guest::new();
+    let mut driver = guest.queue(0, QUEUE_SIZE);
+    let features = device.features();
+    device.start_queue(0, driver.resources(features)).unwrap();
+    let part = |kind, index: u64| request(kind, START + index * 4 * HUGE, 4);
+    for kind in [UNPLUG_ALL, UNPLUG] {
+        for index in 0..u64::from(BLOCKS / 4) {
+            assert_eq!(send(&mut driver, &part(PLUG, index)), ACK);
+        }
+        memory.taken_back.store(0, Ordering::Relaxed);
+        memory.takes.store(100, Ordering::Relaxed);
+        driver.add_bytes(&[&request(kind, START, BLOCKS)], &[10]);
+        driver.kick();
+        wait_for("the first step", || {
+            (memory.taken_back.load(Ordering::Relaxed) > 0).then_some(())
+        });
+        let queue = device.stop_queue(0).unwrap();
+        let taken_back = memory.taken_back.load(Ordering::Relaxed);
+        assert!(
+            taken_back <= size / 4,
+            "{taken_back:#x} bytes before the stop"
+        );
+        assert_eq!(handle.plugged(), size, "not before it is all done");
+
+        // Whoever goes on with the queue serves it.
+        memory.takes.store(0, Ordering::Relaxed);
+        let resources = QueueResources {
+            queue,
+            ..driver.resources(features)
+        };
+        device.start_queue(0, resources).unwrap();
+        driver.kick();
+        assert_eq!(answer(&driver.wait_used().written), ACK);
+        assert_eq!(handle.plugged(), 0);
+    }
+    assert_eq!(guest.broken(), None);
 }
 
 #[test]
