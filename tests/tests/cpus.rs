@@ -180,6 +180,59 @@ fn cpus_come_and_go() {
 }
 
 #[test]
+fn a_guest_under_load_lets_go() {
+    let vm = boot("4,max=4");
+    has(&vm, 4);
+    // More threads than CPUs: each has something to do, also in the middle of its end.
+    vm.shell(
+        "for n in 1 2 3 4 5 6 7 8; do (while :; do :; done) >/dev/null 2>&1 & echo $!; done > /load",
+    );
+    let rounds = amount(2, 20);
+    for _ in 0..rounds {
+        for wanted in [2, 1, 4] {
+            set(&vm, wanted);
+        }
+    }
+    let running = vm.shell("for n in $(cat /load); do kill -0 $n && echo $n; done");
+    assert_eq!(running.lines().count(), 8, "the load went on: {running}");
+    set(&vm, 1);
+    for vcpu in ["vcpu1", "vcpu2", "vcpu3"] {
+        stands_still(&vm, vcpu);
+    }
+    vm.shell("kill $(cat /load)");
+    was_quiet(&vm);
+    vm.power_off();
+}
+
+#[test]
+fn many_that_come_can_be_cancelled_on_the_way() {
+    // The guest keeps room for each CPU that may come.
+    let vm = Vm::builder().api().cpus("1,max=200").memory("512M").boot();
+    let api = vm.api();
+    // Its CPUs get the host to themselves.
+    let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
+    assert_eq!(api.act("pause").status, 202);
+    events.wait_for_state("paused");
+    let started = ask(&vm, 200, 60_000);
+    let cancel = format!("/jobs/{}/cancel", started["id"]);
+    assert_eq!(api.request("POST", &cancel, None).status, 202);
+    let job = vm.end_of_job(&started);
+    assert_eq!(job["state"], "cancelled", "{job}");
+    let done = job["progress"]["done"].as_u64().unwrap();
+    assert!(done < 199, "{job}");
+    let now = cpus_of(&vm);
+    assert_eq!(
+        (&now["wanted"], &now["present"], &now["job"]),
+        (&json!(done + 1), &json!(done + 1), &Value::Null)
+    );
+    assert_eq!(threads(&vm).len() as u64, done + 1);
+    assert_eq!(api.act("resume").status, 202);
+    events.wait_for_state("running");
+    was_quiet(&vm);
+    vm.power_off();
+}
+
+#[test]
 fn what_the_guest_keeps_stays_and_can_be_asked_for_again() {
     let vm = boot("2,max=3");
     set(&vm, 3);

@@ -12,9 +12,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite, NetPing, NetUp};
-use paddock_tests::host::{Bridge, Link, run};
+use paddock_tests::host::{Bridge, Link, run, shell};
 use paddock_tests::vm::CALL_DEADLINE;
 use paddock_tests::{Api, Vm, amount, files};
 use serde_json::{Value, json};
@@ -89,6 +91,34 @@ fn use_disk(vm: &Vm, device: &str, path: &Path, seed: u64) {
     assert_ne!(block, [0; 4096], "it is in the file");
 }
 
+/// The name the guest has for the NIC, as soon as it has one.
+fn nic_in_guest(vm: &Vm) -> String {
+    let mut name = None;
+    vm.wait_until("the guest does not find the NIC", CALL_DEADLINE, || {
+        let nics = vm.info().nics;
+        name = nics
+            .into_iter()
+            .find(|nic| nic.mac == MAC)
+            .map(|nic| nic.name);
+        name.is_some()
+    });
+    name.unwrap()
+}
+
+/// Has the guest reach the host through the NIC.
+fn use_nic(vm: &Vm, device: &str) {
+    vm.call(NetUp {
+        device: device.to_owned(),
+        address: Some(GUEST.to_owned()),
+        gateway: None,
+        mtu: None,
+    });
+    let mut ping = NetPing::new(HOST);
+    (ping.count, ping.interval_ms) = (5, 50);
+    let reply = vm.call(ping);
+    assert!(reply.received >= 4 && reply.corrupt == 0, "{reply:?}");
+}
+
 #[test]
 fn disks_and_nics_come_and_go_under_load() {
     let directory = tempfile::tempdir().unwrap();
@@ -111,25 +141,7 @@ fn disks_and_nics_come_and_go_under_load() {
 
         let device = disk_in_guest(&vm, &serial);
         use_disk(&vm, &device, &path, round);
-        let mut name = None;
-        vm.wait_until("the guest does not find the NIC", CALL_DEADLINE, || {
-            let nics = vm.info().nics;
-            name = nics
-                .into_iter()
-                .find(|nic| nic.mac == MAC)
-                .map(|nic| nic.name);
-            name.is_some()
-        });
-        vm.call(NetUp {
-            device: name.unwrap(),
-            address: Some(GUEST.to_owned()),
-            gateway: None,
-            mtu: None,
-        });
-        let mut ping = NetPing::new(HOST);
-        (ping.count, ping.interval_ms) = (5, 50);
-        let reply = vm.call(ping);
-        assert!(reply.received >= 4 && reply.corrupt == 0, "{reply:?}");
+        use_nic(&vm, &nic_in_guest(&vm));
 
         remove(&vm, &api, "/vm/nics/lan");
         remove(&vm, &api, "/vm/disks/hot");
@@ -203,6 +215,139 @@ fn a_guest_that_does_not_let_go_keeps_it_until_it_does() {
     assert!(!holds(&vm, &path));
     vm.wait_for_boot(2);
     assert!(!vm.has_disk("AGAIN"));
+    vm.power_off();
+}
+
+#[test]
+fn a_nic_that_the_guest_keeps_works_until_it_is_let_go_of() {
+    let bridge = Bridge::new("keepbr", 7, &format!("{HOST}/24"));
+    let vm = Vm::builder().api().boot();
+    let api = vm.api();
+    let nic = json!({"id": "lan", "bridge": bridge.name(), "vlan": 7, "mac": MAC});
+    add(&vm, &api, "/vm/nics", &nic);
+    let device = nic_in_guest(&vm);
+    vm.heed_hot_plug(false);
+
+    let removing = start(&api, "DELETE", "/vm/nics/lan?deadline_ms=2000", None);
+    let state = api.get("/vm/nics/lan").body;
+    assert_eq!(
+        (&state["state"], &state["job"]),
+        (&json!("removing"), &removing["id"])
+    );
+    let again = api.request("DELETE", "/vm/nics/lan", None);
+    assert_eq!((again.status, again.code()), (409, "device-busy"));
+    let job = vm.end_of_job(&removing);
+    assert_eq!(job["state"], "failed", "{job}");
+    let failure = job["failure"].as_str().unwrap();
+    assert!(failure.contains("did not let go"), "{job}");
+    let took = job["ended_ms"].as_u64().unwrap() - job["started_ms"].as_u64().unwrap();
+    assert!((2000..20_000).contains(&took), "{job}");
+    assert_eq!(api.get("/vm/nics/lan").body["state"], "present");
+    // Its tap is still there, and on the bridge.
+    use_nic(&vm, &device);
+
+    // The guest looks again, and nobody wants it any more.
+    vm.heed_hot_plug(true);
+    use_nic(&vm, &device);
+    remove(&vm, &api, "/vm/nics/lan");
+    assert!(vm.info().nics.iter().all(|nic| nic.mac != MAC));
+    let ports = run(&format!("ip -o link show master {}", bridge.name()));
+    assert!(!ports.contains("tap"), "{ports}");
+    assert_eq!(api.get("/vm/nics/lan").code(), "no-device");
+    vm.power_off();
+}
+
+/// A device-mapper device that answers nothing once it is told so; it is thawed and removed on drop.
+struct DeadDisk {
+    path: PathBuf,
+    loop_device: String,
+}
+
+impl DeadDisk {
+    const NAME: &str = "paddock-dead";
+
+    fn new(image: &Path) -> Self {
+        let loop_device = run(&format!("losetup --find --show {}", image.display()));
+        let loop_device = loop_device.trim().to_owned();
+        let (name, sectors) = (Self::NAME, 16 * MIB / 512);
+        run(&format!(
+            "echo 0 {sectors} linear {loop_device} 0 | dmsetup create --noudevsync {name}"
+        ));
+        let node = run(&format!(
+            "dmsetup info --columns --noheadings -o blkdevname {name}"
+        ));
+        let path = Path::new("/dev").join(node.trim());
+        Self { path, loop_device }
+    }
+
+    fn freeze(&self) {
+        run(&format!(
+            "dmsetup suspend --nolockfs --noflush {}",
+            Self::NAME
+        ));
+    }
+
+    fn thaw(&self) {
+        run(&format!("dmsetup resume --noudevsync {}", Self::NAME));
+    }
+}
+
+impl Drop for DeadDisk {
+    fn drop(&mut self) {
+        let name = Self::NAME;
+        let _ = shell(&format!(
+            "dmsetup resume --noudevsync {name}; dmsetup remove --noudevsync --retry {name}; losetup --detach {}",
+            self.loop_device
+        ));
+    }
+}
+
+#[test]
+fn a_removal_ends_while_a_reset_waits_for_a_dead_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let dead = DeadDisk::new(&image(&directory, "dead"));
+    let path = image(&directory, "disk");
+    let mut vm = Vm::builder()
+        .api()
+        .args([
+            "--disk",
+            &format!("path={},serial=DEAD", dead.path.display()),
+        ])
+        .args([
+            "--disk",
+            &format!("id=data,path={},serial=DATA", path.display()),
+        ])
+        .boot();
+    let api = vm.api();
+    let device = disk_in_guest(&vm, "DEAD");
+    dead.freeze();
+    vm.heed_hot_plug(false);
+    vm.shell(&format!(
+        "dd if={device} of=/dev/null bs=4k count=1 iflag=direct >/dev/null 2>&1 &"
+    ));
+    sleep(Duration::from_secs(1));
+    let late = start(&api, "DELETE", "/vm/disks/data?deadline_ms=8000", None);
+    let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
+    assert_eq!(api.act("reset").status, 202);
+    events.wait_for_state("resetting");
+    let job = vm.end_of_job(&late);
+    assert_eq!(api.state(), "resetting");
+    let failure = job["failure"].as_str().unwrap_or_default();
+    assert!(failure.contains("still resetting"), "{job}");
+    let took = job["ended_ms"].as_u64().unwrap() - job["started_ms"].as_u64().unwrap();
+    assert!((8000..20_000).contains(&took), "{job}");
+    assert_eq!(api.get("/vm/disks/data").body["state"], "present");
+    let again = api.request("DELETE", "/vm/disks/data", None);
+    assert_eq!(again.status, 409, "not before it runs: {again:?}");
+
+    dead.thaw();
+    events.wait_for_state("running");
+    vm.wait_for_boot(2);
+    let device = disk_in_guest(&vm, "DATA");
+    use_disk(&vm, &device, &path, 6);
+    remove(&vm, &api, "/vm/disks/data");
+    assert!(!vm.has_disk("DATA") && !holds(&vm, &path));
+    disk_in_guest(&vm, "DEAD");
     vm.power_off();
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -55,11 +55,20 @@ impl Place {
         String::from_utf8(buffer[..count].to_vec()).unwrap()
     }
 
-    /// An answer of the API.
+    /// What the API says of the VM.
     fn asks(&self) -> String {
+        self.requests("GET", "")
+    }
+
+    /// The API's answer to a request about the VM.
+    fn requests(&self, method: &str, body: &str) -> String {
         let mut client = UnixStream::connect(self.path("api.sock")).unwrap();
         client.set_read_timeout(Some(SOON)).unwrap();
-        let request = "GET /api/v1/vm HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\r\n";
+        let length = body.len();
+        let request = format!(
+            "{method} /api/v1/vm HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
         client.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
@@ -129,6 +138,62 @@ fn what_was_passed_and_is_not_what_it_should_be() {
         assert_eq!(output.status.code(), Some(status), "{log}");
         assert!(log.contains(expected), "{expected:?} is not in {log}");
     }
+}
+
+#[test]
+fn a_vm_that_is_refused_uses_up_nothing_that_was_passed() {
+    let place = Place::new();
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    let socket = place.path("api.sock");
+    let arguments = ["--api-socket", socket.to_str().unwrap()];
+    let child = place.serve(log, "log", &arguments).spawn().unwrap();
+    assert_eq!(place.heard(), "READY=1\nSTATUS=no VM");
+    let put = |more: &str, status: &str| {
+        let answer = place.requests(
+            "PUT",
+            &format!(r#"{{"boot": {{"kernel": "/absent"}}{more}}}"#),
+        );
+        let expected = format!("HTTP/1.1 {status} ");
+        assert!(answer.starts_with(&expected), "{answer}");
+    };
+    // Without a kernel it ends at once, and stays until it is deleted.
+    let end = || {
+        let began = Instant::now();
+        loop {
+            let answer = place.asks();
+            if answer.contains(r#""state":"ended""#) {
+                return answer;
+            }
+            assert!(began.elapsed() < SOON, "{answer}");
+            std::thread::sleep(SOON / 1000);
+        }
+    };
+    let delete = || {
+        let answer = place.requests("DELETE", "");
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    };
+    let uses = r#", "console": {"serial": {"file": "fd:log"}}"#;
+    put(&format!(r#"{uses}, "unknown": 1"#), "422");
+    put(&format!(r#"{uses}, "cpus": {{"count": 0}}"#), "422");
+    put(&format!("{uses},"), "400");
+    put("", "201");
+    put(uses, "409");
+    end();
+    put(uses, "409");
+    delete();
+
+    // The first that is not refused has it, and it alone.
+    put(uses, "201");
+    let ended = end();
+    assert!(!ended.contains("/console/serial"), "{ended}");
+    delete();
+    put(uses, "201");
+    let ended = end();
+    assert!(
+        ended.contains("fd:log: the descriptor was used already"),
+        "{ended}"
+    );
+    assert!(terminate(child).status.success());
 }
 
 #[test]

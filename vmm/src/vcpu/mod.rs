@@ -6,7 +6,7 @@
 //!                              pause()
 //! ```
 //!
-//! This is the owner's side; what each thread does is in [`thread`].
+//! This is the owner's side; what each thread does is in `thread`.
 //!
 //! A CPU that the guest has let go of is parked: KVM cannot take a vCPU out of a VM. Its thread sets it back to where it waits for INIT,
 //! and sleeps until the CPU is plugged in again.
@@ -45,6 +45,7 @@ const STARTING: &str = "starting vCPU threads";
 const KICK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a parked vCPU may take to be set back before it can come again; it takes microseconds unless the host is overloaded.
 const SET_BACK: Duration = Duration::from_millis(200);
+
 /// What all vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
