@@ -157,7 +157,7 @@ impl Resizing {
     pub async fn next(&mut self) -> Next {
         let remind = async {
             if self.reminders == 0 {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
             tokio::time::sleep_until(self.next_reminder).await;
         };
