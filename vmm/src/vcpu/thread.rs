@@ -22,7 +22,7 @@ use crate::metrics::Meters;
 const ACCESS_PARTS: usize = 16;
 /// How often KVM may send a thread back at once before it is left alone for a moment, and for how long. Starting a CPU takes a few.
 const TURNS_AWAY: u32 = 16;
-const MOMENT: Duration = Duration::from_millis(5);
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// What a thread drives: KVM's vCPU, or that of a test.
 pub trait Cpu: Send + 'static {
