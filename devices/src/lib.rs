@@ -10,5 +10,6 @@ pub mod pci;
 pub mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod threads;
 pub mod throttle;
 pub mod virtio;

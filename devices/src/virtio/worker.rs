@@ -12,6 +12,8 @@ use std::time::Duration;
 use rustix::event::epoll;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::threads;
+
 /// A thread that owns a `T` until it is stopped. Dropping it stops it, too: no thread is left behind on guest RAM.
 #[derive(Debug)]
 pub struct Worker<T> {
@@ -31,10 +33,7 @@ impl<T: Send + 'static> Worker<T> {
     ) -> io::Result<Self> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let events = EventLoop::new(Arc::clone(&stop))?;
-        let short: String = name.chars().take(15).collect();
-        let thread = std::thread::Builder::new()
-            .name(short)
-            .spawn(move || body(events))?;
+        let thread = threads::named(name).spawn(move || body(events))?;
         Ok(Self {
             stop,
             thread: Some(thread),

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use paddock_devices::threads;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -31,6 +32,7 @@ pub fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(threads::STACK_SIZE)
         .build()
 }
 

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use paddock_devices::console::ConsoleSink;
 use paddock_devices::socket::{Client, PrivateSocket};
+use paddock_devices::threads;
 use paddock_devices::throttle::Throttle;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -120,9 +121,7 @@ impl Hub {
             piece: Vec::new(),
             log: Throttle::new(),
         };
-        let thread = std::thread::Builder::new()
-            .name(name.chars().take(15).collect())
-            .spawn(move || server.run())?;
+        let thread = threads::named(name).spawn(move || server.run())?;
         Ok(Self {
             shared,
             thread: Some(thread),

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use paddock_devices::threads;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
@@ -60,9 +61,7 @@ impl Keyboard {
             waiting: Vec::new(),
             overrun: false,
         };
-        let thread = std::thread::Builder::new()
-            .name("keyboard".to_owned())
-            .spawn(move || reader.run())?;
+        let thread = threads::named("keyboard").spawn(move || reader.run())?;
         Ok(Self {
             stop,
             thread: Some(thread),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paddock_devices::console::ConsoleSink;
+use paddock_devices::threads;
 use parking_lot::{Condvar, Mutex};
 
 /// Bytes that wait for a slow reader, at most: a few thousand lines.
@@ -71,9 +72,7 @@ impl Output {
             changed: Condvar::new(),
         });
         let work = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name(name.chars().take(15).collect())
-            .spawn(move || work.write_out(writer))?;
+        threads::named(name).spawn(move || work.write_out(writer))?;
         Ok(Self(Arc::new(Owner(shared))))
     }
 

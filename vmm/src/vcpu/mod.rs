@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use paddock_devices::bus::Bus;
+use paddock_devices::threads;
 use parking_lot::{Condvar, Mutex};
 use vmm_sys_util::signal::{
     Error as SignalError, Killable, SIGRTMIN, register_signal_handler, unblock_signal,
@@ -265,22 +266,20 @@ impl Vcpus {
         // Where there is no thread to take it, it is still here.
         let offered = Arc::new(Mutex::new(Some(vcpu)));
         let taken = Arc::clone(&offered);
-        let handle = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(move || {
-                if let Err(error) = let_kicks_through() {
-                    tracing::error!(vcpu = index, %error, "unblocking the signal that stops a vCPU");
-                }
-                let Some(mut vcpu) = taken.lock().take() else {
-                    return;
-                };
-                // Dropped before `vcpu`, also by a panic.
-                let closing = Closing {
-                    shared,
-                    immediate_exit: theirs,
-                };
-                vcpu.serve(&closing.shared, &on_crash);
-            });
+        let handle = threads::named(&format!("vcpu{index}")).spawn(move || {
+            if let Err(error) = let_kicks_through() {
+                tracing::error!(vcpu = index, %error, "unblocking the signal that stops a vCPU");
+            }
+            let Some(mut vcpu) = taken.lock().take() else {
+                return;
+            };
+            // Dropped before `vcpu`, also by a panic.
+            let closing = Closing {
+                shared,
+                immediate_exit: theirs,
+            };
+            vcpu.serve(&closing.shared, &on_crash);
+        });
         let handle = match handle {
             Ok(handle) => handle,
             Err(error) => return Err((error, offered.lock().take().map(Vcpu::into_cpu))),

@@ -19,6 +19,9 @@ use crate::{Completion, DiskQueue, IoError, Request};
 /// The most threads of one queue.
 const MAX_THREADS: usize = 4;
 
+/// Bytes of a thread's stack. Below 2 MiB: one that chance aligns to that would become a huge page.
+const STACK_SIZE: usize = 1 << 20;
+
 /// How long dropping a queue waits for system calls to end before it leaves them alone.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -87,6 +90,7 @@ fn spawn(pool: &Arc<Pool>, state: &mut State) -> io::Result<()> {
     let theirs = Arc::clone(pool);
     std::thread::Builder::new()
         .name("disk-io".to_owned())
+        .stack_size(STACK_SIZE)
         .spawn(move || work(&theirs))?;
     state.threads += 1;
     Ok(())
