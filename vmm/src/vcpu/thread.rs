@@ -18,8 +18,9 @@ use crate::cpu::registers::WaitingForInit;
 use crate::kvm::KvmError;
 use crate::metrics::Meters;
 
-/// An instruction's access comes in so many parts at most (a repeated one can be interrupted in between).
-const ACCESS_PARTS: usize = 16;
+/// An instruction's access comes in so many parts at most: KVM goes through 1024 rounds of a repeated one (`rep movs`) before it can be
+/// interrupted, each of them a read and a write that may be split in two.
+const ACCESS_PARTS: usize = 4096;
 /// How often KVM may send a thread back at once before it is left alone for a moment, and for how long. Starting a CPU takes a few.
 const TURNS_AWAY: u32 = 16;
 const MOMENT: Duration = Duration::from_millis(20);
@@ -278,6 +279,9 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
+    /// As many as the rounds of a repeated instruction that KVM goes through before it can be interrupted.
+    const PARTS: u32 = 1024;
+
     /// What is seen of a [`Scripted`] from outside.
     #[derive(Default)]
     struct Seen {
@@ -296,7 +300,7 @@ mod tests {
         }
     }
 
-    /// A vCPU as KVM makes them, of a guest that does nothing but access devices, in two parts each.
+    /// A vCPU as KVM makes them, of a guest that does nothing but access devices, in [`PARTS`] each.
     struct Scripted {
         seen: Arc<Seen>,
         /// How it ends, if an access is ended without going on to the next instruction.
@@ -313,7 +317,7 @@ mod tests {
                     return self.fails.clone().map_or(Exit::Kicked, Exit::Fatal);
                 }
             }
-            let left = if left <= 1 { 2 } else { left - 1 };
+            let left = if left <= 1 { PARTS } else { left - 1 };
             seen.left.store(left, Ordering::SeqCst);
             seen.parts.fetch_add(1, Ordering::SeqCst);
             Exit::Handled
@@ -389,7 +393,7 @@ mod tests {
             vcpus.pause();
             for seen in &seen {
                 let left = seen.left.load(Ordering::SeqCst);
-                assert_eq!((left, seen.parts() % 2), (0, 0));
+                assert_eq!((left, seen.parts() % u64::from(PARTS)), (0, 0));
             }
         }
     }
