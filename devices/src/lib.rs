@@ -4,6 +4,7 @@
 pub mod bus;
 pub mod console;
 pub mod cpu_hotplug;
+pub mod firmware;
 pub mod interrupt;
 pub mod legacy;
 pub mod pci;
