@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod doctor;
 pub mod driver;
 mod error;
+pub mod firmware;
 pub mod growth;
 pub mod kvm;
 pub mod layout;
