@@ -72,7 +72,7 @@ impl FlashMemory {
     /// # Errors
     /// When it does not consist of sectors, or there is no memory for it.
     pub fn new(image: &[u8]) -> Result<Self, FlashError> {
-        if image.is_empty() || image.len() % SECTOR != 0 {
+        if image.is_empty() || !image.len().is_multiple_of(SECTOR) {
             return Err(FlashError::Size(image.len()));
         }
         let region =

@@ -74,7 +74,7 @@ impl Volume {
         let whole = usize::from(word(HEADER_LENGTH_AT));
         let whole = bytes
             .get(..whole)
-            .filter(|whole| whole.len() >= HEADER && whole.len() % 2 == 0)
+            .filter(|whole| whole.len() >= HEADER && whole.len().is_multiple_of(2))
             .ok_or(VolumeError::Damaged)?;
         let sum = whole.chunks_exact(2).fold(0u16, |sum, pair| {
             sum.wrapping_add(u16::from_le_bytes([pair[0], pair[1]]))
@@ -145,11 +145,9 @@ pub fn check_variables(image: &[u8]) -> Result<(), NotVariables> {
     checked(image).or_else(|error| checked(spare).map_err(|_| error))
 }
 
-/// For tests here and in other crates.
+/// Images that only have headers, for tests here and in other crates.
 #[cfg(any(test, feature = "test-utils"))]
 pub mod double {
-    //! Images that only have headers.
-
     use super::{HEADER_LENGTH_AT, LENGTH_AT, NV_DATA, SIGNATURE, SIGNATURE_AT, VolumeKind};
 
     /// A volume of `size` bytes, 0xFF behind its header.

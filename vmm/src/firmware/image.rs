@@ -34,6 +34,9 @@ const BIOS_LOW: usize = 128 << 10;
 /// A far jump, which is what a BIOS has at its reset vector. UEFI's code has a near one, or none at once.
 const FAR_JUMP: u8 = 0xea;
 
+/// Parts of the names of images that need system management mode: the variants of a plain one.
+const SMM_VARIANTS: [&str; 4] = ["secboot", "ms", "snakeoil", "strictnx"];
+
 /// What kind of firmware it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirmwareKind {
@@ -232,7 +235,7 @@ fn variables_end(path: &Path, bytes: &[u8], length: u64) -> Result<usize, Firmwa
     let size = bytes.len() as u64;
     let end = usize::try_from(length).ok().filter(|_| length < size);
     match end {
-        Some(end) if end % SECTOR == 0 => Ok(end),
+        Some(end) if end.is_multiple_of(SECTOR) => Ok(end),
         Some(_) => Err(not_firmware(path, bytes)),
         None if length == size => Err(FirmwareError::of(
             path,
@@ -260,7 +263,7 @@ fn check_code(path: &Path, bytes: &[u8], start: usize) -> Result<(), FirmwareErr
         }
         at = usize::try_from(end).unwrap_or(usize::MAX);
     }
-    if bytes.len() % SECTOR != 0 || !has_reset_vector(bytes) {
+    if !bytes.len().is_multiple_of(SECTOR) || !has_reset_vector(bytes) {
         return Err(FirmwareError::of(
             path,
             FirmwareErrorKind::Truncated,
@@ -287,7 +290,7 @@ fn has_reset_vector(bytes: &[u8]) -> bool {
 
 /// A PC's BIOS: some 64 KiB, and at the reset vector a far jump followed by its date.
 fn is_bios(bytes: &[u8]) -> bool {
-    let whole = !bytes.is_empty() && bytes.len() % (64 << 10) == 0 && bytes.len() <= 1 << 20;
+    let whole = !bytes.is_empty() && bytes.len().is_multiple_of(64 << 10) && bytes.len() <= 1 << 20;
     whole
         && bytes
             .last_chunk::<RESET_VECTOR>()
@@ -334,9 +337,13 @@ fn refuse_smm(path: &Path) -> Result<(), FirmwareError> {
 
 pub(super) fn smm_error(path: &Path) -> FirmwareError {
     let name = names(path).into_iter().next().unwrap_or_default();
-    let plain = match name.split_once('.') {
-        Some((stem, rest)) if rest.contains('.') => format!("{stem}.fd beside it"),
-        _ => "one without it, such as OVMF_CODE_4M.fd".to_owned(),
+    let plain: Vec<_> = name
+        .split('.')
+        .filter(|part| !SMM_VARIANTS.contains(part))
+        .collect();
+    let plain = match plain.join(".") {
+        plain if plain == name => "one without it, such as OVMF_CODE_4M.fd".to_owned(),
+        plain => format!("{plain} beside it"),
     };
     let message = format!(
         "needs system management mode, which this platform does not have, and would hang; use {plain}. Debian 12's checks signatures (Secure \

@@ -114,6 +114,7 @@ fn images_that_need_smm_are_refused_with_the_alternative() {
             "OVMF_CODE.secboot.strictnx.fd",
             "use OVMF_CODE.fd beside it",
         ),
+        ("OVMF_CODE.secboot.4m.fd", "use OVMF_CODE.4m.fd beside it"),
         ("ovmf-x86_64-smm-ms-code.bin", "such as OVMF_CODE_4M.fd"),
     ] {
         let (kind, message) = refusal(files.load(name, code(0x37_c000)));
