@@ -6,6 +6,7 @@
 //! image         the file: UEFI code, UEFI code with variables, or a BIOS; checked, and its places below 4 GiB
 //!      │
 //! files         fw_cfg: memory map, CPUs, ACPI tables with their loader, boot order, SMBIOS
+//! windows       where firmware puts 32-bit BARs, which the ACPI tables must say as well
 //! ```
 //!
 //! Runs on the control thread before the guest does, but for the ACPI tables, which are made when the guest selects them. The files
@@ -15,5 +16,6 @@ pub mod descriptors;
 mod error;
 pub mod files;
 pub mod image;
+pub mod windows;
 
 pub use error::{FirmwareError, FirmwareErrorKind};

@@ -48,7 +48,8 @@ const RSDP_CHECKSUMS: [ChecksumField; 2] = [
 
 /// What the ACPI tables are made of, as the machine is now. Asked on vCPU threads.
 pub trait MachineShape: Send + Sync + fmt::Debug {
-    /// ECAM, windows and ports as the guest has put them.
+    /// ECAM, windows and ports as the guest has put them. Before it has put them anywhere: as under direct boot, so that there are
+    /// windows, because what there is at first decides the layout of the tables. (For the 32-bit window: [`super::super::windows`].)
     fn tables_input(&self) -> TablesInput;
 }
 
