@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use error::{VarsError, VarsErrorKind};
 pub use file::VarsOptions;
@@ -76,6 +76,30 @@ struct State {
     hurry: bool,
     stop: bool,
     stopped: bool,
+}
+
+impl Shared {
+    /// Waits for changes, and then until enough of them are collected: for the delay, or `retry` after a write that failed, unless somebody
+    /// is in a hurry. `false`: nothing is left, and nothing will come.
+    fn wait_for_work(&self, state: &mut MutexGuard<'_, State>, retry: Duration) -> bool {
+        while state.saved == state.changes && !state.stop {
+            state.hurry = false;
+            self.wake_writer.wait(state);
+        }
+        let delay = if state.error.is_some() {
+            retry
+        } else {
+            WRITE_DELAY
+        };
+        let deadline = Instant::now() + delay;
+        while !state.stop && !state.hurry {
+            let wait = self.wake_writer.wait_until(state, deadline);
+            if wait.timed_out() {
+                break;
+            }
+        }
+        state.saved < state.changes
+    }
 }
 
 impl FlashChanged for Shared {
@@ -195,50 +219,26 @@ impl Drop for VarsStore {
 fn write_changes(memory: &FlashMemory, shared: &Shared, mut file: VarsFile) {
     let mut state = shared.state.lock();
     let mut retry = RETRY_FIRST;
-    loop {
-        while state.saved == state.changes && !state.stop {
-            state.hurry = false;
-            shared.wake_writer.wait(&mut state);
-        }
-        if state.saved == state.changes {
-            break;
-        }
-        let delay = if state.error.is_some() {
-            retry
-        } else {
-            WRITE_DELAY
-        };
-        let deadline = Instant::now() + delay;
-        while !state.stop && !state.hurry {
-            if shared
-                .wake_writer
-                .wait_until(&mut state, deadline)
-                .timed_out()
-            {
-                break;
-            }
-        }
+    while shared.wait_for_work(&mut state, retry) {
         state.hurry = false;
         let (changes, last) = (state.changes, state.stop);
         // The snapshot has these changes and maybe more, which will then be written once more.
-        let result =
-            parking_lot::MutexGuard::unlocked(&mut state, || file.replace(&memory.snapshot()));
+        let result = MutexGuard::unlocked(&mut state, || file.replace(&memory.snapshot()));
+        retry = match (&result, &state.error) {
+            (Err(_), Some(_)) => (retry * 2).min(RETRY_MOST),
+            _ => RETRY_FIRST,
+        };
         match result {
             Ok(()) => {
                 if state.error.take().is_some() {
                     tracing::info!("variable store: written again");
                 }
-                retry = RETRY_FIRST;
                 state.saved = changes;
             }
             Err(error) => {
                 if state.error.is_none() || last {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "variable store not written; the guest goes on"
-                    );
-                } else {
-                    retry = (retry * 2).min(RETRY_MOST);
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "variable store not written; the guest goes on");
                 }
                 state.failures += 1;
                 state.error = Some(Arc::new(error));

@@ -270,6 +270,19 @@ fn a_failed_write_is_told_and_made_up_for() {
 }
 
 #[test]
+fn a_store_that_cannot_be_written_goes_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.fd");
+    let store = open(&path, Some(&template())).unwrap();
+    fs::create_dir(directory.path().join(".vm.fd.new")).unwrap();
+    program(&flash(&store), 0x1000, 0);
+    let start = Instant::now();
+    drop(store);
+    assert!(start.elapsed() < DROP_PATIENCE, "one try, no more");
+    assert!(fs::read(&path).unwrap() == template());
+}
+
+#[test]
 fn where_no_file_can_be_made_is_found_out_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vm.fd");
