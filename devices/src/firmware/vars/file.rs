@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 
 use super::{VarsError, VarsErrorKind};
@@ -158,6 +158,9 @@ impl Place {
         {
             return self.fail(VarsErrorKind::InUse);
         }
+        if is_mount(&self.directory, &self.name) {
+            return self.fail(VarsErrorKind::CannotReplace);
+        }
         let metadata = file.metadata().map_err(|e| self.io_error(e))?;
         if !metadata.is_file() {
             return self.fail(VarsErrorKind::NotAFile);
@@ -240,6 +243,14 @@ fn kind_of(error: &io::Error) -> VarsErrorKind {
 
 fn is_file(mode: u32) -> bool {
     rustix::fs::FileType::from_raw_mode(mode).is_file()
+}
+
+/// Whether a file is mounted at `name`: the kernel then lets nobody rename another over it. (Before Linux 5.8 it does not say; the first
+/// write tells.)
+fn is_mount(directory: &File, name: &OsStr) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)
+        .is_ok_and(|statx| statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Locks a file for one owner. `false`: somebody else has it.
@@ -328,6 +339,23 @@ impl Drop for NewFile<'_> {
         if self.file.is_some() {
             // Left behind, it is used by the next one.
             let _ = rustix::fs::unlinkat(self.directory, &self.temporary, AtFlags::empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_told_from_a_file() {
+        let root = File::open("/").unwrap();
+        assert!(is_mount(&root, OsStr::new("proc")));
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "").unwrap();
+        let directory = File::open(directory.path()).unwrap();
+        for name in ["file", "missing"] {
+            assert!(!is_mount(&directory, OsStr::new(name)), "{name}");
         }
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use paddock_devices::firmware::fw_cfg::{LateItem, NAME_MAX};
+use paddock_devices::throttle::Throttle;
 
 use crate::acpi::{AcpiTables, ChecksumField, Pointer, TablesInput};
 
@@ -59,6 +60,7 @@ pub struct LateTables {
     shape: Arc<dyn MachineShape>,
     /// As the script describes them.
     announced: AcpiTables,
+    log: Throttle,
 }
 
 impl LateTables {
@@ -66,7 +68,11 @@ impl LateTables {
     #[must_use]
     pub fn new(shape: Arc<dyn MachineShape>) -> Self {
         let announced = AcpiTables::new(&shape.tables_input());
-        Self { shape, announced }
+        Self {
+            shape,
+            announced,
+            log: Throttle::new(),
+        }
     }
 
     /// Bytes of the file.
@@ -119,10 +125,13 @@ impl LateItem for LateTables {
         if shape(&now) == shape(&self.announced) {
             now.tables
         } else {
-            // A guest that switched ECAM or a window off before: what the script would do to other tables ends in chaos.
-            tracing::warn!(
-                "firmware reads the ACPI tables before it has set the machine up; they are as at power-on"
-            );
+            // What the script would do to tables of another layout ends in chaos.
+            if let Some(held_back) = self.log.pass() {
+                tracing::warn!(
+                    held_back,
+                    "guest reads ACPI tables while ECAM or a window is missing; they are as at power-on"
+                );
+            }
             self.announced.tables.clone()
         }
     }
