@@ -115,20 +115,32 @@ static void tell_blocks(void)
 		FreePool(found);
 }
 
+static EFI_SIMPLE_NETWORK *nic(EFI_HANDLE handle)
+{
+	EFI_SIMPLE_NETWORK *nic;
+
+	return EFI_ERROR(BS->HandleProtocol(handle, &SimpleNetworkProtocol, (void **)&nic)) ? NULL : nic;
+}
+
+/* By their MAC addresses, each once: what is built on a NIC, such as its boot from the network, has the protocol as well. */
 static void tell_nics(void)
 {
 	EFI_HANDLE *found;
 	UINTN count = handles(&SimpleNetworkProtocol, &found);
 
-	say(L"EFI-APP nics=%d", count);
 	for (UINTN index = 0; index < count; index++) {
-		EFI_SIMPLE_NETWORK *nic;
+		EFI_SIMPLE_NETWORK *one = nic(found[index]), *other = NULL;
 		UINT8 *mac;
 
-		if (EFI_ERROR(BS->HandleProtocol(found[index], &SimpleNetworkProtocol, (void **)&nic)))
+		for (UINTN before = 0; one && before < index && !other; before++) {
+			other = nic(found[before]);
+			if (other && CompareMem(&one->Mode->CurrentAddress, &other->Mode->CurrentAddress, sizeof(EFI_MAC_ADDRESS)))
+				other = NULL;
+		}
+		if (!one || other)
 			continue;
-		mac = nic->Mode->CurrentAddress.Addr;
-		say(L"EFI-APP nic %d %02x:%02x:%02x:%02x:%02x:%02x", index, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
+		mac = one->Mode->CurrentAddress.Addr;
+		say(L"EFI-APP nic %02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
 	}
 	if (found)
 		FreePool(found);
@@ -167,7 +179,7 @@ static void tell_boot(void)
 		option = LibGetVariableAndSize(name, &EfiGlobalVariable, &length);
 		/* EFI_LOAD_OPTION: attributes, length of the paths, description, paths. */
 		if (option && length > 6)
-			say(L"EFI-APP boot entry %04x \"%.60s\"", order[index], (CHAR16 *)(option + 6));
+			say(L"EFI-APP boot entry %04x \"%s\"", order[index], (CHAR16 *)(option + 6));
 		if (option)
 			FreePool(option);
 	}

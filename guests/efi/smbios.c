@@ -70,6 +70,17 @@ static const CHAR8 *field(const struct structure *at, UINTN offset)
 	return offset < header(at)->Length ? string(at, at->start[offset]) : (const CHAR8 *)"";
 }
 
+/* Not by gnu-efi's %g, which has names for some of them. */
+static void tell_uuid(const UINT8 *bytes)
+{
+	EFI_GUID uuid;
+	UINT8 *rest = uuid.Data4;
+
+	CopyMem(&uuid, (void *)bytes, sizeof uuid);
+	say(L"EFI-APP smbios uuid=%08x-%04x-%04x-%02x%02x-%02x%02x%02x%02x%02x%02x", uuid.Data1, uuid.Data2, uuid.Data3, rest[0], rest[1],
+	    rest[2], rest[3], rest[4], rest[5], rest[6], rest[7]);
+}
+
 void tell_smbios(void)
 {
 	struct structure first, at;
@@ -80,10 +91,7 @@ void tell_smbios(void)
 	}
 	at = first;
 	if (find(&at, 1) && header(&at)->Length >= 24) {
-		EFI_GUID uuid;
-
-		CopyMem(&uuid, (void *)(at.start + 8), sizeof uuid);
-		say(L"EFI-APP smbios uuid=%g", &uuid);
+		tell_uuid(at.start + 8);
 		say(L"EFI-APP smbios serial=\"%a\"", field(&at, 7));
 		say(L"EFI-APP smbios product=\"%a\"", field(&at, 5));
 	}
