@@ -70,6 +70,12 @@ static const CHAR8 *field(const struct structure *at, UINTN offset)
 	return offset < header(at)->Length ? string(at, at->start[offset]) : (const CHAR8 *)"";
 }
 
+/* How many strings a structure of OEM strings has. */
+static UINT8 oem_count(const struct structure *at)
+{
+	return header(at)->Length > sizeof(SMBIOS_HEADER) ? at->start[sizeof(SMBIOS_HEADER)] : 0;
+}
+
 /* Not by gnu-efi's %g, which has names for some of them. */
 static void tell_uuid(const UINT8 *bytes)
 {
@@ -98,9 +104,9 @@ void tell_smbios(void)
 	at = first;
 	if (find(&at, 3))
 		say(L"EFI-APP smbios asset=\"%a\"", field(&at, 8));
-	at = first;
-	for (UINT8 number = 1; find(&at, OEM_STRINGS) && number <= at.start[4]; number++)
-		say(L"EFI-APP smbios oem=\"%a\"", string(&at, number));
+	for (at = first; find(&at, OEM_STRINGS); advance(&at))
+		for (UINTN number = 1; number <= oem_count(&at); number++)
+			say(L"EFI-APP smbios oem=\"%a\"", string(&at, (UINT8)number));
 }
 
 const CHAR8 *oem_string(const CHAR8 *prefix)
@@ -111,8 +117,8 @@ const CHAR8 *oem_string(const CHAR8 *prefix)
 	if (!table(&at))
 		return NULL;
 	for (; find(&at, OEM_STRINGS); advance(&at))
-		for (UINT8 number = 1; number <= at.start[4]; number++) {
-			const CHAR8 *text = string(&at, number);
+		for (UINTN number = 1; number <= oem_count(&at); number++) {
+			const CHAR8 *text = string(&at, (UINT8)number);
 
 			if (!strncmpa(text, prefix, length))
 				return text + length;
