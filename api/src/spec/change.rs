@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::config::VmConfig;
-use super::machine::VmSpec;
+use super::machine::{Boot, VmSpec};
 use super::pointer::JsonPointer;
 use super::problem::{InvalidSpec, Problem};
 use super::source::{Draft, SpecError, tree_from_json};
@@ -25,12 +25,15 @@ impl VmSpec {
         self.with("nics", text)
     }
 
-    /// The spec without the disk or NIC of this id, if there is one.
+    /// The spec without the disk or NIC of this id, if there is one: nor is it to be booted from.
     #[must_use]
     pub fn without_device(&self, id: &str) -> Self {
         let mut spec = self.clone();
         spec.disks.retain(|disk| disk.id.as_str() != id);
         spec.nics.retain(|nic| nic.id.as_str() != id);
+        if let Boot::Firmware(firmware) = &mut spec.boot {
+            firmware.order.retain(|device| device.as_str() != id);
+        }
         spec
     }
 

@@ -58,9 +58,13 @@ pub struct VmConfig {
     /// What happens when the guest asks for a reset; `"reboot"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_reset: Option<OnReset>,
+    /// What the machine calls itself to its guest, beside the VM's UUID. Only with firmware.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smbios: Option<SmbiosConfig>,
 }
 
-/// What the VM starts with: a Linux kernel. (The field that is given chooses the kind; more kinds may come.)
+/// What the VM starts with: a Linux kernel, or firmware that finds something to boot on the disks. The field that is given chooses:
+/// `kernel` or `firmware`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
@@ -68,10 +72,10 @@ pub struct VmConfig {
     expecting = "an object such as {\"kernel\": \"/boot/vmlinuz\"}"
 )]
 pub struct BootConfig {
-    /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Required. Or `fd:N`, `fd:NAME`: a descriptor passed to the
+    /// An x86-64 Linux kernel: a bzImage, or an ELF file with a PVH entry. Or `fd:N`, `fd:NAME`: a descriptor passed to the
     /// process, by its number (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = true, min_length = 1)]
+    #[schema(value_type = Option<String>, min_length = 1)]
     pub kernel: Option<PathBuf>,
     /// An initramfs for the kernel; or `fd:N`, `fd:NAME` as for the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +85,60 @@ pub struct BootConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 2047)]
     pub command_line: Option<String>,
+    /// Firmware, in place of a kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareConfig>,
+    /// Ids of disks and NICs that firmware is to boot from, the first choice first, each once; those that it cannot boot from it passes
+    /// over. Whatever it finds, by default.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 160)]
+    pub order: Vec<String>,
+}
+
+/// Firmware: the distribution's UEFI (OVMF) as it is, or its BIOS (`SeaBIOS`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {} or {\"path\": \"/usr/share/OVMF/OVMF_CODE_4M.fd\"}"
+)]
+pub struct FirmwareConfig {
+    /// The image: UEFI's code, UEFI's code with variables in one file, or a BIOS; none that needs system management mode. Or `fd:N`,
+    /// `fd:NAME` as for a kernel. By default the UEFI that the host's firmware descriptors (`/usr/share/qemu/firmware`) offer first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1)]
+    pub path: Option<PathBuf>,
+    /// The file that keeps this VM's UEFI variables, made from the template if it is not there, in a directory that the process may
+    /// write to. By default they are as in the template at each start, and live until the VM ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1)]
+    pub variables: Option<PathBuf>,
+    /// What new variables start as. By default what belongs to the image: by a descriptor, in the same file, or beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1)]
+    pub template: Option<PathBuf>,
+}
+
+/// What the machine calls itself (SMBIOS). Texts are without control characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"serial\": \"web-1\"}"
+)]
+pub struct SmbiosConfig {
+    /// The system's serial number, which cloud-init reads too: 1 to 1024 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1024)]
+    pub serial: Option<String>,
+    /// The asset tag: 1 to 1024 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1024)]
+    pub asset_tag: Option<String>,
+    /// Strings for software in the guest, such as `io.systemd.credential:NAME=VALUE`: at most 255, together at most 32 KiB.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 255)]
+    pub oem_strings: Vec<String>,
 }
 
 /// Processors.

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::config::{
     BalloonConfig, BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
-    MemoryConfig, NicConfig, PortConfig, TopologyConfig, VmConfig,
+    FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
     ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
@@ -43,6 +43,8 @@ pub struct VmSpec {
     pub balloon: Option<Balloon>,
     /// What happens when the guest asks for a reset.
     pub on_reset: OnReset,
+    /// What the machine calls itself; empty unless there is firmware.
+    pub smbios: Smbios,
 }
 
 impl VmSpec {
@@ -59,6 +61,8 @@ impl VmSpec {
 pub enum Boot {
     /// A Linux kernel, loaded by the VMM.
     Kernel(KernelBoot),
+    /// Firmware, which finds by itself what to boot.
+    Firmware(FirmwareBoot),
 }
 
 /// A Linux kernel with what it needs.
@@ -71,6 +75,32 @@ pub struct KernelBoot {
     pub initramfs: Option<PathBuf>,
     /// At most 2047 bytes without control characters. Nothing is to be added to it.
     pub command_line: String,
+}
+
+/// Firmware with what it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FirmwareBoot {
+    /// The image; `None`: the host's first choice.
+    pub path: Option<PathBuf>,
+    /// The file with the variables; `None`: they end with the VM.
+    pub variables: Option<PathBuf>,
+    /// What new variables start as; `None`: what belongs to the image.
+    pub template: Option<PathBuf>,
+    /// Disks and NICs of the VM to boot from, each once, the first choice first.
+    pub order: Vec<DeviceId>,
+}
+
+/// What the machine calls itself. Texts have no control characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Smbios {
+    /// 1 to 1024 bytes.
+    pub serial: Option<String>,
+    /// 1 to 1024 bytes.
+    pub asset_tag: Option<String>,
+    /// At most 255, none empty, together at most 32 KiB.
+    pub oem_strings: Vec<String>,
 }
 
 /// Processors.
@@ -241,15 +271,10 @@ pub struct Port {
 
 impl From<&VmSpec> for VmConfig {
     fn from(spec: &VmSpec) -> Self {
-        let Boot::Kernel(kernel) = &spec.boot;
         Self {
             name: spec.name.as_ref().map(VmName::to_string),
             uuid: spec.uuid.as_ref().map(Uuid::to_string),
-            boot: Some(BootConfig {
-                kernel: Some(kernel.kernel.clone()),
-                initramfs: kernel.initramfs.clone(),
-                command_line: Some(kernel.command_line.clone()),
-            }),
+            boot: Some(BootConfig::from(&spec.boot)),
             cpus: Some(CpuConfig::from(&spec.cpus)),
             memory: Some(MemoryConfig {
                 size: Some(spec.memory.size),
@@ -263,6 +288,33 @@ impl From<&VmSpec> for VmConfig {
             rng: Some(spec.rng),
             balloon: spec.balloon.as_ref().map(BalloonConfig::from),
             on_reset: Some(spec.on_reset),
+            smbios: (spec.smbios != Smbios::default()).then(|| SmbiosConfig {
+                serial: spec.smbios.serial.clone(),
+                asset_tag: spec.smbios.asset_tag.clone(),
+                oem_strings: spec.smbios.oem_strings.clone(),
+            }),
+        }
+    }
+}
+
+impl From<&Boot> for BootConfig {
+    fn from(boot: &Boot) -> Self {
+        match boot {
+            Boot::Kernel(kernel) => Self {
+                kernel: Some(kernel.kernel.clone()),
+                initramfs: kernel.initramfs.clone(),
+                command_line: Some(kernel.command_line.clone()),
+                ..Self::default()
+            },
+            Boot::Firmware(firmware) => Self {
+                firmware: Some(FirmwareConfig {
+                    path: firmware.path.clone(),
+                    variables: firmware.variables.clone(),
+                    template: firmware.template.clone(),
+                }),
+                order: firmware.order.iter().map(DeviceId::to_string).collect(),
+                ..Self::default()
+            },
         }
     }
 }

@@ -33,11 +33,11 @@ mod tests;
 
 pub use config::{
     BalloonConfig, BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
-    MemoryConfig, NicConfig, PortConfig, TopologyConfig, VmConfig,
+    FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
-    Balloon, Boot, Console, ConsoleLog, Cpus, Disk, KernelBoot, Memory, Nic, NicAttachment, Port,
-    Topology, VmSpec,
+    Balloon, Boot, Console, ConsoleLog, Cpus, Disk, FirmwareBoot, KernelBoot, Memory, Nic,
+    NicAttachment, Port, Smbios, Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
 pub(crate) use problem::quoted;

@@ -222,7 +222,13 @@ pub(super) fn tree_from_json(text: &str) -> Result<Value, SyntaxError> {
 }
 
 /// Where arrays belong: the keys on the way there, without indices.
-const ARRAYS: [&str; 3] = ["/disks", "/nics", "/console/ports"];
+const ARRAYS: [&str; 5] = [
+    "/disks",
+    "/nics",
+    "/console/ports",
+    "/boot/order",
+    "/smbios/oem_strings",
+];
 
 /// Notes arrays where none belong and puts null, which stands for nothing, in their place: serde would take them for objects
 /// without keys. `path` is `at` without indices.
@@ -271,7 +277,8 @@ fn take_whole_numbers(tree: &mut Value) {
     }
 }
 
-/// Takes the value at `pointer` out of the tree; an array's element is blanked instead, so that the others keep their index.
+/// Takes the value at `pointer` out of the tree; an array's element is blanked instead, so that the others keep their index. One that must not
+/// be blank takes its array with it.
 /// `false` if that was tried before or cannot be.
 fn take_out(tree: &mut Value, pointer: &JsonPointer, blanked: &mut HashSet<JsonPointer>) -> bool {
     let Some((parent, last)) = pointer.split_last() else {
@@ -286,7 +293,7 @@ fn take_out(tree: &mut Value, pointer: &JsonPointer, blanked: &mut HashSet<JsonP
                 .and_then(|index: usize| elements.get_mut(index));
             if let Some(element) = element {
                 *element = Value::Object(Map::new());
-                return blanked.insert(pointer.clone());
+                return blanked.insert(pointer.clone()) || take_out(tree, &parent, blanked);
             }
             false
         }

@@ -1,5 +1,6 @@
 //! The spec as a whole: what is read, what is refused and how.
 
+mod boot;
 mod console;
 mod devices;
 mod passed;
@@ -54,7 +55,9 @@ fn defaults() {
         "nics": [{"bridge": "br0", "vlan": 100}],
     }));
     assert_eq!((spec.name, spec.uuid, spec.rng), (None, None, true));
-    let Boot::Kernel(kernel) = spec.boot;
+    let Boot::Kernel(kernel) = spec.boot else {
+        panic!("{:?}", spec.boot);
+    };
     assert_eq!((kernel.initramfs, kernel.command_line.as_str()), (None, ""));
     let Topology {
         sockets,

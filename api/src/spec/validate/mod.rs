@@ -4,22 +4,20 @@
 //! here or while the document was read.
 
 mod balloon;
+mod boot;
 mod console;
 mod devices;
 pub(super) mod passed;
+mod smbios;
 
 use std::path::{Path, PathBuf};
 
-use passed::passed_or_path;
-
-use super::config::{BootConfig, CpuConfig, MemoryConfig, TopologyConfig, VmConfig};
-use super::machine::{Boot, Cpus, KernelBoot, Memory, Topology, VmSpec};
+use super::config::{CpuConfig, MemoryConfig, TopologyConfig, VmConfig};
+use super::machine::{Cpus, Memory, Topology, VmSpec};
 use super::pointer::JsonPointer;
 use super::problem::{ProblemCode, Problems, quoted};
 use super::types::{ByteSize, HugePageSize, Uuid, ValueError, in_range};
 
-/// The kernel's `COMMAND_LINE_SIZE` on x86 is 2048 with the final zero.
-const MAX_COMMAND_LINE: usize = 2047;
 /// `PATH_MAX` without the final zero.
 const MAX_PATH: usize = 4095;
 /// APIC ids go up to 254 without interrupt remapping.
@@ -38,11 +36,16 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
         str::parse,
     );
     let uuid = optional(problems, &root.key("uuid"), config.uuid.as_deref(), uuid);
-    let boot = boot(config.boot.as_ref(), &root, problems);
     let cpus = cpus(config.cpus.as_ref(), &root.key("cpus"), problems);
     let memory = memory(config.memory.as_ref(), &root.key("memory"), problems);
     let processors = cpus.as_ref().map_or(1, |cpus| cpus.max);
     let devices = devices::devices(config, processors, uuid.flatten(), problems);
+    let ids = devices.as_ref().map(|(disks, nics)| {
+        let disks = disks.iter().map(|disk| &disk.id);
+        disks.chain(nics.iter().map(|nic| &nic.id)).collect()
+    });
+    let boot = boot::boot(config.boot.as_ref(), ids, &root, problems);
+    let smbios = smbios::smbios(config, &root.key("smbios"), problems);
     let console = console::console(config.console.as_ref(), &root.key("console"), problems);
     let balloon = config
         .balloon
@@ -64,57 +67,8 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
             None => None,
         },
         on_reset: config.on_reset.unwrap_or_default(),
+        smbios: smbios?,
     })
-}
-
-fn boot(config: Option<&BootConfig>, root: &JsonPointer, problems: &mut Problems) -> Option<Boot> {
-    const NEEDED: &str = "say what to boot, such as {\"kernel\": \"/boot/vmlinuz\"}";
-    let Some(config) = config else {
-        problems.missing(root, &["boot"], format!("boot is missing: {NEEDED}"));
-        return None;
-    };
-    let at = root.key("boot");
-    if config.kernel.is_none() {
-        problems.missing(&at, &["kernel"], format!("kernel is missing: {NEEDED}"));
-    }
-    let kernel = optional(
-        problems,
-        &at.key("kernel"),
-        config.kernel.as_deref(),
-        passed_or_path,
-    );
-    let initramfs = optional(
-        problems,
-        &at.key("initramfs"),
-        config.initramfs.as_deref(),
-        passed_or_path,
-    );
-    let command_line = optional(
-        problems,
-        &at.key("command_line"),
-        config.command_line.as_deref(),
-        command_line,
-    );
-    Some(Boot::Kernel(KernelBoot {
-        kernel: kernel??,
-        initramfs: initramfs?,
-        command_line: command_line?.unwrap_or_default(),
-    }))
-}
-
-fn command_line(text: &str) -> Result<String, ValueError> {
-    if text.len() > MAX_COMMAND_LINE {
-        return Err(ValueError::out_of_range(format!(
-            "the command line has {} bytes; the kernel takes {MAX_COMMAND_LINE}",
-            text.len()
-        )));
-    }
-    if text.contains(char::is_control) {
-        return Err(ValueError::malformed(
-            "the command line must not contain control characters such as new lines",
-        ));
-    }
-    Ok(text.to_owned())
 }
 
 fn cpus(config: Option<&CpuConfig>, at: &JsonPointer, problems: &mut Problems) -> Option<Cpus> {

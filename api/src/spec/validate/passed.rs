@@ -36,9 +36,12 @@ pub(in crate::spec) fn uses(config: &VmConfig) -> Vec<(JsonPointer, PassedFd)> {
     let at = JsonPointer::root();
     let boot = config.boot.iter().flat_map(|boot| {
         let at = at.key("boot");
+        let firmware = boot.firmware.as_ref();
+        let firmware = firmware.and_then(|firmware| firmware.path.as_deref());
         [
             (at.key("kernel"), boot.kernel.as_deref()),
             (at.key("initramfs"), boot.initramfs.as_deref()),
+            (at.key("firmware").key("path"), firmware),
         ]
     });
     let disks = config.disks.iter().enumerate().map(|(index, disk)| {
