@@ -280,7 +280,8 @@ pub struct SpecArgs {
         long,
         value_name = "FILE",
         help_heading = "What to boot",
-        required_unless_present = "spec"
+        required_unless_present_any = ["spec", "firmware"],
+        conflicts_with = "firmware"
     )]
     pub kernel: Option<PathBuf>,
 
@@ -296,6 +297,36 @@ pub struct SpecArgs {
         allow_hyphen_values = true
     )]
     pub cmdline: Option<String>,
+
+    /// Boot by firmware from a disk: the host's UEFI, or this image, such as OVMF_CODE_4M.fd or SeaBIOS's bios-256k.bin
+    ///
+    /// The host's UEFI is what its firmware descriptors (/usr/share/qemu/firmware) offer first. Images that need system management mode
+    /// (*.secboot.fd) are refused.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "What to boot",
+        num_args = 0..=1,
+        default_missing_value = ""
+    )]
+    pub firmware: Option<String>,
+
+    /// Keep the VM's UEFI variables in this file, made if need be; without it they end with the VM
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub variables: Option<PathBuf>,
+
+    /// Make new UEFI variables from this file rather than from the one that belongs to the firmware
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub variables_template: Option<PathBuf>,
+
+    /// Have firmware boot from these disks and NICs, by their ids, such as disk0,nic0; the first choice first
+    #[arg(
+        long,
+        value_name = "IDS",
+        help_heading = "What to boot",
+        value_delimiter = ','
+    )]
+    pub boot_order: Vec<String>,
 
     /// Processors: N, or count=N,max=N,sockets=N,cores=N,threads=N,nested=on|off [default: 1]
     ///
@@ -331,6 +362,22 @@ pub struct SpecArgs {
     /// The VM's name: a-z, 0-9 and -
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub name: Option<String>,
+
+    /// The VM's UUID, such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8
+    #[arg(long, value_name = "UUID", help_heading = "Machine")]
+    pub uuid: Option<String>,
+
+    /// The system's serial number that firmware tells the guest (SMBIOS); cloud-init reads it too
+    #[arg(long, value_name = "TEXT", help_heading = "Machine")]
+    pub system_serial: Option<String>,
+
+    /// The asset tag that firmware tells the guest (SMBIOS)
+    #[arg(long, value_name = "TEXT", help_heading = "Machine")]
+    pub asset_tag: Option<String>,
+
+    /// Add a string for software in the guest (SMBIOS), such as io.systemd.credential:NAME=VALUE
+    #[arg(long, value_name = "TEXT", help_heading = "Machine")]
+    pub oem_string: Vec<String>,
 
     /// Add a disk: PATH, or path=PATH with any of the keys below
     ///

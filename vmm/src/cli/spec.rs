@@ -8,8 +8,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use paddock_api::spec::{
-    BalloonConfig, BootConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, Draft, InvalidSpec,
-    JsonPointer, MemoryConfig, OnReset, SyntaxError, TopologyConfig, VmConfig, VmSpec,
+    BalloonConfig, BootConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, Draft, FirmwareConfig,
+    InvalidSpec, JsonPointer, MemoryConfig, OnReset, SmbiosConfig, SyntaxError, TopologyConfig,
+    VmConfig, VmSpec,
 };
 
 use super::args::{OnResetArg, SpecArgs};
@@ -221,7 +222,12 @@ fn merge(
         origins.flag(root.key("name"), "--name", name);
         config.name = Some(name.clone());
     }
+    if let Some(uuid) = &args.uuid {
+        origins.flag(root.key("uuid"), "--uuid", uuid);
+        config.uuid = Some(uuid.clone());
+    }
     merge_boot(args, config, origins);
+    merge_smbios(args, config, origins);
     if let Some(text) = &args.cpus {
         origins.flag(root.key("cpus"), "--cpus", text);
         if let Some(cpus) = keep(flags::cpus(text), errors) {
@@ -269,8 +275,15 @@ fn keep<T>(parsed: Result<T, Vec<OptionError>>, errors: &mut Vec<OptionError>) -
 
 fn merge_boot(args: &SpecArgs, config: &mut VmConfig, origins: &mut Origins) {
     let at = JsonPointer::root().key("boot");
-    let mut note = |key: &str, flag: &str, value: &str| origins.flag(at.key(key), flag, value);
     let mut boot = config.boot.take().unwrap_or_default();
+    // The other way to boot, with what goes with it, is replaced as well.
+    if args.firmware.is_some() {
+        (boot.kernel, boot.initramfs, boot.command_line) = (None, None, None);
+    } else if args.kernel.is_some() {
+        boot.firmware = None;
+        boot.order.clear();
+    }
+    let mut note = |key: &str, flag: &str, value: &str| origins.flag(at.key(key), flag, value);
     if let Some(kernel) = &args.kernel {
         note("kernel", "--kernel", &kernel.to_string_lossy());
         boot.kernel = Some(kernel.clone());
@@ -283,7 +296,53 @@ fn merge_boot(args: &SpecArgs, config: &mut VmConfig, origins: &mut Origins) {
         note("command_line", "--cmdline", line);
         boot.command_line = Some(line.clone());
     }
+    if !args.boot_order.is_empty() {
+        note("order", "--boot-order", &args.boot_order.join(","));
+        boot.order.clone_from(&args.boot_order);
+    }
+    merge_firmware(args, &mut boot.firmware, origins);
     config.boot = (boot != BootConfig::default()).then_some(boot);
+}
+
+fn merge_firmware(args: &SpecArgs, config: &mut Option<FirmwareConfig>, origins: &mut Origins) {
+    let at = JsonPointer::root().key("boot").key("firmware");
+    if let Some(path) = &args.firmware {
+        origins.flag(at.clone(), "--firmware", path);
+        let firmware = config.get_or_insert_default();
+        // The flag alone means the host's.
+        firmware.path = Some(path)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
+    }
+    if let Some(path) = &args.variables {
+        let text = path.to_string_lossy();
+        origins.flag(at.key("variables"), "--variables", &text);
+        config.get_or_insert_default().variables = Some(path.clone());
+    }
+    if let Some(path) = &args.variables_template {
+        let text = path.to_string_lossy();
+        origins.flag(at.key("template"), "--variables-template", &text);
+        config.get_or_insert_default().template = Some(path.clone());
+    }
+}
+
+fn merge_smbios(args: &SpecArgs, config: &mut VmConfig, origins: &mut Origins) {
+    let at = JsonPointer::root().key("smbios");
+    let mut smbios = config.smbios.take().unwrap_or_default();
+    if let Some(serial) = &args.system_serial {
+        origins.flag(at.key("serial"), "--system-serial", serial);
+        smbios.serial = Some(serial.clone());
+    }
+    if let Some(tag) = &args.asset_tag {
+        origins.flag(at.key("asset_tag"), "--asset-tag", tag);
+        smbios.asset_tag = Some(tag.clone());
+    }
+    for text in &args.oem_string {
+        let at = at.key("oem_strings").index(smbios.oem_strings.len());
+        origins.flag(at, "--oem-string", text);
+        smbios.oem_strings.push(text.clone());
+    }
+    config.smbios = (smbios != SmbiosConfig::default()).then_some(smbios);
 }
 
 fn merge_cpus(config: &mut CpuConfig, flag: CpuConfig) {
@@ -386,7 +445,7 @@ fn default_command_line(config: &mut VmConfig) {
         (false, true) => "console=hvc0",
         (false, false) => "",
     };
-    if let Some(boot) = &mut config.boot {
+    if let Some(boot) = config.boot.as_mut().filter(|boot| boot.firmware.is_none()) {
         boot.command_line.get_or_insert_with(|| line.to_owned());
     }
 }

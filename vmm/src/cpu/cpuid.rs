@@ -13,9 +13,12 @@
 
 mod features;
 mod identity;
+mod name;
 #[cfg(test)]
 mod tests;
 mod xstate;
+
+pub use name::ProcessorName;
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,

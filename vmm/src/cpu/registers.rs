@@ -351,11 +351,20 @@ impl WaitingForInit {
     }
 }
 
-/// Sets the MSRs that firmware would have set, on every vCPU: Linux complains where MTRRs differ between them.
+/// Which MSRs a vCPU starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstMsrs {
+    /// Those of a processor at power-on: firmware sets MTRRs itself, and expects them to be off.
+    PowerOn,
+    /// As firmware leaves them.
+    AfterFirmware,
+}
+
+/// Sets the MSRs that every vCPU starts with: Linux complains where MTRRs differ between them.
 ///
 /// # Errors
 /// When KVM refuses.
-pub fn setup_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
+pub fn setup_msrs(vcpu: &VcpuFd, first: FirstMsrs) -> Result<(), KvmError> {
     const ACTION: &str = "setting a vCPU's MSRs";
     let entry = |index, data| kvm_msr_entry {
         index,
@@ -368,7 +377,10 @@ pub fn setup_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
             source: std::io::ErrorKind::InvalidInput.into(),
         })
     };
-    let mut wanted = vec![entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK)];
+    let mut wanted = Vec::new();
+    if first == FirstMsrs::AfterFirmware {
+        wanted.push(entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK));
+    }
     // Kept but for one bit: KVM describes there what it does not emulate.
     let mut current = list(&[entry(MSR_MISC_ENABLE, 0)])?;
     if vcpu

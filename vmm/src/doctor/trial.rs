@@ -95,7 +95,7 @@ pub fn run(kvm: &Kvm) -> Result<Outcome, Failure> {
     };
     let cpuid = cpuid::filter(&kvm.supported_cpuid()?, &topology, 0, &options);
     vcpu.set_cpuid2(&cpuid).map_err(call("setting CPUID"))?;
-    registers::setup_msrs(&vcpu)?;
+    registers::setup_msrs(&vcpu, registers::FirstMsrs::AfterFirmware)?;
     let entry = BootEntry {
         protocol,
         entry: CODE,

@@ -3,9 +3,11 @@
 //! [`Kvm`] is opened once; a [`Vm`] lives from one reset of the guest to the next.
 
 mod doorbells;
+mod flash;
 mod interrupts;
 pub mod passed;
 
+pub use flash::ReadOnlySlot;
 pub use interrupts::{Interrupts, MessageLines, WiredLine};
 
 use std::io;
@@ -16,6 +18,7 @@ use kvm_bindings::{
     KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use paddock_devices::firmware::flash::FlashMemory;
 use paddock_devices::virtio::GuestRam;
 use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -190,6 +193,7 @@ impl Kvm {
             fd,
             interrupts,
             memory: memory.clone(),
+            next_slot: slots,
         })
     }
 
@@ -211,6 +215,8 @@ pub struct Vm {
     interrupts: Arc<Interrupts>,
     /// Keeps what the memory slots point to mapped.
     memory: GuestRam,
+    /// The number of the next memory slot.
+    next_slot: u32,
 }
 
 impl std::fmt::Debug for Vm {
@@ -238,6 +244,27 @@ impl Vm {
     #[must_use]
     pub fn doorbells(&self) -> Arc<dyn paddock_devices::virtio::pci::Doorbells> {
         Arc::new(doorbells::IoEvents::new(Arc::clone(&self.fd)))
+    }
+
+    /// Shows a flash to the guest at `address`, read-only: what it writes there exits.
+    ///
+    /// # Errors
+    /// When KVM cannot or refuses.
+    pub fn show_flash(
+        &mut self,
+        address: u64,
+        memory: Arc<FlashMemory>,
+    ) -> Result<ReadOnlySlot, KvmError> {
+        if !self.fd.check_extension(Cap::ReadonlyMem) {
+            return Err(KvmError::Missing("KVM_CAP_READONLY_MEM"));
+        }
+        let slot = ReadOnlySlot::new(Arc::clone(&self.fd), self.next_slot, address, memory);
+        self.next_slot += 1;
+        slot.put_in().map_err(|source| KvmError::Call {
+            action: "adding a flash",
+            source,
+        })?;
+        Ok(slot)
     }
 
     /// A vCPU with this APIC id.

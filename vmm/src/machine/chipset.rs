@@ -65,6 +65,8 @@ pub struct ChipsetInputs<'a> {
     pub ram_size: u64,
     /// Guest time minus host time, in seconds, as the guest left it before the reset.
     pub clock_offset: i64,
+    /// Whether firmware runs first: ECAM and the power-management ports are then nowhere until it places them.
+    pub firmware: bool,
 }
 
 /// The platform.
@@ -84,10 +86,14 @@ pub struct Chipset {
     pub pm: Arc<AcpiPm>,
     /// The clock, for its offset.
     pub cmos: Arc<Cmos>,
+    /// Knows where ECAM is.
+    pub host_bridge: Arc<HostBridge>,
+    /// Knows where the power-management ports are.
+    pub lpc: Arc<LpcBridge>,
 }
 
 impl Chipset {
-    /// Builds it, in its power-on state for a direct kernel boot.
+    /// Builds it, in its power-on state: for firmware, or as firmware leaves it for a kernel.
     ///
     /// # Errors
     /// When the host lacks something.
@@ -122,7 +128,8 @@ impl Chipset {
             ports.insert(base, length, device)?;
         }
         let reset = Arc::new(ResetControl::new(inputs.power));
-        let pci = build_pci(&ports, &mmio, reset, Arc::clone(&pm) as _)?;
+        let (pci, host_bridge, lpc) =
+            build_pci(&ports, &mmio, reset, Arc::clone(&pm) as _, inputs.firmware)?;
         let hot_plug = Arc::new(HotPlug::new(&pci, Arc::clone(&pm), inputs.slots));
         ports.insert(
             layout::HOT_PLUG_PORTS.start.into(),
@@ -145,6 +152,8 @@ impl Chipset {
             serial,
             pm,
             cmos,
+            host_bridge,
+            lpc,
         })
     }
 }
@@ -155,7 +164,8 @@ fn build_pci(
     mmio: &Arc<Bus>,
     reset: Arc<dyn BusDevice>,
     pm: Arc<dyn BusDevice>,
-) -> Result<Arc<PciRoot>, ChipsetError> {
+    firmware: bool,
+) -> Result<(Arc<PciRoot>, Arc<HostBridge>, Arc<LpcBridge>), ChipsetError> {
     let root = Arc::new(PciRoot::default());
     let config = layout::PCI_CONFIG_PORTS;
     ports.insert(
@@ -164,11 +174,16 @@ fn build_pci(
         Arc::new(ConfigPorts::new(&root, reset)),
     )?;
     let ecam = Arc::new(Ecam::new(&root));
-    let bridge = HostBridge::new(Arc::clone(mmio), ecam, Some(layout::ECAM_BASE));
-    let lpc = LpcBridge::new(Arc::clone(ports), pm, Some(layout::PM_BASE));
-    plug(&root, 0, Arc::new(bridge))?;
-    plug(&root, LPC_SLOT, Arc::new(lpc))?;
-    Ok(root)
+    let (ecam_base, pm_base) = if firmware {
+        (None, None)
+    } else {
+        (Some(layout::ECAM_BASE), Some(layout::PM_BASE))
+    };
+    let bridge = Arc::new(HostBridge::new(Arc::clone(mmio), ecam, ecam_base));
+    let lpc = Arc::new(LpcBridge::new(Arc::clone(ports), pm, pm_base));
+    plug(&root, 0, Arc::clone(&bridge) as _)?;
+    plug(&root, LPC_SLOT, Arc::clone(&lpc) as _)?;
+    Ok((root, bridge, lpc))
 }
 
 fn plug(

@@ -6,13 +6,14 @@
 
 pub mod chipset;
 pub mod devices;
+mod firmware;
 pub mod resources;
 mod slots;
 
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
-use paddock_api::spec::{Boot, VmSpec};
+use paddock_api::spec::{Boot, KernelBoot, VmSpec};
 use paddock_devices::console::ConsoleInput;
 use paddock_devices::cpu_hotplug::CpuEvents;
 use paddock_devices::legacy::PowerEvents;
@@ -23,12 +24,14 @@ use vm_memory::GuestAddressSpace;
 
 use self::chipset::{Chipset, ChipsetInputs};
 use self::devices::{DeviceKey, OpenDevice};
-use self::resources::Resources;
+use self::firmware::FirmwareInputs;
+use self::resources::{OpenBoot, Resources};
 use self::slots::PciSlots;
 use crate::Error;
 use crate::acpi;
 use crate::boot::{self, BootEntry, BootFiles, BootRequest};
-use crate::cpu::{cpuid, registers, topology::Topology};
+use crate::cpu::registers::{self, FirstMsrs};
+use crate::cpu::{cpuid, topology::Topology};
 use crate::kvm::{Kvm, Vm};
 use crate::layout;
 use crate::memory::e820;
@@ -71,7 +74,7 @@ impl Machine {
         E: MachineEvents + Clone + Send + Sync + 'static,
     {
         let meters = Arc::clone(&resources.meters);
-        let vm = resources
+        let mut vm = resources
             .kvm
             .create_vm(&resources.ram, spec.cpus.max.into())?;
         let present = resources.processors.start();
@@ -84,12 +87,14 @@ impl Machine {
             serial_sink: meters.serial_sink(Arc::clone(&resources.consoles.serial.sink)),
             ram_size: spec.memory.size.bytes(),
             clock_offset: resources.clock_offset,
+            firmware: matches!(spec.boot, Boot::Firmware(_)),
         })?;
         let cpus = Cpus::new(spec, &resources.kvm)?;
         let (size, max) = (spec.memory.size.bytes(), spec.memory.max.bytes());
         let mmio64 = layout::mmio64(cpus.physical_bits, layout::memory_end(size, max))
             .ok_or_else(|| too_much_ram(cpus.physical_bits, size))?;
-        let mut slots = PciSlots::new(&vm, &chipset, mmio64.clone());
+        let window = matches!(spec.boot, Boot::Kernel(_)).then(|| mmio64.clone());
+        let mut slots = PciSlots::new(&vm, &chipset, window);
         for device in &mut resources.devices {
             slots.plug(device)?;
         }
@@ -103,8 +108,8 @@ impl Machine {
             mmio64,
             pm_base: layout::PM_BASE,
         };
-        let entry = load(spec, &mut resources.boot_files, &vm, &tables)?;
-        let fds = cpus.create(&vm, present, &entry)?;
+        let entry = prepare_boot(spec, &mut resources, &mut vm, &chipset, &cpus, tables)?;
+        let fds = cpus.create(&vm, present, entry.as_ref())?;
         let crash = events.clone();
         let vcpus = Vcpus::spawn(
             fds,
@@ -267,6 +272,9 @@ impl Machine {
     /// Ends the guest for good. Disks are drained as far as they let themselves, threads joined.
     pub fn stop(mut self) {
         self.end();
+        if let OpenBoot::Firmware(firmware) = &self.resources.boot {
+            firmware.save();
+        }
     }
 
     /// Ends the guest and gives back what the next machine is built from, once nothing of this one can touch it any more.
@@ -316,6 +324,7 @@ struct Cpus {
     supported: kvm_bindings::CpuId,
     options: cpuid::CpuidOptions,
     physical_bits: u8,
+    first_msrs: FirstMsrs,
 }
 
 impl Cpus {
@@ -337,6 +346,10 @@ impl Cpus {
                 tsc_deadline: kvm.has_tsc_deadline(),
             },
             physical_bits,
+            first_msrs: match spec.boot {
+                Boot::Kernel(_) => FirstMsrs::AfterFirmware,
+                Boot::Firmware(_) => FirstMsrs::PowerOn,
+            },
         })
     }
 
@@ -347,13 +360,19 @@ impl Cpus {
             .collect()
     }
 
-    /// Creates the first `count` vCPUs in their initial state: the first at the kernel's entry, the others waiting for it.
-    fn create(&self, vm: &Vm, count: usize, entry: &BootEntry) -> Result<Vec<VcpuFd>, Error> {
+    /// Creates the first `count` vCPUs in their initial state: the first at the kernel's entry, or at the reset vector, the others
+    /// waiting for it.
+    fn create(
+        &self,
+        vm: &Vm,
+        count: usize,
+        entry: Option<&BootEntry>,
+    ) -> Result<Vec<VcpuFd>, Error> {
         let mut vcpus = Vec::new();
         for number in (0u32..).take(count) {
             let vcpu = self.create_one(vm, number)?;
             self.set_up(&vcpu, number)?;
-            if number == 0 {
+            if let (0, Some(entry)) = (number, entry) {
                 registers::setup_boot_vcpu(&vcpu, entry)?;
             }
             vcpus.push(vcpu);
@@ -371,7 +390,7 @@ impl Cpus {
         let cpuid = cpuid::filter(&self.supported, &self.topology, number, &self.options);
         vcpu.set_cpuid2(&cpuid)
             .map_err(crate::kvm::call("setting CPUID"))?;
-        Ok(registers::setup_msrs(vcpu)?)
+        Ok(registers::setup_msrs(vcpu, self.first_msrs)?)
     }
 }
 
@@ -388,15 +407,43 @@ fn too_much_ram(physical_bits: u8, size: u64) -> Error {
     Error::part(pointer, text)
 }
 
+/// Makes the machine ready for its first instruction: loads the kernel, whose entry it gives, or plugs firmware in.
+fn prepare_boot(
+    spec: &VmSpec,
+    resources: &mut Resources,
+    vm: &mut Vm,
+    chipset: &Chipset,
+    cpus: &Cpus,
+    tables: acpi::TablesInput,
+) -> Result<Option<BootEntry>, Error> {
+    match (&spec.boot, &mut resources.boot) {
+        (Boot::Kernel(kernel), OpenBoot::Kernel(files)) => {
+            let ram_size = spec.memory.size.bytes();
+            load(kernel, ram_size, files, vm, &tables).map(Some)
+        }
+        (Boot::Firmware(boot), OpenBoot::Firmware(open)) => {
+            let inputs = FirmwareInputs {
+                spec,
+                order: &firmware::boot_places(&boot.order, &resources.devices),
+                present: resources.processors.start(),
+                processor: &cpuid::ProcessorName::of(&cpus.supported),
+                tables,
+            };
+            open.plug_in(vm, chipset, inputs)?;
+            Ok(None)
+        }
+        _ => Err(Error::part("/boot", "was opened for another kind of boot")),
+    }
+}
+
 /// Puts the kernel and the ACPI tables into guest RAM.
 fn load(
-    spec: &VmSpec,
+    kernel: &KernelBoot,
+    ram_size: u64,
     files: &mut BootFiles,
     vm: &Vm,
     tables: &acpi::TablesInput,
 ) -> Result<BootEntry, Error> {
-    let Boot::Kernel(kernel) = &spec.boot;
-    let ram_size = spec.memory.size.bytes();
     let memory = vm.memory().memory();
     let rsdp = acpi::write(&memory, tables).map_err(|error| Error::part("/cpus", error))?;
     let entry = boot::load(

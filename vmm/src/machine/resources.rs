@@ -1,16 +1,17 @@
-//! What a VM keeps from one life of its machine to the next: RAM, opened disks, taps, consoles, what is asked of the balloon and of the
+//! What a VM keeps from one life of its machine to the next: RAM, firmware's variables, opened disks, taps, consoles, what is asked of the balloon and of the
 //! memory device, how many CPUs are wanted, the clock.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use paddock_api::spec::{Boot, HugePageSize, PassedFd, VmSpec};
+use paddock_api::spec::{Boot, HugePageSize, KernelBoot, PassedFd, VmSpec};
 use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec};
 use paddock_devices::virtio::mem::MemHandle;
 
 use super::devices::{DeviceKey, OpenDevice, take_passed};
+use super::firmware::OpenFirmware;
 use crate::Error;
 use crate::boot::{BootFiles, BootSource};
 use crate::console::ConsoleEnds;
@@ -26,7 +27,7 @@ use crate::systemd::inherited::inherited;
 pub struct Resources {
     pub(super) kvm: Kvm,
     pub(super) ram: GuestRam,
-    pub(super) boot_files: BootFiles,
+    pub(super) boot: OpenBoot,
     pub(super) consoles: Arc<ConsoleEnds>,
     /// Guest time minus host time, in seconds.
     pub(super) clock_offset: i64,
@@ -36,6 +37,15 @@ pub struct Resources {
     pub(super) processors: Processors,
     /// Where all of it counts.
     pub(super) meters: Arc<Meters>,
+}
+
+/// What the machine starts with, opened.
+#[derive(Debug)]
+pub(super) enum OpenBoot {
+    /// A kernel and its initramfs.
+    Kernel(BootFiles),
+    /// Firmware and its variables.
+    Firmware(OpenFirmware),
 }
 
 impl Resources {
@@ -53,14 +63,10 @@ impl Resources {
         meters: Arc<Meters>,
     ) -> Result<Self, Error> {
         let kvm = Kvm::open()?;
-        let Boot::Kernel(kernel) = &spec.boot;
-        let boot_files = BootFiles::open(
-            boot_file("/boot/kernel", &kernel.kernel)?,
-            match &kernel.initramfs {
-                Some(path) => Some(boot_file("/boot/initramfs", path)?),
-                None => None,
-            },
-        )?;
+        let boot = match &spec.boot {
+            Boot::Kernel(kernel) => OpenBoot::Kernel(open_kernel(kernel)?),
+            Boot::Firmware(firmware) => OpenBoot::Firmware(OpenFirmware::open(firmware)?),
+        };
         let mut devices = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
             devices.push(OpenDevice::disk(&format!("/disks/{index}"), disk)?);
@@ -95,7 +101,7 @@ impl Resources {
         Ok(Self {
             kvm,
             ram,
-            boot_files,
+            boot,
             consoles,
             clock_offset: 0,
             devices,
@@ -128,6 +134,15 @@ impl Resources {
     pub(super) fn disconnect_serial(&self) {
         self.consoles.serial.input.connect(None);
     }
+}
+
+fn open_kernel(kernel: &KernelBoot) -> Result<BootFiles, Error> {
+    let initramfs = match &kernel.initramfs {
+        Some(path) => Some(boot_file("/boot/initramfs", path)?),
+        None => None,
+    };
+    let kernel = boot_file("/boot/kernel", &kernel.kernel)?;
+    Ok(BootFiles::open(kernel, initramfs)?)
 }
 
 /// Where a file to boot from is: at its path, or passed in.

@@ -1,7 +1,7 @@
 //! The PCI slots of a machine. A device gets the next free one and keeps it across resets.
 //!
-//! Devices of a machine that is being built get their BAR placed high in memory, as firmware would; one that is added to a running
-//! machine comes as on real hardware, and the guest places it.
+//! Devices of a machine that is being built get their BAR placed high in memory, as firmware would, unless there is firmware; one that is
+//! added to a running machine comes as on real hardware, and the guest places it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -33,22 +33,21 @@ pub struct PciSlots {
     memory: GuestRam,
     interrupts: MessageLines,
     doorbells: Arc<dyn Doorbells>,
-    next_bar: u64,
-    window: Range<u64>,
+    /// What is left of the window for BARs; `None`: firmware places them.
+    window: Option<Range<u64>>,
     hot_plug: Arc<HotPlug>,
     functions: BTreeMap<DeviceFunction, Arc<VirtioPci>>,
 }
 
 impl PciSlots {
-    /// Slots of `chipset`'s bus; BARs go into `window`.
-    pub fn new(vm: &Vm, chipset: &Chipset, window: Range<u64>) -> Self {
+    /// Slots of `chipset`'s bus; BARs go into `window`, or where firmware places them.
+    pub fn new(vm: &Vm, chipset: &Chipset, window: Option<Range<u64>>) -> Self {
         Self {
             root: Arc::clone(&chipset.pci),
             mmio: Arc::clone(&chipset.buses.mmio),
             memory: vm.memory().clone(),
             interrupts: MessageLines(Arc::clone(vm.interrupts())),
             doorbells: vm.doorbells(),
-            next_bar: window.start.next_multiple_of(BAR_LENGTH),
             window,
             hot_plug: Arc::clone(&chipset.hot_plug),
             functions: BTreeMap::new(),
@@ -61,10 +60,12 @@ impl PciSlots {
     /// When the bus is full or the host lacks something.
     pub fn plug(&mut self, device: &mut OpenDevice) -> Result<(), Error> {
         let function = self.fill(device)?;
-        let bar = self.next_bar;
-        debug_assert!(bar + BAR_LENGTH <= self.window.end);
-        self.next_bar += BAR_LENGTH;
-        function.place(bar);
+        if let Some(window) = &mut self.window {
+            let bar = window.start.next_multiple_of(BAR_LENGTH);
+            debug_assert!(bar + BAR_LENGTH <= window.end);
+            window.start = bar + BAR_LENGTH;
+            function.place(bar);
+        }
         Ok(())
     }
 

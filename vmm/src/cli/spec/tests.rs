@@ -28,7 +28,9 @@ fn strings(texts: &[&str]) -> Vec<String> {
 
 fn command_line(args: &SpecArgs) -> String {
     let (spec, _) = assemble(args).unwrap();
-    let Boot::Kernel(kernel) = spec.boot;
+    let Boot::Kernel(kernel) = spec.boot else {
+        panic!("{:?}", spec.boot);
+    };
     kernel.command_line
 }
 
@@ -87,7 +89,9 @@ fn flags_replace_and_add() {
         ..args(Some("new"))
     })
     .unwrap();
-    let Boot::Kernel(kernel) = &spec.boot;
+    let Boot::Kernel(kernel) = &spec.boot else {
+        panic!("{:?}", spec.boot);
+    };
     assert_eq!(kernel.kernel, PathBuf::from("new"));
     assert_eq!(kernel.initramfs, Some(PathBuf::from("i")));
     assert_eq!(kernel.command_line, "quiet");

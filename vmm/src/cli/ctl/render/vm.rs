@@ -73,6 +73,14 @@ fn boot(boot: Option<&BootConfig>) -> Vec<Cell> {
     };
     let mut lines: Vec<_> = boot.kernel.iter().map(|path| shown(path)).collect();
     lines.extend(boot.initramfs.iter().map(|path| shown(path)));
+    if let Some(firmware) = &boot.firmware {
+        let image = firmware.path.as_deref();
+        lines.push(image.map_or_else(|| Cell::new("the host's UEFI"), shown));
+        lines.extend(firmware.variables.iter().map(|path| shown(path)));
+    }
+    if !boot.order.is_empty() {
+        lines.push(Cell::new(boot.order.join(", ")));
+    }
     let line = boot.command_line.as_deref().unwrap_or_default();
     if !line.is_empty() {
         lines.push(Cell::coloured(line, Colour::Dim));
