@@ -36,6 +36,7 @@ pub struct VmBuilder {
     arguments: Vec<String>,
     api: bool,
     boot_files: Option<[String; 2]>,
+    firmware: Option<PathBuf>,
     launcher: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -51,6 +52,7 @@ impl Default for VmBuilder {
             arguments: Vec::new(),
             api: false,
             boot_files: None,
+            firmware: None,
             launcher: Vec::new(),
             environment: Vec::new(),
         }
@@ -123,6 +125,13 @@ impl VmBuilder {
         self
     }
 
+    /// Boots by this firmware from a disk, instead of a kernel.
+    #[must_use]
+    pub fn firmware(mut self, image: &Path) -> Self {
+        self.firmware = Some(image.to_path_buf());
+        self
+    }
+
     /// Starts this command instead of `paddock`, with the same arguments behind its own: it is to become `paddock`.
     #[must_use]
     pub fn launcher<S: ToString>(mut self, words: impl IntoIterator<Item = S>) -> Self {
@@ -170,17 +179,15 @@ impl VmBuilder {
     #[must_use]
     pub fn start(self) -> Vm {
         let directory = Directory::new();
-        let [kernel, initramfs] = match &self.boot_files {
-            Some(files) => files.each_ref().map(PathBuf::from),
-            None => [self.kernel.path(), files::guest(self.initramfs)],
-        };
         let mut command = self.process();
+        command.args(["run", "--log-level", "info"]);
+        match &self.firmware {
+            Some(image) => {
+                command.arg("--firmware").arg(image);
+            }
+            None => self.add_kernel(&mut command),
+        }
         command
-            .args(["run", "--log-level", "info", "--kernel"])
-            .arg(kernel)
-            .arg("--initramfs")
-            .arg(initramfs)
-            .args(["--cmdline", &self.command_line])
             .args(["--cpus", &self.cpus, "--memory", &self.memory])
             .arg("--port")
             .arg(format!(
@@ -192,6 +199,20 @@ impl VmBuilder {
             command.arg("--api-socket").arg(directory.api());
         }
         Vm::spawn(command, directory)
+    }
+
+    /// The arguments for a kernel.
+    fn add_kernel(&self, command: &mut Command) {
+        let [kernel, initramfs] = match &self.boot_files {
+            Some(files) => files.each_ref().map(PathBuf::from),
+            None => [self.kernel.path(), files::guest(self.initramfs)],
+        };
+        command
+            .arg("--kernel")
+            .arg(kernel)
+            .arg("--initramfs")
+            .arg(initramfs)
+            .args(["--cmdline", &self.command_line]);
     }
 
     /// Starts a process that serves the HTTP API and has no VM yet.

@@ -307,39 +307,58 @@ fn merge_boot(args: &SpecArgs, config: &mut VmConfig, origins: &mut Origins) {
 fn merge_firmware(args: &SpecArgs, config: &mut Option<FirmwareConfig>, origins: &mut Origins) {
     let at = JsonPointer::root().key("boot").key("firmware");
     if let Some(path) = &args.firmware {
-        origins.flag(at.clone(), "--firmware", path);
-        let firmware = config.get_or_insert_default();
         // The flag alone means the host's.
-        firmware.path = Some(path)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from);
+        let path = Some(path).filter(|path| !path.is_empty());
+        match path {
+            Some(path) => origins.flag(at.clone(), "--firmware", path),
+            None => origins.flags.push((at.clone(), "--firmware".to_owned())),
+        }
+        config.get_or_insert_default().path = path.map(PathBuf::from);
     }
-    if let Some(path) = &args.variables {
+    let files = [
+        ("variables", "--variables", &args.variables),
+        ("template", "--variables-template", &args.variables_template),
+    ];
+    for (key, flag, path) in files {
+        let Some(path) = path else {
+            continue;
+        };
         let text = path.to_string_lossy();
-        origins.flag(at.key("variables"), "--variables", &text);
-        config.get_or_insert_default().variables = Some(path.clone());
-    }
-    if let Some(path) = &args.variables_template {
-        let text = path.to_string_lossy();
-        origins.flag(at.key("template"), "--variables-template", &text);
-        config.get_or_insert_default().template = Some(path.clone());
+        if config.is_none() {
+            origins.flag(at.clone(), flag, &text);
+        }
+        origins.flag(at.key(key), flag, &text);
+        let config = config.get_or_insert_default();
+        let place = match key {
+            "variables" => &mut config.variables,
+            _ => &mut config.template,
+        };
+        *place = Some(path.clone());
     }
 }
 
 fn merge_smbios(args: &SpecArgs, config: &mut VmConfig, origins: &mut Origins) {
     let at = JsonPointer::root().key("smbios");
+    let mut first = true;
+    let mut note = |key: JsonPointer, flag: &str, value: &str| {
+        // That there is any of it may be wrong as well.
+        if std::mem::take(&mut first) {
+            origins.flag(at.clone(), flag, value);
+        }
+        origins.flag(key, flag, value);
+    };
     let mut smbios = config.smbios.take().unwrap_or_default();
     if let Some(serial) = &args.system_serial {
-        origins.flag(at.key("serial"), "--system-serial", serial);
+        note(at.key("serial"), "--system-serial", serial);
         smbios.serial = Some(serial.clone());
     }
     if let Some(tag) = &args.asset_tag {
-        origins.flag(at.key("asset_tag"), "--asset-tag", tag);
+        note(at.key("asset_tag"), "--asset-tag", tag);
         smbios.asset_tag = Some(tag.clone());
     }
     for text in &args.oem_string {
         let at = at.key("oem_strings").index(smbios.oem_strings.len());
-        origins.flag(at, "--oem-string", text);
+        note(at, "--oem-string", text);
         smbios.oem_strings.push(text.clone());
     }
     config.smbios = (smbios != SmbiosConfig::default()).then_some(smbios);

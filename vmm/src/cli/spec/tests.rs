@@ -297,3 +297,89 @@ fn nothing_to_boot() {
     let expected = format!("{}: boot is missing", path.display());
     assert!(text(&error).starts_with(&expected), "{error}");
 }
+
+#[test]
+fn firmware_replaces_a_kernel_and_the_other_way_round() {
+    let boot = |args: &SpecArgs| {
+        let config = assemble_for_api(args).unwrap();
+        config.boot.unwrap()
+    };
+    let (_dir, path) = file(
+        "vm.toml",
+        r#"
+        boot = { kernel = "k", initramfs = "i", command_line = "quiet" }
+        disks = [{ path = "a" }]
+        "#,
+    );
+    let with_file = |path: &Path| SpecArgs {
+        spec: Some(path.to_owned()),
+        ..SpecArgs::default()
+    };
+    let by_firmware = boot(&SpecArgs {
+        firmware: Some(String::new()),
+        variables: Some("v.fd".into()),
+        boot_order: strings(&["disk0"]),
+        ..with_file(&path)
+    });
+    let expected = BootConfig {
+        firmware: Some(FirmwareConfig {
+            variables: Some("v.fd".into()),
+            ..FirmwareConfig::default()
+        }),
+        order: strings(&["disk0"]),
+        ..BootConfig::default()
+    };
+    assert_eq!(by_firmware, expected);
+
+    let (_dir, path) = file(
+        "firmware.toml",
+        r#"
+        boot = { firmware = { path = "f", template = "t" }, order = ["disk0"] }
+        disks = [{ path = "a" }]
+        "#,
+    );
+    let by_kernel = boot(&SpecArgs {
+        kernel: Some("k".into()),
+        ..with_file(&path)
+    });
+    assert_eq!((by_kernel.firmware, by_kernel.order), (None, vec![]));
+    let named = boot(&SpecArgs {
+        firmware: Some("other".into()),
+        ..with_file(&path)
+    });
+    let firmware = named.firmware.unwrap();
+    assert_eq!(
+        (firmware.path, firmware.template),
+        (Some("other".into()), Some("t".into()))
+    );
+}
+
+#[test]
+fn firmware_flags_are_named_in_problems() {
+    let refused = |args: &SpecArgs| text(&assemble(args).unwrap_err());
+    let firmware = || SpecArgs {
+        firmware: Some("f".into()),
+        ..SpecArgs::default()
+    };
+    let order = refused(&SpecArgs {
+        boot_order: strings(&["disk0", "disk0"]),
+        ..firmware()
+    });
+    assert!(order.contains("--boot-order disk0,disk0: "), "{order}");
+    let oem = refused(&SpecArgs {
+        oem_string: strings(&["fine", "a\nb"]),
+        asset_tag: Some("t".into()),
+        ..firmware()
+    });
+    assert!(oem.contains("--oem-string \"a\\nb\": "), "{oem}");
+    let smbios = refused(&SpecArgs {
+        asset_tag: Some("t".into()),
+        ..args(Some("k"))
+    });
+    assert!(smbios.starts_with("--asset-tag t: "), "{smbios}");
+    let uuid = refused(&SpecArgs {
+        uuid: Some("1".into()),
+        ..args(Some("k"))
+    });
+    assert!(uuid.starts_with("--uuid 1: "), "{uuid}");
+}
