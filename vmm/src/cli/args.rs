@@ -44,7 +44,7 @@ As a service
   With NOTIFY_SOCKET the service manager hears READY when the guest runs, the VM's state as STATUS, STOPPING, and a sign of life for \
 WATCHDOG_USEC. Logs for the journal have priorities and no times. A socket named api in LISTEN_FDS serves the API; systemd starts a VM that \
 was stopped again when somebody connects to such a socket, so the template for a unit per VM, vmm/systemd/paddock@.service, has none.
-  In place of the path of a disk, kernel, initramfs, console file or socket, fd:N is descriptor N (3 or more) that was open when the process started, and \
+  In place of the path of a disk, kernel, initramfs, firmware image, console file or socket, fd:N is descriptor N (3 or more) that was open when the process started, and \
 fd:NAME the one of that name in LISTEN_FDNAMES; the same for --kvm, --api-socket and tap=. So nothing needs to be opened by the process, and \
 it runs as any user. Each descriptor is used once, this very one, with its locks and flags, also after a reset; what failed with it \
 has used it as well. Only a rotated log (log=) is always opened by its path. A file of such a name is ./fd:….
@@ -64,6 +64,10 @@ Examples
       --disk root.img --disk data.img,readonly
 
   paddock run --kernel vmlinuz --disk root.img --net bridge=br0,vlan=100
+
+  paddock run --firmware --variables vm-variables.fd --disk debian.raw --memory 1G
+
+  paddock run --firmware --disk root.img --disk install.iso,readonly --boot-order disk1,disk0
 
   paddock run --kernel vmlinuz --disk root.img \\
       --serial socket=/run/vm/serial.sock,log=/var/log/vm.log,log-size=8M

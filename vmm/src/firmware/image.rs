@@ -411,4 +411,4 @@ fn read_open_file(path: &Path, file: File, most: u64) -> Result<Vec<u8>, Firmwar
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

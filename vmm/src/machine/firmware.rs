@@ -324,3 +324,6 @@ impl MachineShape for Shape {
         input
     }
 }
+
+#[cfg(test)]
+mod tests;

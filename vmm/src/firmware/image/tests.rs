@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// UEFI code as edk2 builds it: a compressed volume, then one with the reset vector.
-pub(super) fn code(size: usize) -> Vec<u8> {
+pub(crate) fn code(size: usize) -> Vec<u8> {
     const LAST: usize = 0x34000;
     let mut code = volume(VolumeKind::Files, size - LAST);
     code.extend(volume(VolumeKind::Files, LAST));
