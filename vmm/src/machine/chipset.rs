@@ -128,8 +128,11 @@ impl Chipset {
             ports.insert(base, length, device)?;
         }
         let reset = Arc::new(ResetControl::new(inputs.power));
-        let (pci, host_bridge, lpc) =
-            build_pci(&ports, &mmio, reset, Arc::clone(&pm) as _, inputs.firmware)?;
+        let Pci {
+            root: pci,
+            host_bridge,
+            lpc,
+        } = build_pci(&ports, &mmio, reset, Arc::clone(&pm) as _, inputs.firmware)?;
         let hot_plug = Arc::new(HotPlug::new(&pci, Arc::clone(&pm), inputs.slots));
         ports.insert(
             layout::HOT_PLUG_PORTS.start.into(),
@@ -158,6 +161,13 @@ impl Chipset {
     }
 }
 
+/// The root bus and the two chipset functions on it.
+struct Pci {
+    root: Arc<PciRoot>,
+    host_bridge: Arc<HostBridge>,
+    lpc: Arc<LpcBridge>,
+}
+
 /// The root bus with its ways in and the two chipset functions.
 fn build_pci(
     ports: &Arc<Bus>,
@@ -165,7 +175,7 @@ fn build_pci(
     reset: Arc<dyn BusDevice>,
     pm: Arc<dyn BusDevice>,
     firmware: bool,
-) -> Result<(Arc<PciRoot>, Arc<HostBridge>, Arc<LpcBridge>), ChipsetError> {
+) -> Result<Pci, ChipsetError> {
     let root = Arc::new(PciRoot::default());
     let config = layout::PCI_CONFIG_PORTS;
     ports.insert(
@@ -179,11 +189,15 @@ fn build_pci(
     } else {
         (Some(layout::ECAM_BASE), Some(layout::PM_BASE))
     };
-    let bridge = Arc::new(HostBridge::new(Arc::clone(mmio), ecam, ecam_base));
+    let host_bridge = Arc::new(HostBridge::new(Arc::clone(mmio), ecam, ecam_base));
     let lpc = Arc::new(LpcBridge::new(Arc::clone(ports), pm, pm_base));
-    plug(&root, 0, Arc::clone(&bridge) as _)?;
+    plug(&root, 0, Arc::clone(&host_bridge) as _)?;
     plug(&root, LPC_SLOT, Arc::clone(&lpc) as _)?;
-    Ok((root, bridge, lpc))
+    Ok(Pci {
+        root,
+        host_bridge,
+        lpc,
+    })
 }
 
 fn plug(

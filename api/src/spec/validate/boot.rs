@@ -19,7 +19,7 @@ const MAX_ORDER: usize = 160;
 /// Checks it, in a VM with disks and NICs of these ids, if they are right.
 pub(super) fn boot(
     config: Option<&BootConfig>,
-    ids: Option<HashSet<&DeviceId>>,
+    ids: Option<&HashSet<&DeviceId>>,
     root: &JsonPointer,
     problems: &mut Problems,
 ) -> Option<Boot> {
@@ -37,7 +37,7 @@ pub(super) fn boot(
         }
         (None, Some(firmware)) => {
             only_with_kernel(config, &at, problems);
-            let order = order(&config.order, ids.as_ref(), &at.key("order"), problems);
+            let order = order(&config.order, ids, &at.key("order"), problems);
             let firmware = self::firmware(firmware, &at.key("firmware"), problems);
             firmware
                 .zip(order)

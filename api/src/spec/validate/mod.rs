@@ -44,7 +44,7 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
         let disks = disks.iter().map(|disk| &disk.id);
         disks.chain(nics.iter().map(|nic| &nic.id)).collect()
     });
-    let boot = boot::boot(config.boot.as_ref(), ids, &root, problems);
+    let boot = boot::boot(config.boot.as_ref(), ids.as_ref(), &root, problems);
     let smbios = smbios::smbios(config, &root.key("smbios"), problems);
     let console = console::console(config.console.as_ref(), &root.key("console"), problems);
     let balloon = config
