@@ -10,12 +10,12 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use paddock_devices::firmware::flash::{FlashMemory, FlashSlot};
 
-/// A read-only memory slot. It stays in the guest when this is dropped, and goes with the VM: who has the VM keeps this.
+/// A read-only memory slot. It stays in the guest when this is dropped, and goes with the VM.
 pub struct ReadOnlySlot {
     vm: Arc<VmFd>,
     number: u32,
     address: u64,
-    /// What is shown; kept mapped.
+    /// What is shown.
     memory: Arc<FlashMemory>,
 }
 
@@ -56,8 +56,8 @@ impl ReadOnlySlot {
             userspace_addr: self.memory.host_address() as u64,
             flags: KVM_MEM_READONLY,
         };
-        // SAFETY: `size` is zero, which takes the slot out, or that of the mapping, which `self` holds. `self` is held by the flash on
-        // the machine's bus, or by the machine itself, and both by whoever holds the VM; the guest cannot write through the slot.
+        // SAFETY: `size` is zero, which takes the slot out, or that of the mapping owned by `memory`, which `Vm` holds as long as the VM,
+        // as it does guest RAM. The guest cannot write through the slot.
         unsafe { self.vm.set_user_memory_region(region) }
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }

@@ -193,6 +193,7 @@ impl Kvm {
             fd,
             interrupts,
             memory: memory.clone(),
+            flashes: Vec::new(),
             next_slot: slots,
         })
     }
@@ -213,8 +214,9 @@ impl Kvm {
 pub struct Vm {
     fd: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
-    /// Keeps what the memory slots point to mapped.
+    /// Keeps what the memory slots point to mapped, as does the next one.
     memory: GuestRam,
+    flashes: Vec<Arc<FlashMemory>>,
     /// The number of the next memory slot.
     next_slot: u32,
 }
@@ -258,6 +260,7 @@ impl Vm {
         if !self.fd.check_extension(Cap::ReadonlyMem) {
             return Err(KvmError::Missing("KVM_CAP_READONLY_MEM"));
         }
+        self.flashes.push(Arc::clone(&memory));
         let slot = ReadOnlySlot::new(Arc::clone(&self.fd), self.next_slot, address, memory);
         self.next_slot += 1;
         slot.put_in().map_err(|source| KvmError::Call {
