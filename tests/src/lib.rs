@@ -7,6 +7,7 @@ pub mod api;
 pub mod bench;
 pub mod ctl;
 pub mod files;
+pub mod firmware;
 pub mod host;
 pub mod memory;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! Stock firmware boots what users have, keeps its variables through everything, and what it cannot be is refused.
+//! Stock firmware runs an EFI application, keeps its variables through everything, and what it cannot be is refused.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -9,69 +9,15 @@
 )]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use paddock_tests::host::run;
+use paddock_tests::firmware::{CODE, Scratch, Suite};
 use paddock_tests::vm::{refused, text};
-use paddock_tests::{Vm, VmBuilder, amount, files};
-use tempfile::TempDir;
+use paddock_tests::{Vm, amount, files};
 
 /// From power-on to the EFI application.
 const APP_DEADLINE: Duration = Duration::from_secs(120);
-/// From power-on to a distribution's login; emulated twice over, it takes its time.
-const LOGIN_DEADLINE: Duration = Duration::from_secs(400);
-const CODE: &str = "OVMF_CODE_4M.fd";
-
-/// A release of Debian whose firmware is tried.
-#[derive(Debug, Clone, Copy)]
-enum Suite {
-    Bookworm,
-    Trixie,
-}
-
-impl Suite {
-    /// A file of its packages.
-    fn file(self, name: &str) -> PathBuf {
-        let suite = match self {
-            Self::Bookworm => "bookworm",
-            Self::Trixie => "trixie",
-        };
-        files::guest(&format!("firmware/{suite}/{name}"))
-    }
-
-    /// A VM that boots by its usual image.
-    fn vm(self) -> VmBuilder {
-        Vm::builder().firmware(&self.file(CODE))
-    }
-}
-
-/// A directory for what a VM writes: copies of images, variables.
-struct Scratch(TempDir);
-
-impl Scratch {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// `--disk` with a copy of an image.
-    fn disk(&self, image: &str) -> [String; 2] {
-        let copy = self.path(image);
-        let original = files::guest(image);
-        let (original, shown) = (original.display(), copy.display());
-        run(&format!("cp --sparse=always {original} {shown}"));
-        ["--disk".to_owned(), shown.to_string()]
-    }
-
-    fn variables(&self) -> [String; 2] {
-        let file = self.path("variables.fd");
-        ["--variables".to_owned(), text(&file).to_owned()]
-    }
-}
 
 /// What the EFI application is to do.
 fn script(commands: &str) -> [String; 2] {
@@ -186,7 +132,7 @@ fn firmware_is_found_by_its_descriptor() {
     fs::write(directory.join("00-test.json"), descriptor.to_string()).unwrap();
     let mut vm = Vm::builder()
         .firmware(Path::new(""))
-        .env("XDG_CONFIG_HOME", text(scratch.0.path()))
+        .env("XDG_CONFIG_HOME", text(scratch.directory()))
         .args(scratch.disk("efi-app.raw"))
         .args(script("get Nothing"))
         .start();
@@ -227,7 +173,7 @@ fn ram_of_all_sizes() {
 fn the_boot_order_is_obeyed_and_what_cannot_boot_is_passed_over() {
     for suite in [Suite::Bookworm, Suite::Trixie] {
         let scratch = Scratch::new();
-        let empty = files::empty_disk(scratch.0.path(), "empty.img", 1 << 20);
+        let empty = files::empty_disk(scratch.directory(), "empty.img", 1 << 20);
         let disks = [scratch.disk("uki.raw"), scratch.disk("efi-app.raw")].concat();
         let vm = || {
             let vm = suite.vm().memory("512M").args(disks.clone());
@@ -279,78 +225,6 @@ fn variables_survive_kill_9_during_writes() {
 fn churning_is_gone(vm: &Vm) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", vm.pid())).unwrap_or_default();
     stat.is_empty() || stat.contains(") Z ")
-}
-
-/// Boots an image to paddock's probe, through `firmware`.
-fn probe_answers(firmware: &Path, image: &str, more: &str) {
-    let scratch = Scratch::new();
-    let [flag, disk] = scratch.disk(image);
-    let vm = Vm::builder()
-        .firmware(firmware)
-        .memory("512M")
-        .args([flag, disk + more])
-        .boot();
-    let command_line = vm.shell("cat /proc/cmdline");
-    assert!(command_line.contains("probe.image="), "{command_line}");
-    assert!(vm.shell("dmesg").contains("ACPI: MCFG"), "no MCFG");
-    vm.power_off();
-}
-
-#[test]
-fn a_unified_kernel_image_boots() {
-    for suite in [Suite::Bookworm, Suite::Trixie] {
-        probe_answers(&suite.file(CODE), "uki.raw", "");
-    }
-}
-
-#[test]
-fn isos_boot_from_virtio_blk() {
-    for suite in [Suite::Bookworm, Suite::Trixie] {
-        for image in ["iso-pure.iso", "iso-hybrid.iso"] {
-            probe_answers(&suite.file(CODE), image, ",readonly");
-        }
-    }
-}
-
-#[test]
-fn seabios_boots_an_mbr_disk() {
-    for suite in [Suite::Bookworm, Suite::Trixie] {
-        probe_answers(&suite.file("bios-256k.bin"), "bios-disk.raw", "");
-    }
-}
-
-fn debian_boots(suite: Suite, image: &str, cpus: u32) {
-    let scratch = Scratch::new();
-    let mut vm = suite
-        .vm()
-        .cpus(&cpus)
-        .memory("1G")
-        .args(scratch.disk(image))
-        .args(scratch.variables())
-        .start();
-    vm.wait_for_console("login:", 1, LOGIN_DEADLINE);
-    vm.signal("TERM");
-    vm.expect_exit(0);
-}
-
-#[test]
-fn debian_with_systemd_boot_by_bookworm_on_1_cpu() {
-    debian_boots(Suite::Bookworm, "debian.raw", 1);
-}
-
-#[test]
-fn debian_with_systemd_boot_by_trixie_on_2_cpus() {
-    debian_boots(Suite::Trixie, "debian.raw", 2);
-}
-
-#[test]
-fn debian_with_grub_by_bookworm_on_2_cpus() {
-    debian_boots(Suite::Bookworm, "grub-disk.raw", 2);
-}
-
-#[test]
-fn debian_with_grub_by_trixie_on_1_cpu() {
-    debian_boots(Suite::Trixie, "grub-disk.raw", 1);
 }
 
 /// Runs `paddock run` with what must not work; its error must hold every one of `parts`.

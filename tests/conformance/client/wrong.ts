@@ -11,8 +11,8 @@ export async function wrong(client: Client): Promise<void> {
   await client.POST("/api/v1/vm/actions/{action}", { params: { path: { action: "explode" } } });
   // @ts-expect-error  a parameter is missing
   await client.GET("/api/v1/vm/disks/{id}");
-  // @ts-expect-error  the kernel is missing
-  await client.PUT("/api/v1/vm", { body: { boot: {} } });
+  // @ts-expect-error  what to boot is missing
+  await client.PUT("/api/v1/vm", { body: {} });
   // @ts-expect-error  no such field
   const spec: Schemas["VmConfig"] = { boot: { kernel: "k" }, colour: "red" };
   // @ts-expect-error  a text and no number

@@ -1,0 +1,50 @@
+//! Stock firmware boots Debian from its disk, with either boot loader.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::time::Duration;
+
+use paddock_tests::firmware::{Scratch, Suite};
+
+/// From power-on to a distribution's login; emulated twice over, it takes its time.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(400);
+
+fn debian_boots(suite: Suite, image: &str, cpus: u32) {
+    let scratch = Scratch::new();
+    let mut vm = suite
+        .vm()
+        .cpus(&cpus)
+        .memory("1G")
+        .args(scratch.disk(image))
+        .args(scratch.variables())
+        .start();
+    vm.wait_for_console("login:", 1, LOGIN_DEADLINE);
+    vm.signal("TERM");
+    vm.expect_exit(0);
+}
+
+#[test]
+fn debian_with_systemd_boot_by_bookworm_on_1_cpu() {
+    debian_boots(Suite::Bookworm, "debian.raw", 1);
+}
+
+#[test]
+fn debian_with_systemd_boot_by_trixie_on_2_cpus() {
+    debian_boots(Suite::Trixie, "debian.raw", 2);
+}
+
+#[test]
+fn debian_with_grub_by_bookworm_on_2_cpus() {
+    debian_boots(Suite::Bookworm, "grub-disk.raw", 2);
+}
+
+#[test]
+fn debian_with_grub_by_trixie_on_1_cpu() {
+    debian_boots(Suite::Trixie, "grub-disk.raw", 1);
+}
