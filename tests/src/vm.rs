@@ -438,8 +438,8 @@ pub fn refused(arguments: &[&str]) -> (Option<i32>, String) {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => {
-                // The reader sees the end of the pipe just after the process is gone.
-                sleep(Duration::from_millis(100));
+                // The reader sees the end of the pipe after the process is gone, on a busy host a good while after.
+                let _ = within(Duration::from_secs(10), || log.is_complete());
                 return (status.code(), log.text());
             }
             Ok(None) if Instant::now() < end => sleep(Duration::from_millis(20)),
