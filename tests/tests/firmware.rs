@@ -60,7 +60,7 @@ fn variables_are_kept(suite: Suite) {
     app_is_fine(&first, 2);
     for line in [
         "EFI-APP-OK boots=1",
-        "EFI-APP smbios uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+        "EFI-APP smbios uuid=6BA7B810-9DAD-11D1-80B4-00C04FD430C8",
         "EFI-APP smbios serial=\"ds=none\"",
         "EFI-APP smbios asset=\"rack 3\"",
         "EFI-APP cpus=2 enabled=2",
