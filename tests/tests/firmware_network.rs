@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use paddock_tests::firmware::{Scratch, Suite};
 use paddock_tests::netboot::{BootNetwork, Protocol};
-use paddock_tests::within;
+use paddock_tests::{Vm, within};
 
 /// From power-on to what comes from the network: firmware collects DHCP offers for some seconds.
 const NETWORK_DEADLINE: Duration = Duration::from_secs(240);
@@ -49,33 +49,43 @@ fn pxe_before_a_disk_by_trixie() {
     the_network_comes_before_the_disk(Suite::Trixie);
 }
 
-/// A VM without a disk, whose kernel is a file on a server.
-fn a_kernel_from_the_network(suite: Suite, protocol: Protocol) {
-    let network = BootNetwork::new("pdkpxe", protocol, "uki.efi");
-    let mut vm = suite
-        .vm()
-        .memory("512M")
-        .args(["--net", &network.nic(), "--boot-order", "net0"])
-        .start();
-    if !within(NETWORK_DEADLINE, || {
+/// Waits until the unified kernel image that `network` serves has come up.
+fn a_kernel_comes(network: &BootNetwork, mut vm: Vm) {
+    let up = within(NETWORK_DEADLINE, || {
         vm.console().contains("paddock-probe: up")
-    }) {
-        vm.fail(&format!(
-            "no kernel comes from the servers:\n{}",
-            network.log()
-        ));
+    });
+    if !up {
+        let log = network.log();
+        vm.fail(&format!("no kernel comes from the servers:\n{log}"));
     }
     vm.connect();
     assert!(vm.shell("cat /proc/cmdline").contains("probe.image=uki"));
     vm.power_off();
 }
 
+/// A VM without any disk.
 #[test]
 fn a_kernel_by_pxe() {
-    a_kernel_from_the_network(Suite::Trixie, Protocol::Pxe);
+    let network = BootNetwork::new("pdkpxe", Protocol::Pxe, "uki.efi");
+    let vm = Suite::Bookworm
+        .vm()
+        .memory("512M")
+        .args(["--net", &network.nic(), "--boot-order", "net0"])
+        .start();
+    a_kernel_comes(&network, vm);
 }
 
+/// Firmware asks for it only after minutes of PXE, unless it is told to begin with it.
 #[test]
 fn a_kernel_by_http() {
-    a_kernel_from_the_network(Suite::Bookworm, Protocol::Http);
+    let network = BootNetwork::new("pdkhttp", Protocol::Http, "uki.efi");
+    let scratch = Scratch::new();
+    let vm = Suite::Trixie
+        .vm()
+        .memory("512M")
+        .args(scratch.disk("efi-app.raw"))
+        .args(["--net", &network.nic(), "--boot-order", "disk0,net0"])
+        .args(["--oem-string", "efi-app:boot-next HTTPv4; reset"])
+        .start();
+    a_kernel_comes(&network, vm);
 }
