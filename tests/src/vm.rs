@@ -319,6 +319,17 @@ impl Vm {
         self.child.id()
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// When that cannot be told.
+    pub fn has_ended(&mut self) -> bool {
+        match self.child.try_wait() {
+            Ok(status) => status.is_some(),
+            Err(error) => self.fail(&format!("waiting for paddock: {error}")),
+        }
+    }
+
     /// Sends `paddock` a signal.
     pub fn signal(&self, name: &str) {
         crate::host::run(&format!("kill -s {name} {}", self.child.id()));

@@ -17,6 +17,18 @@ use paddock_tests::{Vm, within};
 /// From power-on to what comes from the network: firmware collects DHCP offers for some seconds.
 const NETWORK_DEADLINE: Duration = Duration::from_secs(240);
 
+/// Waits until `text` is on the console, as long as `paddock` runs.
+#[track_caller]
+fn wait_for(network: &BootNetwork, vm: &mut Vm, text: &str) {
+    let said = |vm: &Vm| vm.console().contains(text);
+    let _ = within(NETWORK_DEADLINE, || said(vm) || vm.has_ended());
+    // What was said last comes a moment after the end.
+    if !within(Duration::from_secs(5), || said(vm)) {
+        let log = network.log();
+        vm.fail(&format!("{text:?} is not said; the servers:\n{log}"));
+    }
+}
+
 /// The NIC is the first choice although there is a disk that boots; what comes from the NIC gives way to the disk.
 fn the_network_comes_before_the_disk(suite: Suite) {
     let network = BootNetwork::new("pdkpxe", Protocol::Pxe, "efi-app.efi");
@@ -24,17 +36,12 @@ fn the_network_comes_before_the_disk(suite: Suite) {
     let mut vm = suite
         .vm()
         .args(scratch.disk("efi-app.raw"))
-        .args(["--net", &network.nic(), "--boot-order", "net0,disk0"])
+        .args(["--net", &network.nic(), "--boot-order", "nic0,disk0"])
         .args(["--oem-string", "efi-app:boots=1 return; info"])
         .start();
-    let done = within(NETWORK_DEADLINE, || {
-        vm.console().contains("EFI-APP-OK boots=2")
-    });
-    if !done || !network.log().contains("efi-app.efi to 10.97.0.20") {
-        let log = network.log();
-        vm.fail(&format!(
-            "not from the network, then the disk; the servers:\n{log}"
-        ));
+    wait_for(&network, &mut vm, "EFI-APP-OK boots=2");
+    if !network.log().contains("efi-app.efi to 10.97.0.20") {
+        vm.fail(&format!("not from the network:\n{}", network.log()));
     }
     vm.expect_exit(0);
 }
@@ -51,13 +58,7 @@ fn pxe_before_a_disk_by_trixie() {
 
 /// Waits until the unified kernel image that `network` serves has come up.
 fn a_kernel_comes(network: &BootNetwork, mut vm: Vm) {
-    let up = within(NETWORK_DEADLINE, || {
-        vm.console().contains("paddock-probe: up")
-    });
-    if !up {
-        let log = network.log();
-        vm.fail(&format!("no kernel comes from the servers:\n{log}"));
-    }
+    wait_for(network, &mut vm, "paddock-probe: up");
     vm.connect();
     assert!(vm.shell("cat /proc/cmdline").contains("probe.image=uki"));
     vm.power_off();
@@ -70,7 +71,7 @@ fn a_kernel_by_pxe() {
     let vm = Suite::Bookworm
         .vm()
         .memory("512M")
-        .args(["--net", &network.nic(), "--boot-order", "net0"])
+        .args(["--net", &network.nic(), "--boot-order", "nic0"])
         .start();
     a_kernel_comes(&network, vm);
 }
@@ -84,7 +85,7 @@ fn a_kernel_by_http() {
         .vm()
         .memory("512M")
         .args(scratch.disk("efi-app.raw"))
-        .args(["--net", &network.nic(), "--boot-order", "disk0,net0"])
+        .args(["--net", &network.nic(), "--boot-order", "disk0,nic0"])
         .args(["--oem-string", "efi-app:boot-next HTTPv4; reset"])
         .start();
     a_kernel_comes(&network, vm);
