@@ -1,6 +1,5 @@
-//! A network to boot from: a bridge, and on its host's side a DHCP, TFTP and HTTP server, as an operator would set them up.
+//! A network to boot from: a bridge, and on its host's side a DHCP and TFTP server, as an operator would set it up.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -14,22 +13,12 @@ use crate::vm::text;
 const VLAN: u16 = 42;
 const HOST: &str = "10.97.0.1";
 const GUEST: &str = "10.97.0.20";
-const PORT: u16 = 8080;
 
-/// How a NIC's firmware asks for what it boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// PXE: the file by TFTP.
-    Pxe,
-    /// UEFI's HTTP Boot.
-    Http,
-}
-
-/// The bridge and its servers. All of it ends on drop.
+/// The bridge and its server. Both end on drop.
 #[derive(Debug)]
 pub struct BootNetwork {
-    // The servers first: they are on the bridge's address.
-    servers: Vec<Server>,
+    // The server first: it is at the bridge's address.
+    server: Server,
     bridge: Bridge,
     _directory: TempDir,
 }
@@ -61,12 +50,12 @@ impl Drop for Server {
 }
 
 impl BootNetwork {
-    /// A bridge of this name with servers that offer one of the files that guests/build made.
+    /// A bridge of this name with a server that offers one of the files that guests/build made.
     ///
     /// # Panics
-    /// When the bridge or the servers cannot be had.
+    /// When the bridge or the server cannot be had.
     #[must_use]
-    pub fn new(name: &str, protocol: Protocol, file: &str) -> Self {
+    pub fn new(name: &str, file: &str) -> Self {
         let bridge = Bridge::new(name, VLAN, &format!("{HOST}/24"));
         let directory = tempfile::tempdir();
         let directory = directory.unwrap_or_else(|error| panic!("temporary directory: {error}"));
@@ -76,17 +65,9 @@ impl BootNetwork {
             original.display(),
             directory.path().display()
         ));
-        let mut servers = vec![Server::start(&mut dnsmasq(
-            name,
-            protocol,
-            directory.path(),
-            file,
-        ))];
-        if protocol == Protocol::Http {
-            servers.push(Server::start(&mut http_server(directory.path())));
-        }
+        let server = Server::start(&mut dnsmasq(name, directory.path(), file));
         Self {
-            servers,
+            server,
             bridge,
             _directory: directory,
         }
@@ -98,20 +79,15 @@ impl BootNetwork {
         format!("bridge={},vlan={VLAN}", self.bridge.name())
     }
 
-    /// What the servers have logged so far.
+    /// What the server has logged so far.
     #[must_use]
     pub fn log(&self) -> String {
-        let mut all = String::new();
-        for server in &self.servers {
-            let _ = writeln!(all, "{}", server.log.text());
-        }
-        all
+        self.server.log.text()
     }
 }
 
-/// The DHCP server, which is the TFTP server as well. It offers the file to those who ask by `protocol`, and all others an address only: who
-/// gets no answer at all asks for a minute.
-fn dnsmasq(name: &str, protocol: Protocol, directory: &Path, file: &str) -> Command {
+/// The DHCP server, which is the TFTP server as well. It offers the file to PXE, and to all others an address only.
+fn dnsmasq(name: &str, directory: &Path, file: &str) -> Command {
     let mut command = Command::new("dnsmasq");
     command
         .args(["--keep-in-foreground", "--log-facility=-", "--log-dhcp"])
@@ -120,27 +96,9 @@ fn dnsmasq(name: &str, protocol: Protocol, directory: &Path, file: &str) -> Comm
         .args(["--port=0", "--user=root", "--bind-interfaces"])
         .arg(format!("--interface={name}.{VLAN}"))
         .arg(format!("--dhcp-range={GUEST},{GUEST},255.255.255.0,1h"))
-        .arg("--dhcp-authoritative");
-    match protocol {
-        Protocol::Pxe => command
-            .arg("--enable-tftp")
-            .arg(format!("--tftp-root={}", text(directory)))
-            .arg("--dhcp-vendorclass=set:asks,PXEClient")
-            .arg(format!("--dhcp-boot=tag:asks,{file}")),
-        Protocol::Http => command
-            .arg("--dhcp-vendorclass=set:asks,HTTPClient")
-            // The answer has to say what it is an answer to.
-            .arg("--dhcp-option-force=tag:asks,60,HTTPClient")
-            .arg(format!("--dhcp-boot=tag:asks,http://{HOST}:{PORT}/{file}")),
-    };
-    command
-}
-
-fn http_server(directory: &Path) -> Command {
-    let mut command = Command::new("/usr/bin/python3");
-    command
-        .args(["-m", "http.server", "--protocol", "HTTP/1.1"])
-        .args(["--bind", HOST, "--directory", text(directory)])
-        .arg(PORT.to_string());
+        .args(["--dhcp-authoritative", "--enable-tftp"])
+        .arg(format!("--tftp-root={}", text(directory)))
+        .arg("--dhcp-vendorclass=set:asks,PXEClient")
+        .arg(format!("--dhcp-boot=tag:asks,{file}"));
     command
 }

@@ -1,4 +1,4 @@
-//! Stock firmware boots from the network: an EFI application and a unified kernel image, by PXE and by HTTP.
+//! Stock firmware boots from the network, by PXE: an EFI application, and a unified kernel image.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use paddock_tests::firmware::{Scratch, Suite};
-use paddock_tests::netboot::{BootNetwork, Protocol};
+use paddock_tests::netboot::BootNetwork;
 use paddock_tests::{Vm, within};
 
 /// From power-on to what comes from the network: firmware collects DHCP offers for some seconds.
@@ -31,7 +31,7 @@ fn wait_for(network: &BootNetwork, vm: &mut Vm, text: &str) {
 
 /// The NIC is the first choice although there is a disk that boots; what comes from the NIC gives way to the disk.
 fn the_network_comes_before_the_disk(suite: Suite) {
-    let network = BootNetwork::new("pdkpxe", Protocol::Pxe, "efi-app.efi");
+    let network = BootNetwork::new("pdkpxe", "efi-app.efi");
     let scratch = Scratch::new();
     let mut vm = suite
         .vm()
@@ -67,26 +67,11 @@ fn a_kernel_comes(network: &BootNetwork, mut vm: Vm) {
 /// A VM without any disk.
 #[test]
 fn a_kernel_by_pxe() {
-    let network = BootNetwork::new("pdkpxe", Protocol::Pxe, "uki.efi");
+    let network = BootNetwork::new("pdkpxe", "uki.efi");
     let vm = Suite::Bookworm
         .vm()
         .memory("512M")
         .args(["--net", &network.nic(), "--boot-order", "nic0"])
-        .start();
-    a_kernel_comes(&network, vm);
-}
-
-/// Firmware asks for it only after minutes of PXE, unless it is told to begin with it.
-#[test]
-fn a_kernel_by_http() {
-    let network = BootNetwork::new("pdkhttp", Protocol::Http, "uki.efi");
-    let scratch = Scratch::new();
-    let vm = Suite::Trixie
-        .vm()
-        .memory("512M")
-        .args(scratch.disk("efi-app.raw"))
-        .args(["--net", &network.nic(), "--boot-order", "disk0,nic0"])
-        .args(["--oem-string", "efi-app:boot-next HTTPv4; reset"])
         .start();
     a_kernel_comes(&network, vm);
 }
