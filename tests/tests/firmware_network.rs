@@ -1,4 +1,4 @@
-//! Stock firmware boots from the network, by PXE: an EFI application, and a unified kernel image.
+//! Stock firmware boots from the network: an EFI application, by PXE. (A kernel takes its minutes: firmware polls its NIC, and the lab is slow.)
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -54,24 +54,4 @@ fn pxe_before_a_disk_by_bookworm() {
 #[test]
 fn pxe_before_a_disk_by_trixie() {
     the_network_comes_before_the_disk(Suite::Trixie);
-}
-
-/// Waits until the unified kernel image that `network` serves has come up.
-fn a_kernel_comes(network: &BootNetwork, mut vm: Vm) {
-    wait_for(network, &mut vm, "paddock-probe: up");
-    vm.connect();
-    assert!(vm.shell("cat /proc/cmdline").contains("probe.image=uki"));
-    vm.power_off();
-}
-
-/// A VM without any disk.
-#[test]
-fn a_kernel_by_pxe() {
-    let network = BootNetwork::new("pdkpxe", "uki.efi");
-    let vm = Suite::Bookworm
-        .vm()
-        .memory("512M")
-        .args(["--net", &network.nic(), "--boot-order", "nic0"])
-        .start();
-    a_kernel_comes(&network, vm);
 }
