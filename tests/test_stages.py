@@ -141,6 +141,8 @@ class AtOnce(unittest.TestCase):
         self.assertIn("FAILED: one ended by OSError: no such thing", self.lines)
 
     def test_an_interruption_ends_all_jobs(self) -> None:
+        # A shell starts what it does not wait for with SIGINT ignored, and Python leaves it so.
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
         with tempfile.TemporaryDirectory() as directory:
             started = [Path(directory) / name for name in "ab"]
 

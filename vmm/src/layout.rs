@@ -84,6 +84,9 @@ pub const MMIO32: Range<u64> = 0xC000_0000..0xE000_0000;
 pub const ECAM_BASE: u64 = 0xE000_0000;
 /// ECAM size: 256 buses of 1 MiB.
 pub const ECAM_SIZE: u64 = 0x1000_0000;
+/// The last bus that there is: all functions are on the root's. The guest is told, for Linux looks at each slot of each bus that there may
+/// be, by two port accesses: 16,320 exits of a boot's 28,000.
+pub const PCI_LAST_BUS: u8 = 0;
 /// The I/O APIC that KVM emulates.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
 /// Local APICs.

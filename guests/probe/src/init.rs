@@ -52,7 +52,7 @@ pub fn run() -> ExitCode {
     let _ = fs::write("/proc/sys/kernel/hostname", "probe");
     for word in command_line.split_whitespace() {
         if let Some(what) = word.strip_prefix(MEASURE) {
-            console(&measured(what));
+            measure(what);
         }
     }
     loop {
@@ -62,15 +62,14 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// What a measurement came to, in words.
-fn measured(what: &str) -> String {
+/// Measures as long as that works.
+fn measure(what: &str) {
+    let tell = |value| console(&format!("measured {value:.1}"));
     let result = what
         .parse::<Measure>()
-        .and_then(|measure| measure.run().map_err(|error| error.to_string()));
-    match result {
-        Ok(value) => format!("measured {value:.1}"),
-        Err(error) => format!("not measured: {error}"),
-    }
+        .and_then(|measure| measure.run(tell).map_err(|error| error.to_string()));
+    let Err(error) = result;
+    console(&format!("not measured: {error}"));
 }
 
 fn mount(source: &str, target: &str, flags: MountFlags) {

@@ -1,5 +1,5 @@
-//! Measures a disk when the kernel's command line asks for it (`probe.measure=read:32:5:/dev/vda`), and says on the console what came out:
-//! for benchmarks, also of VMMs without a port for the agent.
+//! Measures a disk when the kernel's command line asks for it (`probe.measure=read:32:1:/dev/vda`), for ever, and says on the console what
+//! each second or so came to: for benchmarks, also of VMMs without a port for the agent.
 //!
 //! Random blocks of 4 KiB through io_uring with O_DIRECT, so that neither the guest's page cache nor its threads are what is measured.
 //! One thread. Whoever writes the command line may have the disk's content overwritten.
@@ -8,6 +8,7 @@
     reason = "submission entries point to memory that must outlive the operation"
 )]
 
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -34,7 +35,8 @@ pub struct Measure {
     write: bool,
     /// Requests at once.
     depth: u32,
-    duration: Duration,
+    /// How long requests are counted before it is said how many they were.
+    slice: Duration,
     device: String,
 }
 
@@ -59,7 +61,7 @@ impl FromStr for Measure {
         Ok(Self {
             write,
             depth,
-            duration: Duration::from_secs(seconds),
+            slice: Duration::from_secs(seconds),
             device,
         })
     }
@@ -70,24 +72,31 @@ impl FromStr for Measure {
 struct Block([u8; BLOCK]);
 
 impl Measure {
-    /// Requests a second.
-    pub fn run(&self) -> io::Result<f64> {
+    /// Measures until that fails; `tell` is given the requests a second of each slice.
+    pub fn run(&self, mut tell: impl FnMut(f64)) -> io::Result<Infallible> {
         let mut run = Run::new(self)?;
-        let begin = Instant::now() + WARM_UP;
-        let end = begin + self.duration;
-        let mut done = 0_u32;
+        let start = Instant::now() + WARM_UP;
         for index in 0..self.depth {
             run.push(index)?;
         }
+        let mut counted: Option<(Instant, u32)> = None;
         loop {
             let completed = run.wait()?;
             let now = Instant::now();
-            if now >= begin {
-                done += u32::try_from(completed.len()).unwrap_or(u32::MAX);
-            }
-            if now >= end {
-                return Ok(f64::from(done) / (now - begin).as_secs_f64());
-            }
+            counted = match counted {
+                // What was done while nobody looked is not counted, only what follows it.
+                None => (now >= start).then_some((now, 0)),
+                Some((begin, done)) => {
+                    let done = done + u32::try_from(completed.len()).unwrap_or(u32::MAX);
+                    let took = now - begin;
+                    if took >= self.slice {
+                        tell(f64::from(done) / took.as_secs_f64());
+                        None
+                    } else {
+                        Some((begin, done))
+                    }
+                }
+            };
             for index in completed {
                 run.push(index)?;
             }
@@ -195,7 +204,7 @@ mod tests {
         let expected = Measure {
             write: true,
             depth: 32,
-            duration: Duration::from_secs(5),
+            slice: Duration::from_secs(5),
             device: "/dev/disk/by-id/a:b".to_owned(),
         };
         assert_eq!(measure, expected);

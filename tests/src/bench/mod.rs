@@ -1,6 +1,7 @@
 //! Benchmarks: figures of Paddock beside those of its peers, taken in one run, in turns. Only ratios mean anything in the lab.
 //!
-//! To add a figure: write a module with a function that measures one VMM once, and name it in [`FIGURES`].
+//! To add a figure: write a module with a function that measures one VMM once, or that starts one to be measured again and again, and name
+//! it in [`FIGURES`].
 
 mod block;
 mod boot;
@@ -50,6 +51,9 @@ pub enum Place {
     Kvm,
 }
 
+/// Takes a value of one VMM each time that it is called.
+pub type Meter = Box<dyn FnMut() -> Result<f64, BenchError>>;
+
 /// Something to be measured.
 #[derive(Debug)]
 pub struct Figure {
@@ -63,8 +67,19 @@ pub struct Figure {
     pub goal: Goal,
     /// Where.
     pub place: Place,
-    /// Measures one of them once.
-    pub measure: fn(&Vmm) -> Result<f64, BenchError>,
+    /// How often each VMM has its turn in a round, whose value is the mean of them.
+    pub turns: u32,
+    /// Prepares to measure one of them.
+    pub meter: fn(&Vmm) -> Result<Meter, BenchError>,
+}
+
+/// Turns of what is measured by the second.
+const TURNS: u32 = 4;
+
+/// A meter that starts the VMM anew for each value.
+fn anew(vmm: &Vmm, measure: fn(&Vmm) -> Result<f64, BenchError>) -> Result<Meter, BenchError> {
+    let vmm = vmm.clone();
+    Ok(Box::new(move || measure(&vmm)))
 }
 
 /// All figures.
@@ -75,7 +90,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "s",
         goal: Goal::Times(0.5),
         place: Place::Kvm,
-        measure: boot::measure,
+        turns: 1,
+        meter: |vmm| anew(vmm, boot::measure),
     },
     Figure {
         name: "overhead",
@@ -83,7 +99,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(6.0),
         place: Place::Kvm,
-        measure: |vmm| overhead::measure(vmm, overhead::Kind::All),
+        turns: 1,
+        meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::All)),
     },
     Figure {
         name: "overhead-anonymous",
@@ -91,7 +108,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(1.0),
         place: Place::Kvm,
-        measure: |vmm| overhead::measure(vmm, overhead::Kind::Anonymous),
+        turns: 1,
+        meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::Anonymous)),
     },
     Figure {
         name: "block-read-1",
@@ -99,7 +117,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.4),
         place: Place::Kvm,
-        measure: |vmm| block::measure(vmm, block::Kind::Read, 1),
+        turns: TURNS,
+        meter: |vmm| block::meter(vmm, block::Kind::Read, 1),
     },
     Figure {
         name: "block-read-32",
@@ -107,7 +126,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.6),
         place: Place::Kvm,
-        measure: |vmm| block::measure(vmm, block::Kind::Read, 32),
+        turns: TURNS,
+        meter: |vmm| block::meter(vmm, block::Kind::Read, 32),
     },
     Figure {
         name: "block-write-1",
@@ -115,7 +135,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.3),
         place: Place::Kvm,
-        measure: |vmm| block::measure(vmm, block::Kind::Write, 1),
+        turns: TURNS,
+        meter: |vmm| block::meter(vmm, block::Kind::Write, 1),
     },
     Figure {
         name: "api",
@@ -123,7 +144,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "ms",
         goal: Goal::AtMost(10.0),
         place: Place::Here,
-        measure: control::measure,
+        turns: 1,
+        meter: |vmm| anew(vmm, control::measure),
     },
     Figure {
         name: "size",
@@ -131,7 +153,8 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(8.0),
         place: Place::Here,
-        measure: size::measure,
+        turns: 1,
+        meter: |vmm| anew(vmm, size::measure),
     },
 ];
 
@@ -146,15 +169,27 @@ pub fn run(
     mut progress: impl FnMut(&str),
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(figure);
+    let mut meters = Vec::new();
+    for vmm in vmms {
+        meters.push((vmm.name(), (figure.meter)(vmm)?, 0.0));
+    }
     for round in 1..=rounds {
+        for _ in 0..figure.turns {
+            for (_, meter, sum) in &mut meters {
+                *sum += meter()?;
+            }
+            // There and back: what grows or shrinks meanwhile meets the first and the last alike.
+            meters.reverse();
+        }
+        // Measured in any order, shown in one.
         for vmm in vmms {
-            let value = (figure.measure)(vmm)?;
-            let (name, unit) = (figure.name, figure.unit);
-            progress(&format!(
-                "{name} {round}/{rounds}: {} {value:.3} {unit}",
-                vmm.name()
-            ));
-            report.add(vmm.name(), value);
+            let found = meters.iter_mut().find(|(name, ..)| *name == vmm.name());
+            if let Some((name, _, sum)) = found {
+                let value = std::mem::take(sum) / f64::from(figure.turns);
+                let (of, unit) = (figure.name, figure.unit);
+                progress(&format!("{of} {round}/{rounds}: {name} {value:.3} {unit}"));
+                report.add(name, value);
+            }
         }
     }
     Ok(report)

@@ -87,7 +87,7 @@ fn root_resources(input: &TablesInput) -> Name {
         .map(|(first, last)| AddressSpace::new_memory(UNCACHED, true, first, last, None));
     let mmio64 = ends(&input.mmio64)
         .map(|(first, last)| AddressSpace::new_memory(UNCACHED, true, first, last, None));
-    let buses = AddressSpace::new_bus_number(0u16, 255);
+    let buses = AddressSpace::new_bus_number(0, u16::from(layout::PCI_LAST_BUS));
     let config_ports = IO::new(config.start, config.start, 1, 8);
     let (below, above) = (
         AddressSpace::new_io(0u16, config.start - 1, None),

@@ -148,14 +148,11 @@ pub(super) fn madt(apic_ids: &[u32], present: Option<usize>) -> Vec<u8> {
     table(*b"APIC", 5, &body)
 }
 
-/// The ECAM window (PCI Firmware 3.3 §4.1.2).
+/// The buses that there are of the ECAM window (PCI Firmware 3.3 §4.1.2).
 pub(super) fn mcfg(ecam: &Range<u64>) -> Vec<u8> {
-    const BUS_SIZE: u64 = 1 << 20;
-    let buses = ecam.end.saturating_sub(ecam.start) / BUS_SIZE;
-    let last_bus = u8::try_from(buses.saturating_sub(1)).unwrap_or(u8::MAX);
     let mut body = vec![0; 8];
     body.extend(ecam.start.to_le_bytes());
-    body.extend([0, 0, 0, last_bus, 0, 0, 0, 0]);
+    body.extend([0, 0, 0, layout::PCI_LAST_BUS, 0, 0, 0, 0]);
     table(*b"MCFG", 1, &body)
 }
 

@@ -254,7 +254,7 @@ fn mcfg_and_dsdt_follow_ecam_and_windows_without_changing_size() {
     let mcfg = &tables["MCFG"];
     assert_eq!(
         (mcfg.len(), u64_at(mcfg, 44), &mcfg[52..56]),
-        (60, 0xB000_0000, &[0, 0, 0, 255][..])
+        (60, 0xB000_0000, &[0, 0, 0, layout::PCI_LAST_BUS][..])
     );
     let dsdt = &tables["DSDT"];
     let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);

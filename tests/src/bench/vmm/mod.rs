@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, kill_process};
 use tempfile::NamedTempFile;
 
 use super::BenchError;
@@ -22,6 +23,8 @@ const UP: &str = "paddock-probe: up";
 const MEASURED: &str = "paddock-probe: measured";
 /// How long a guest may take to get there.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// How long one that measures may be silent.
+const MEASURED_DEADLINE: Duration = Duration::from_secs(60);
 /// Lines of output shown when something goes wrong.
 const SHOWN: usize = 30;
 
@@ -166,33 +169,30 @@ impl Vmm {
 
     /// Starts a guest and waits for its init; says how long that took.
     pub(super) fn boot(&self, guest: &Guest) -> Result<(Running, Duration), BenchError> {
-        let (running, took, _) = self.boot_to(guest, UP)?;
-        Ok((running, took))
+        let began = Instant::now();
+        let (running, lines) = self.start(guest)?;
+        self.wait_for(UP, &lines, began + BOOT_DEADLINE)?;
+        Ok((running, began.elapsed()))
     }
 
-    /// Starts a guest and waits for the number that it measured.
-    pub(super) fn measured(&self, guest: &Guest) -> Result<f64, BenchError> {
-        let (_running, _, line) = self.boot_to(guest, MEASURED)?;
-        let number = line.rsplit(' ').next().map(str::trim);
-        let number = number.and_then(|number| number.parse().ok());
-        number.ok_or_else(|| BenchError::Vmm {
-            vmm: self.name(),
-            what: "the guest measured no number".to_owned(),
-            output: line,
+    /// Starts a guest that measures, and stops it once it does.
+    pub(super) fn measuring(&self, guest: &Guest) -> Result<Measuring, BenchError> {
+        let (running, lines) = self.start(guest)?;
+        self.wait_for(MEASURED, &lines, Instant::now() + BOOT_DEADLINE)?;
+        running.signal(Signal::STOP)?;
+        Ok(Measuring {
+            vmm: self.clone(),
+            running,
+            lines,
         })
     }
 
-    /// Starts a guest and waits for a line with `text`; says how long that took, and gives the line.
-    fn boot_to(
-        &self,
-        guest: &Guest,
-        text: &str,
-    ) -> Result<(Running, Duration, String), BenchError> {
+    /// Starts a guest; gives what it and its VMM say, line by line.
+    fn start(&self, guest: &Guest) -> Result<(Running, Receiver<String>), BenchError> {
         let made = self.command(guest);
         let (mut command, kept) = made.map_err(|source| self.not_started(source))?;
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let began = Instant::now();
         let child = command.spawn();
         let mut child = child.map_err(|source| self.not_started(source))?;
         let (sender, lines) = channel();
@@ -211,10 +211,7 @@ impl Vmm {
                 }
             });
         }
-        drop(sender);
-        let running = Running { child, _kept: kept };
-        let line = self.wait_for(text, &lines, began + BOOT_DEADLINE)?;
-        Ok((running, began.elapsed(), line))
+        Ok((Running { child, _kept: kept }, lines))
     }
 
     fn wait_for(
@@ -233,9 +230,9 @@ impl Vmm {
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    format!("no {text:?} after {BOOT_DEADLINE:?}")
+                    format!("no {text:?} in time")
                 }
-                Err(RecvTimeoutError::Disconnected) => "it ended while booting".to_owned(),
+                Err(RecvTimeoutError::Disconnected) => format!("it ended before {text:?}"),
             };
             let output = seen.split_off(seen.len().saturating_sub(SHOWN)).join("\n");
             return Err(BenchError::Vmm {
@@ -261,9 +258,50 @@ impl Running {
     }
 }
 
+impl Running {
+    fn signal(&self, signal: Signal) -> Result<(), BenchError> {
+        let process = rustix::process::Pid::from_child(&self.child);
+        kill_process(process, signal).map_err(|error| BenchError::Host {
+            what: format!("sending {signal:?} to a VMM"),
+            source: error.into(),
+        })
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A VMM whose guest measures all the time. Its process is stopped except while it is asked.
+#[derive(Debug)]
+pub(super) struct Measuring {
+    vmm: Vmm,
+    running: Running,
+    lines: Receiver<String>,
+}
+
+impl Measuring {
+    /// What the guest measures now.
+    pub(super) fn value(&self) -> Result<f64, BenchError> {
+        // Said after the last value was taken.
+        self.lines.try_iter().for_each(drop);
+        self.running.signal(Signal::CONT)?;
+        // The first one has the time in it for which the process was stopped.
+        let mut line = String::new();
+        for _ in 0..2 {
+            let end = Instant::now() + MEASURED_DEADLINE;
+            line = self.vmm.wait_for(MEASURED, &self.lines, end)?;
+        }
+        self.running.signal(Signal::STOP)?;
+        let number = line.rsplit(' ').next().map(str::trim);
+        let number = number.and_then(|number| number.parse().ok());
+        number.ok_or_else(|| BenchError::Vmm {
+            vmm: self.vmm.name(),
+            what: "the guest measured no number".to_owned(),
+            output: line,
+        })
     }
 }
