@@ -27,6 +27,7 @@ pub mod memory;
 pub mod metrics;
 pub mod processors;
 pub mod slot;
+pub mod smbios;
 pub mod systemd;
 pub mod terminal;
 pub mod vcpu;
