@@ -486,8 +486,8 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
 fn a_hostile_driver_leaves_firmware_what_it_needs() {
     let scratch = Scratch::new();
     let vm = || {
-        let vm = Suite::Trixie.vm().args(scratch.variables());
-        vm.args(scratch.disk("uki.raw"))
+        let vm = Suite::Trixie.vm().memory("512M");
+        vm.args(scratch.variables()).args(scratch.disk("uki.raw"))
     };
     let mut trial = Trial::new(vm());
     let chosen = |group: &&Group| group.firmware || group.name == "chipset";
