@@ -40,9 +40,9 @@ VM_HOSTS = 2
 
 VM_BINARY_DEADLINE = 15 * MINUTE
 CONFORMANCE_DEADLINE = 12 * MINUTE
-FUZZ_SECONDS = 90
-FUZZ_SECONDS_SOAK = 300
-"""For all fuzz targets at once; on two cores, 90 s are a minute of computing for each of three."""
+FUZZ_SECONDS = 120
+FUZZ_SECONDS_SOAK = 400
+"""For all fuzz targets at once; on two cores, 120 s are a minute of computing for each of four."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-//! A stock Debian kernel boots, with the CPUs and the memory it was given, and ends as it was asked to.
+//! A stock Debian kernel boots, with the CPUs, the memory and the names it was given, and ends as it was asked to.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -16,13 +16,39 @@ use paddock_tests::{Kernel, Vm, amount, files};
 
 const MIB: u64 = 1 << 20;
 
-/// Boots, checks CPUs and memory from inside, and powers off.
+/// What the machine calls itself, and the files in which the guest's kernel shows it.
+const NAMES: [(&str, &str, &str); 3] = [
+    (
+        "--uuid",
+        "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+        "product_uuid",
+    ),
+    (
+        "--system-serial",
+        "ds=nocloud;s=http://10.0.0.1/",
+        "product_serial",
+    ),
+    ("--asset-tag", "rack 3", "chassis_asset_tag"),
+];
+/// For software in the guest.
+const OEM_STRING: &str = "io.systemd.credential:probe.test=1";
+
+/// Boots, checks CPUs, memory and names from inside, and powers off.
 fn boots(kernel: Kernel, cpus: u32, mib: u64) {
     let vm = Vm::builder()
         .kernel(kernel)
         .cpus(&cpus)
         .memory(&format!("{mib}M"))
+        .args(NAMES.iter().flat_map(|(flag, text, _)| [flag, text]))
+        .args(["--oem-string", OEM_STRING])
         .boot();
+    for (_, text, file) in NAMES {
+        let told = vm.shell(&format!("cat /sys/class/dmi/id/{file}"));
+        assert_eq!(told.trim_end(), text, "{file}");
+    }
+    let strings = "/sys/firmware/dmi/tables/DMI";
+    let found = vm.shell(&format!("grep -c '{OEM_STRING}' {strings}"));
+    assert_eq!(found.trim(), "1", "{OEM_STRING} in {strings}");
     let info = vm.info();
     assert_eq!(info.cpus, (0..cpus).collect::<Vec<_>>(), "CPUs online");
     let ran = vm.call(Cpus {});

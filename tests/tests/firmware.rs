@@ -337,9 +337,4 @@ fn command_lines_that_contradict_themselves_are_refused() {
         2,
         &["--variables fd:3", "descriptor"],
     );
-    fails(
-        &["--kernel", "k", "--system-serial", "s"],
-        2,
-        &["--system-serial s"],
-    );
 }

@@ -1,4 +1,5 @@
-//! A guest driver that attacks (`paddock_probe::hostile`): more than 200 cases on each of the devices they are for, from inside a VM.
+//! A guest driver that attacks (`paddock_probe::hostile`): more than 200 cases on each of the devices they are for, from inside a VM; and
+//! on the machine around them, also on what only firmware's has.
 //!
 //! Each case says in the guest what its device did and whether a reset recovered it. From outside, after each group: the process lives, its
 //! memory is bounded, its log has grown by no more than its throttles let through, the guest's agent answers, and the
@@ -20,10 +21,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use paddock_probe::hostile::{GROUPS, Kind, MEM_BLOCKS, Outcome, Record};
+use paddock_probe::hostile::{GROUPS, Group, Kind, MEM_BLOCKS, Outcome, Record};
 use paddock_probe::protocol::{BlocksRead, Exec, ExecReply, Hello, Random, Range};
 use paddock_tests::Vm;
 use paddock_tests::api::Api;
+use paddock_tests::firmware::{Scratch, Suite};
 use paddock_tests::host::Link;
 use paddock_tests::memory::besides_ram;
 use paddock_tests::metrics::Metrics;
@@ -176,6 +178,11 @@ impl Watch {
     }
 }
 
+/// The groups for a machine that boots a kernel by itself.
+fn groups() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().filter(|group| !group.firmware)
+}
+
 /// The cases there are for a device, in one group or in all.
 fn cases(kind: Kind, name: Option<&str>) -> usize {
     GROUPS
@@ -273,7 +280,7 @@ fn attack_memory(vm: &Vm, watch: &mut Watch) {
         get(vm, "/vm/memory")["driver"] == false
     });
     put(vm, "/vm/memory", &json!({ "requested": REQUESTED }));
-    for group in GROUPS {
+    for group in groups() {
         attack(vm, watch, Kind::Mem, group.name);
         vm.call(Hello {});
     }
@@ -385,7 +392,7 @@ impl Trial {
 
     /// All groups, on one device after another.
     fn attack(&mut self, kinds: &[Kind]) {
-        for group in GROUPS {
+        for group in groups() {
             for kind in kinds {
                 attack(&self.vm, &mut self.watch, *kind, group.name);
                 works_again(&self.vm, *kind);
@@ -393,8 +400,8 @@ impl Trial {
         }
     }
 
-    /// The end: each of these devices was broken over and over, and these counters have risen.
-    fn judge(mut self, devices: &[&str], risen: &[&str]) {
+    /// The end: each of these devices was broken over and over, and these counters have risen. The VM goes on.
+    fn judge(mut self, devices: &[&str], risen: &[&str]) -> Vm {
         for wrong in self.watcher.stop() {
             self.watch.fail(wrong);
         }
@@ -402,10 +409,10 @@ impl Trial {
         judge_metrics(&mut self.watch, &self.before, &after, devices, risen);
         let log = self.vm.log();
         assert!(!log.contains("panicked"), "{log}");
-        self.vm.power_off();
         let failures = self.watch.failures;
         let count = failures.len();
         assert!(count == 0, "{count} failures:\n{}", failures.join("\n"));
+        self.vm
     }
 }
 
@@ -418,7 +425,7 @@ fn a_hostile_driver_gives_and_takes_no_memory_but_its_own() {
     let mut trial = Trial::new(builder);
     trial.attack(&[Kind::Balloon]);
     attack_memory(&trial.vm, &mut trial.watch);
-    trial.judge(
+    let vm = trial.judge(
         &["balloon", "memory"],
         &[
             "paddock_balloon_inflated_bytes_total",
@@ -427,6 +434,7 @@ fn a_hostile_driver_gives_and_takes_no_memory_but_its_own() {
             "paddock_vm_memory_refused_requests_total",
         ],
     );
+    vm.power_off();
 }
 
 #[test]
@@ -460,7 +468,7 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
     trial.attack(&[Kind::Blk, Kind::Net, Kind::Rng]);
     attack_console(&mut trial.vm, &mut trial.watch);
     drop(client);
-    trial.judge(
+    let vm = trial.judge(
         &["disk", "nic", "rng", "console"],
         &[
             "paddock_disk_errors_total",
@@ -469,4 +477,26 @@ fn a_hostile_driver_hurts_nobody_but_its_guest() {
             "paddock_rng_requests_total",
         ],
     );
+    vm.power_off();
+}
+
+/// What only firmware's machine has, and the chipset as firmware left it. Firmware then finds all of it again: it boots the same VM after a
+/// reset, and another one with the same variables.
+#[test]
+fn a_hostile_driver_leaves_firmware_what_it_needs() {
+    let scratch = Scratch::new();
+    let vm = || {
+        let vm = Suite::Trixie.vm().memory("512M");
+        vm.args(scratch.variables()).args(scratch.disk("uki.raw"))
+    };
+    let mut trial = Trial::new(vm());
+    let chosen = |group: &&Group| group.firmware || group.name == "chipset";
+    for group in GROUPS.iter().filter(chosen) {
+        attack(&trial.vm, &mut trial.watch, Kind::Rng, group.name);
+        works_again(&trial.vm, Kind::Rng);
+    }
+    let mut first = trial.judge(&[], &["paddock_rng_requests_total"]);
+    first.reboot(2);
+    first.power_off();
+    vm().boot().power_off();
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  cli ──▶ slot ──▶ driver ──▶ machine ──▶ vcpu, kvm, memory, paddock_devices
-//!         (place    (owns      (one life   boot, acpi, cpu, layout: what its guest finds
+//!         (place    (owns      (one life   boot, acpi, smbios, cpu, layout: what its guest finds
 //!         of a VM)  the VM)    of it)
 //! ```
 //!
@@ -27,6 +27,7 @@ pub mod memory;
 pub mod metrics;
 pub mod processors;
 pub mod slot;
+pub mod smbios;
 pub mod systemd;
 pub mod terminal;
 pub mod vcpu;

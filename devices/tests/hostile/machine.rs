@@ -1,4 +1,4 @@
-//! A PC without CPUs: buses, chipset, one device under attack and one beside it, RAM, and a log that is counted.
+//! A PC without CPUs: buses, chipset, flash and fw_cfg, one device under attack and one beside it, RAM, and a log that is counted.
 
 use std::io;
 use std::ops::Range;
@@ -10,6 +10,10 @@ use std::time::Duration;
 
 use paddock_devices::bus::{Bus, BusDevice};
 use paddock_devices::console::ConsoleSink;
+use paddock_devices::firmware::flash::{
+    CodeFlash, FlashChanged, FlashMemory, FlashSlot, VarsFlash,
+};
+use paddock_devices::firmware::fw_cfg::{FW_CFG_PORT, FW_CFG_PORTS, FwCfg, FwCfgItems, LateItem};
 use paddock_devices::interrupt::{IrqLine, MsiAllocator, MsiLine, MsiMessage};
 use paddock_devices::legacy::PowerEvents;
 use paddock_devices::legacy::acpi_pm::AcpiPm;
@@ -40,15 +44,21 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-const RAM: usize = 64 << 20;
-/// The driver's part of it.
-const ARENA: u64 = 4 << 20;
+const RAM: usize = 128 << 20;
+/// The driver's part of it: where ECAM can be, too.
+const ARENA: u64 = 68 << 20;
 const ARENA_LENGTH: u64 = 2 << 20;
 /// Bytes of a block of the memory device, and where its region is.
 const BLOCK: u64 = 64 << 10;
 const REGION: Range<u64> = 1 << 30..(1 << 30) + 4 * MEM_BLOCKS * BLOCK;
 const ECAM: u64 = 0xe000_0000;
 const PM_BASE: u16 = 0x600;
+/// The flash with the variables; up to 4 GiB, the one with the code.
+const FLASH: u64 = 0xffc0_0000;
+const VARIABLES: usize = 0x8_4000;
+const CODE: usize = (1 << 22) - VARIABLES;
+/// Bytes of the tables.
+const TABLES: usize = 9000;
 /// Where the BARs are.
 const TARGET: u64 = 0x70_0000_0000;
 const NEIGHBOUR: u64 = TARGET + BAR_LENGTH;
@@ -123,6 +133,28 @@ impl Doorbells for Host {
 
 impl ConsoleSink for Host {
     fn write(&self, _: &[u8]) {}
+}
+
+impl FlashChanged for Host {
+    fn flash_changed(&self) {}
+}
+
+impl LateItem for Host {
+    fn make(&self) -> Vec<u8> {
+        vec![0x7a; TABLES]
+    }
+}
+
+/// The slot of a flash, of which it must be told only what is new.
+#[derive(Debug, Default)]
+struct Slot(AtomicBool);
+
+impl FlashSlot for Slot {
+    fn set_present(&self, present: bool) -> io::Result<()> {
+        let was_absent = self.0.swap(!present, Ordering::Relaxed);
+        assert_eq!(was_absent, present);
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -307,6 +339,8 @@ impl Pc {
         let (io_ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let power = Arc::<Power>::default();
         let root = chipset(&io_ports, &mmio, &power);
+        flash(&mmio);
+        fw_cfg(&io_ports, &memory);
         let sockets = tempfile::tempdir().unwrap();
         let trespasses = Arc::<AtomicUsize>::default();
         let owner = |part, granule| Owner {
@@ -441,6 +475,36 @@ fn chipset(ports: &Arc<Bus>, mmio: &Arc<Bus>, power: &Arc<Power>) -> Arc<PciRoot
     let lpc = LpcBridge::new(Arc::clone(ports), pm, Some(PM_BASE));
     plug(&root, 31, Arc::new(lpc));
     root
+}
+
+/// Variables that are erased but for the header's length and signature, and code of bytes that tell of a change.
+fn flash(mmio: &Bus) {
+    let memory = |image: &[u8]| Arc::new(FlashMemory::new(image).unwrap());
+    let mut variables = vec![0xff; VARIABLES];
+    variables[0x20..0x28].copy_from_slice(&VARIABLES.to_le_bytes());
+    variables[0x28..0x2c].copy_from_slice(b"_FVH");
+    let variables = VarsFlash::new(memory(&variables), Arc::<Slot>::default(), Arc::new(Host));
+    let code: Vec<u8> = (0..=0xff).cycle().take(CODE).collect();
+    let code = CodeFlash::new(memory(&code));
+    let end = FLASH + VARIABLES as u64;
+    mmio.insert(FLASH, VARIABLES as u64, Arc::new(variables))
+        .unwrap();
+    mmio.insert(end, CODE as u64, Arc::new(code)).unwrap();
+}
+
+fn fw_cfg(ports: &Bus, memory: &GuestRam) {
+    let mut items = FwCfgItems::new();
+    items.add_item(5, &[1, 0]).unwrap();
+    let ram = [0, RAM as u64].map(u64::to_le_bytes).concat();
+    let map = [&ram[..], &1u32.to_le_bytes()].concat();
+    items.add_file("etc/e820", map).unwrap();
+    items
+        .add_late_file("etc/acpi/tables", TABLES, Arc::new(Host))
+        .unwrap();
+    let device = FwCfg::new(items, memory.clone());
+    ports
+        .insert(FW_CFG_PORT, FW_CFG_PORTS, Arc::new(device))
+        .unwrap();
 }
 
 impl Machine for Pc {

@@ -371,11 +371,11 @@ pub struct SpecArgs {
     #[arg(long, value_name = "UUID", help_heading = "Machine")]
     pub uuid: Option<String>,
 
-    /// The system's serial number that firmware tells the guest (SMBIOS); cloud-init reads it too
+    /// The system's serial number (SMBIOS), which cloud-init reads too
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     pub system_serial: Option<String>,
 
-    /// The asset tag that firmware tells the guest (SMBIOS)
+    /// The asset tag (SMBIOS)
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     pub asset_tag: Option<String>,
 

@@ -58,7 +58,7 @@ impl Capabilities {
         Self(answers.to_vec())
     }
 
-    /// The answer about one of [`OPTIONAL`].
+    /// The answer about one that was asked about.
     #[must_use]
     pub fn get(&self, number: u32) -> u32 {
         self.0
@@ -95,7 +95,11 @@ impl Facts {
 impl Offer {
     fn of(kvm: Kvm) -> Self {
         let missing: Vec<_> = kvm.missing().collect();
-        let numbers = OPTIONAL.into_iter().chain(super::migration::CAPABILITIES);
+        let others = [
+            &super::firmware::CAPABILITIES[..],
+            &super::migration::CAPABILITIES,
+        ];
+        let numbers = OPTIONAL.into_iter().chain(others.concat());
         Self {
             max_vcpus: kvm.max_vcpus(),
             capabilities: Capabilities(numbers.map(|n| (n, kvm.capability(n))).collect()),

@@ -12,6 +12,7 @@ mod access;
 mod bridge;
 mod calls;
 mod cgroup;
+mod firmware;
 mod host;
 mod hypervisor;
 mod kvm;
@@ -44,6 +45,7 @@ use crate::error::chain;
 struct Facts {
     signatures: Signatures,
     kvm: kvm::Facts,
+    firmware: firmware::Facts,
     userfaultfd: io::Result<()>,
     network: network::Facts,
     storage: storage::Facts,
@@ -55,6 +57,7 @@ impl Facts {
         Self {
             signatures: Signatures::read(),
             kvm: kvm::Facts::gather(),
+            firmware: firmware::Facts::gather(),
             userfaultfd: calls::userfaultfd(),
             network: network::Facts::gather(),
             storage: storage::Facts::gather(directories),
@@ -77,6 +80,7 @@ fn judge(host: &Host, facts: &Facts) -> Report {
     let groups = vec![
         processor::examine(host, &platform),
         kvm::examine(host, &platform, who, &facts.kvm),
+        firmware::examine(&facts.kvm, &facts.firmware),
         memory::examine(host),
         storage::examine(host, &facts.storage),
         network::examine(host, &platform, who, &facts.network),

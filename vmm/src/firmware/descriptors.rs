@@ -178,6 +178,12 @@ impl Descriptors {
         &self.offers
     }
 
+    /// The descriptors of what will not do, and why not.
+    #[must_use]
+    pub fn passed_over(&self) -> &[(PathBuf, String)] {
+        &self.passed_over
+    }
+
     /// The UEFI firmware to take where none is named.
     ///
     /// # Errors

@@ -26,8 +26,6 @@ pub enum FirmwareErrorKind {
     WrongVariables,
     /// This host has no firmware that would do.
     NoneFound,
-    /// A text for the guest that its tables cannot hold.
-    Text,
 }
 
 impl FirmwareErrorKind {
@@ -44,7 +42,6 @@ impl FirmwareErrorKind {
             Self::NeedsSmm => "firmware_needs_smm",
             Self::WrongVariables => "firmware_wrong_variables",
             Self::NoneFound => "firmware_none_found",
-            Self::Text => "firmware_text",
         }
     }
 }

@@ -17,13 +17,13 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::chipset::{Chipset, ChipsetError};
 use super::devices::{DeviceKey, OpenDevice, take_passed};
+use super::smbios::smbios;
 use crate::Error;
 use crate::acpi::TablesInput;
 use crate::cpu::cpuid::ProcessorName;
 use crate::firmware::descriptors::{self, Descriptors};
 use crate::firmware::files::boot_order::BootPlace;
 use crate::firmware::files::loader::MachineShape;
-use crate::firmware::files::smbios::{Processors, Smbios, SmbiosInput};
 use crate::firmware::files::{self, FilesInput};
 use crate::firmware::image::{FirmwareImage, FirmwareKind};
 use crate::firmware::windows;
@@ -184,7 +184,8 @@ impl OpenFirmware {
     ) -> Result<paddock_devices::firmware::fw_cfg::FwCfgItems, Error> {
         let spec = inputs.spec;
         let ram_size = spec.memory.size.bytes();
-        let smbios = smbios(spec, self.image.kind(), inputs.processor)?;
+        let uefi = self.image.kind() == FirmwareKind::Uefi;
+        let smbios = smbios(spec, uefi, inputs.processor)?;
         let shape = Shape {
             bridge: Arc::clone(&chipset.host_bridge),
             lpc: Arc::clone(&chipset.lpc),
@@ -276,29 +277,6 @@ pub fn boot_places(order: &[DeviceId], devices: &[OpenDevice]) -> Vec<BootPlace>
         })
     };
     order.iter().filter_map(place).collect()
-}
-
-/// What the machine calls itself. Without a UUID of its own it says that it has none.
-fn smbios(spec: &VmSpec, kind: FirmwareKind, processor: &ProcessorName) -> Result<Smbios, Error> {
-    let topology = spec.cpus.topology;
-    let input = SmbiosInput {
-        uefi: kind == FirmwareKind::Uefi,
-        uuid: spec.uuid.map_or([0; 16], |uuid| uuid.into_bytes()),
-        serial: spec.smbios.serial.as_deref().unwrap_or_default(),
-        asset_tag: spec.smbios.asset_tag.as_deref().unwrap_or_default(),
-        oem_strings: &spec.smbios.oem_strings,
-        version: env!("CARGO_PKG_VERSION"),
-        processors: Processors {
-            sockets: topology.sockets.into(),
-            cores: topology.cores.into(),
-            threads: topology.threads.into(),
-            vendor: &processor.vendor,
-            brand: &processor.brand,
-            signature: processor.signature,
-        },
-        ram_size: spec.memory.size.bytes(),
-    };
-    Smbios::new(&input).map_err(|error| Error::part("/smbios", error))
 }
 
 /// Where the guest has put what the ACPI tables tell of.

@@ -9,6 +9,7 @@ pub mod devices;
 mod firmware;
 pub mod resources;
 mod slots;
+mod smbios;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ use crate::cpu::{cpuid, topology::Topology};
 use crate::kvm::{Kvm, Vm};
 use crate::layout;
 use crate::memory::e820;
+use crate::smbios::Smbios;
 use crate::vcpu::Vcpus;
 use crate::vcpu::report::CrashReport;
 
@@ -418,8 +420,10 @@ fn prepare_boot(
 ) -> Result<Option<BootEntry>, Error> {
     match (&spec.boot, &mut resources.boot) {
         (Boot::Kernel(kernel), OpenBoot::Kernel(files)) => {
+            let processor = cpuid::ProcessorName::of(&cpus.supported);
+            let smbios = smbios::smbios(spec, false, &processor)?;
             let ram_size = spec.memory.size.bytes();
-            load(kernel, ram_size, files, vm, &tables).map(Some)
+            load(kernel, ram_size, files, vm, &tables, &smbios).map(Some)
         }
         (Boot::Firmware(boot), OpenBoot::Firmware(open)) => {
             let inputs = FirmwareInputs {
@@ -436,16 +440,20 @@ fn prepare_boot(
     }
 }
 
-/// Puts the kernel and the ACPI tables into guest RAM.
+/// Puts the kernel, the ACPI tables and SMBIOS into guest RAM.
 fn load(
     kernel: &KernelBoot,
     ram_size: u64,
     files: &mut BootFiles,
     vm: &Vm,
     tables: &acpi::TablesInput,
+    smbios: &Smbios,
 ) -> Result<BootEntry, Error> {
     let memory = vm.memory().memory();
     let rsdp = acpi::write(&memory, tables).map_err(|error| Error::part("/cpus", error))?;
+    smbios
+        .write(&memory)
+        .map_err(|error| Error::part("/smbios", error))?;
     let entry = boot::load(
         files,
         &BootRequest {

@@ -23,14 +23,6 @@ pub(super) fn smbios(
     let Some(given) = &config.smbios else {
         return Some(Smbios::default());
     };
-    if config
-        .boot
-        .as_ref()
-        .is_some_and(|boot| boot.firmware.is_none() && boot.kernel.is_some())
-    {
-        let detail = "the guest learns this from firmware, and boots a kernel without; boot by firmware, or leave it out";
-        problems.add(at.clone(), ProblemCode::Conflict, detail);
-    }
     let short = |text: &str| check(text, MAX_TEXT);
     let serial = optional(problems, &at.key("serial"), given.serial.as_deref(), short);
     let asset_tag = optional(

@@ -1,13 +1,14 @@
-//! A hostile guest driver: a table of attacks on virtio devices and what each must leave behind.
+//! A hostile guest driver: a table of attacks on virtio devices and the machine around them, and what each must leave behind.
 //!
-//! A case does one wrong thing, through the raw driver of [`driver`]. What the device must do about it is declared in the table: ask
+//! A case does one wrong thing, through the raw driver of [`driver`] or past it: to the chipset, and to what firmware talks to. What the device must do about it is declared in the table: ask
 //! for a reset, go on serving, or at least keep quiet. Whatever it was, a reset must then recover the device: the driver sets it up
 //! anew, and an ordinary request works. What the host must show meanwhile (the process lives, memory and log stay bounded) is
 //! looked at from outside, by `tests/tests/hostile.rs`.
 //!
 //! Single-threaded; what a device does meanwhile it does on the host. Each wait has a deadline, and a storm lasts as long as the machine
 //! says ([`Machine::storm`]). The cases take care of the guest they run in: no device is given an address that the guest's kernel uses, no
-//! port that resets or powers off is written, no page or block goes but the attacker's own, and no interrupt reaches a CPU.
+//! port that resets or powers off is written, no page or block goes but the attacker's own, and no interrupt reaches a CPU. What was
+//! moved or erased that the guest or its firmware needs again is put back.
 
 mod cases;
 pub mod driver;
@@ -176,6 +177,8 @@ impl Case {
 pub struct Group {
     /// Its name.
     pub name: &'static str,
+    /// Whether it attacks what only a machine has that boots by UEFI firmware: its flash, and fw_cfg.
+    pub firmware: bool,
     /// Its cases.
     pub cases: &'static [Case],
 }

@@ -373,10 +373,10 @@ fn firmware_flags_are_named_in_problems() {
     });
     assert!(oem.contains("--oem-string \"a\\nb\": "), "{oem}");
     let smbios = refused(&SpecArgs {
-        asset_tag: Some("t".into()),
+        asset_tag: Some("a\nb".into()),
         ..args(Some("k"))
     });
-    assert!(smbios.starts_with("--asset-tag t: "), "{smbios}");
+    assert!(smbios.starts_with("--asset-tag \"a\\nb\": "), "{smbios}");
     let uuid = refused(&SpecArgs {
         uuid: Some("1".into()),
         ..args(Some("k"))

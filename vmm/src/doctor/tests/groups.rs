@@ -79,6 +79,24 @@ fn a_user_without_rights() {
 }
 
 #[test]
+fn no_firmware() {
+    let mut facts = good();
+    facts.firmware.uefi = Err(firmware::NoUefi::PassedOver(Vec::new()));
+    let report = judge(&server().host(), &facts);
+    check_invariants(&report);
+    assert!(report.can_run, "kernels boot without");
+    let check = row(&report, "firmware", "uefi", Verdict::Missing);
+    assert_eq!(commands(check), ["apt-get install ovmf"]);
+
+    facts.firmware.uefi = Err(firmware::NoUefi::NoAnswer("no answer within 5 s".into()));
+    facts.kvm.offer = Err(KvmError::Open(errno(libc::EACCES)));
+    let report = judge(&server().host(), &facts);
+    check_invariants(&report);
+    row(&report, "firmware", "flash", Verdict::Unknown);
+    row(&report, "firmware", "uefi", Verdict::Unknown);
+}
+
+#[test]
 fn kvm_that_cannot() {
     let with = |change: &dyn Fn(&mut Offer)| {
         let mut facts = good();
@@ -141,6 +159,8 @@ fn kvm_that_cannot() {
     let report = with(&|offer| offer.capabilities = Capabilities::default());
     assert!(report.can_run);
     row(&report, "kvm", "extras", Verdict::Missing);
+    let flash = row(&report, "firmware", "flash", Verdict::Missing);
+    assert!(flash.found.contains("KVM_CAP_READONLY_MEM") && !flash.blocks);
     row(&report, "migration", "dirty-pages", Verdict::Degraded);
     row(&report, "migration", "tsc", Verdict::Missing);
     row(&report, "migration", "clock", Verdict::Degraded);

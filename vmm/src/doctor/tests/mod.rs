@@ -12,7 +12,7 @@ use crate::kvm::KvmError;
 use kvm_bindings::{
     KVM_CAP_ADJUST_CLOCK, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_HYPERV_CPUID,
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_NESTED_STATE, KVM_CAP_PMU_CAPABILITY,
-    KVM_CAP_TSC_CONTROL, KVM_CAP_X86_SMM, KVM_CLOCK_REALTIME,
+    KVM_CAP_READONLY_MEM, KVM_CAP_TSC_CONTROL, KVM_CAP_X86_SMM, KVM_CLOCK_REALTIME,
 };
 use paddock_network::NetworkErrorKind;
 use paddock_network::probe::{TunFeatures, VlanRange};
@@ -108,6 +108,7 @@ fn good() -> Facts {
         (KVM_CAP_X86_SMM, 1),
         (KVM_CAP_HYPERV_CPUID, 1),
         (KVM_CAP_PMU_CAPABILITY, 1),
+        (KVM_CAP_READONLY_MEM, 1),
         (KVM_CAP_DIRTY_LOG_RING, 1 << 20),
         (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 3),
         (KVM_CAP_ADJUST_CLOCK, KVM_CLOCK_REALTIME | 2),
@@ -131,6 +132,14 @@ fn good() -> Facts {
                 max_vcpus: 1024,
                 capabilities: Capabilities::made_up(&capabilities),
                 trial: Some(Ok(outcome)),
+            }),
+        },
+        firmware: firmware::Facts {
+            uefi: Ok(firmware::Uefi {
+                descriptor: "/usr/share/qemu/firmware/60-edk2-x86_64.json".into(),
+                image: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+                secure_boot: false,
+                broken: None,
             }),
         },
         userfaultfd: Ok(()),
@@ -279,6 +288,7 @@ fn the_rows_keep_their_names() {
         "processor.hypervisor processor.virtualization processor.nested-paging processor.real-mode processor.acceleration \
          processor.nesting \
          kvm.device kvm.capabilities kvm.guest kvm.vcpus kvm.extras \
+         firmware.flash firmware.uefi \
          memory.available memory.transparent-huge-pages memory.huge-pages-2m memory.huge-pages-1g memory.overcommit \
          storage.io-uring storage.direct storage.locks storage.discard \
          network.tun network.net-admin network.vhost-net network.bridge network.vlan-filtering network.bridge-netfilter \

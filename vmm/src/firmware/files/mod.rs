@@ -14,7 +14,6 @@
 
 pub mod boot_order;
 pub mod loader;
-pub mod smbios;
 
 use std::sync::Arc;
 
@@ -22,10 +21,10 @@ use paddock_devices::firmware::fw_cfg::{FwCfgError, FwCfgItems};
 
 use self::boot_order::BootPlace;
 use self::loader::{LateTables, MachineShape};
-use self::smbios::Smbios;
 use super::image::FirmwareKind;
 use crate::layout;
 use crate::memory::E820Kind;
+use crate::smbios::Smbios;
 
 /// Numbers of items without names.
 const CPUS: u16 = 0x05;

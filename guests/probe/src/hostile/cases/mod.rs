@@ -3,8 +3,11 @@
 mod balloon;
 mod bars;
 mod blk;
+mod chipset;
 mod console;
+mod flash;
 mod floods;
+mod fw_cfg;
 mod mem;
 mod msix;
 mod net;
@@ -17,12 +20,14 @@ mod storms;
 mod sweeps;
 
 use super::driver::{Descriptor, Piece, Ring};
-use super::machine::Machine;
+use super::machine::{Machine, Physical, Ports};
 use super::{Attack, Group, Kind, Rig, Stop};
 use std::time::Instant;
 
 /// On every device.
 const ALL: &[Kind] = &Kind::ALL;
+/// The machine's, not a device's: once is enough.
+const ONCE: &[Kind] = &[Kind::Rng];
 
 pub(super) const GROUPS: &[Group] = &[
     group("rings", rings::CASES),
@@ -40,10 +45,35 @@ pub(super) const GROUPS: &[Group] = &[
     group("rng", rng::CASES),
     group("balloon", balloon::CASES),
     group("mem", mem::CASES),
+    group("chipset", chipset::CASES),
+    of_firmware("flash", flash::CASES),
+    of_firmware("fw_cfg", fw_cfg::CASES),
 ];
 
 const fn group(name: &'static str, cases: &'static [super::Case]) -> Group {
-    Group { name, cases }
+    Group {
+        name,
+        firmware: false,
+        cases,
+    }
+}
+
+const fn of_firmware(name: &'static str, cases: &'static [super::Case]) -> Group {
+    Group {
+        name,
+        firmware: true,
+        cases,
+    }
+}
+
+fn ports<'a>(rig: &Rig<'a>) -> Result<&'a dyn Ports, Stop> {
+    rig.machine.ports().ok_or(Stop::Lacking("I/O ports"))
+}
+
+fn physical<'a>(rig: &Rig<'a>) -> Result<&'a dyn Physical, Stop> {
+    rig.machine
+        .physical()
+        .ok_or(Stop::Lacking("physical addresses"))
 }
 
 /// Fails the case unless `right`.

@@ -357,10 +357,7 @@ const CONFIG_DATA: u16 = 0xcfc;
 
 /// Only a whole address counts; data may be read with any width. 0xCF9 is left alone: it resets.
 fn config_ports(rig: &mut Rig<'_>) -> Attack {
-    let ports = rig
-        .machine
-        .ports()
-        .ok_or(super::Stop::Lacking("I/O ports"))?;
+    let ports = super::ports(rig)?;
     ports.write(CONFIG_ADDRESS, 4, 0x8000_0000);
     let identity = ports.read(CONFIG_DATA, 4);
     for (port, width) in [
@@ -384,10 +381,7 @@ fn config_ports(rig: &mut Rig<'_>) -> Attack {
 
 /// Buses and functions that are not there, and addresses without the enable bit.
 fn config_addresses(rig: &mut Rig<'_>) -> Attack {
-    let ports = rig
-        .machine
-        .ports()
-        .ok_or(super::Stop::Lacking("I/O ports"))?;
+    let ports = super::ports(rig)?;
     let mut noise = Noise(2);
     for _ in 0..500 {
         // Bus 1 and above: nothing is there that a write could hurt.
@@ -407,10 +401,7 @@ fn config_addresses(rig: &mut Rig<'_>) -> Attack {
 const ECAM: u64 = 0xe000_0000;
 
 fn ecam(rig: &mut Rig<'_>) -> Attack {
-    let physical = rig
-        .machine
-        .physical()
-        .ok_or(super::Stop::Lacking("physical addresses"))?;
+    let physical = super::physical(rig)?;
     for offset in 0..0x80 {
         for width in WIDTHS {
             let read = physical.read(ECAM + offset, width);

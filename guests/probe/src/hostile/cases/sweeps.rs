@@ -1,18 +1,14 @@
 //! Every port and every address where devices could be, read and, where that does nothing by design, written.
 //!
-//! Not written: what resets or powers off (0xCF9, 0x92, 0x64, the ACPI power-management block), and what the guest's own kernel lives
-//! by (interrupt controllers, timers, the clock's time of day, its serial port). A sweep ends with its time even where
+//! Not written: what resets or powers off (0xCF9, 0x92, 0x64, the ACPI power-management block), what the guest's own kernel lives
+//! by (interrupt controllers, timers, the clock's time of day, its serial port), and fw_cfg's ports, which write to RAM. A sweep ends with its time even where
 //! not every place was visited: the order is a walk that spreads over all of them.
 
-use super::super::machine::{Physical, Ports};
-use super::super::{Attack, Case, Expect, Kind, Rig, Stop};
-use super::{ALL, Noise, WIDTHS, check, storm};
+use super::super::{Attack, Case, Expect, Rig};
+use super::{ALL, Noise, ONCE, WIDTHS, check, physical, ports, storm};
 use std::ops::RangeInclusive;
 
 use Expect::Serves;
-
-/// The machine's, not a device's: once is enough.
-const ONCE: &[Kind] = &[Kind::Rng];
 
 pub(super) const CASES: &[Case] = &[
     Case::new("ports-read", ONCE, Serves, ports_read),
@@ -59,6 +55,7 @@ const NEVER_WRITTEN: &[RangeInclusive<u16>] = &[
     0xa0..=0xa1,
     0x3f8..=0x3ff,
     0x4d0..=0x4d1,
+    0x510..=0x51b,
     0x600..=0x67f,
     0xb000..=0xb07f,
     0xcf8..=0xcff,
@@ -71,16 +68,6 @@ fn may_be_written(port: u16, width: usize) -> bool {
         && NEVER_WRITTEN
             .iter()
             .all(|range| last < u32::from(*range.start()) || *range.end() < port)
-}
-
-fn ports<'a>(rig: &Rig<'a>) -> Result<&'a dyn Ports, Stop> {
-    rig.machine.ports().ok_or(Stop::Lacking("I/O ports"))
-}
-
-fn physical<'a>(rig: &Rig<'a>) -> Result<&'a dyn Physical, Stop> {
-    rig.machine
-        .physical()
-        .ok_or(Stop::Lacking("physical addresses"))
 }
 
 /// The `step`th place of a walk that visits each of 65536 places once.
@@ -258,8 +245,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn nothing_that_resets_or_powers_off_is_written() {
-        for port in [0x64, 0x92, 0xcf9, 0x604, 0x600, 0x67f] {
+    fn nothing_that_resets_or_powers_off_or_writes_to_ram_is_written() {
+        for port in [0x64, 0x92, 0xcf9, 0x604, 0x600, 0x67f, 0x510, 0x518] {
             for width in [1, 2, 4] {
                 assert!(!may_be_written(port, width), "{port:#x}");
             }

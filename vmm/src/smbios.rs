@@ -1,10 +1,12 @@
-//! SMBIOS: what the machine calls itself to its guest, in the structures that DMTF's DSP0134 3.0 asks for.
+//! SMBIOS: what the machine calls itself to its guest, in the structures that DMTF's DSP0134 3.0 asks for. Firmware is handed them through
+//! fw_cfg; under direct boot they are in RAM, where a kernel looks for them.
 //!
 //! A pure function of [`SmbiosInput`]. The texts are the user's; what the structures cannot hold is refused.
 
 use std::ops::Range;
 
-use super::super::{FirmwareError, FirmwareErrorKind};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
 use crate::layout;
 
 /// The most that all structures may take, in bytes: what there is room for below 1 MiB, where a kernel looks for them under direct boot.
@@ -76,7 +78,7 @@ impl Smbios {
     ///
     /// # Errors
     /// When a text cannot be in them, or all together are too long.
-    pub fn new(input: &SmbiosInput<'_>) -> Result<Self, FirmwareError> {
+    pub fn new(input: &SmbiosInput<'_>) -> Result<Self, SmbiosError> {
         let mut this = Self { tables: Vec::new() };
         this.add_firmware(input)?;
         this.add_system(input)?;
@@ -90,10 +92,7 @@ impl Smbios {
         this.add(127, 0x7f00, &[], &Texts::default());
         let size = this.tables.len() as u64;
         if size > SIZE_MAX {
-            let message = format!(
-                "SMBIOS takes {size} bytes, there is room for {SIZE_MAX}: shorten the OEM strings"
-            );
-            return Err(FirmwareError::new(FirmwareErrorKind::Text, message));
+            return Err(SmbiosError::TooLarge { size });
         }
         Ok(this)
     }
@@ -132,6 +131,15 @@ impl Smbios {
         all
     }
 
+    /// Writes all of it where direct boot has it.
+    ///
+    /// # Errors
+    /// When guest RAM does not reach there.
+    pub fn write(&self, memory: &GuestMemoryMmap) -> Result<(), SmbiosError> {
+        let base = layout::SMBIOS_TABLES;
+        Ok(memory.write_slice(&self.at(base), GuestAddress(base))?)
+    }
+
     /// A structure: type, length, handle and fields, then its strings.
     fn add(&mut self, kind: u8, handle: u16, fields: &[u8], texts: &Texts) {
         let length = u8::try_from(4 + fields.len()).unwrap_or(u8::MAX);
@@ -149,7 +157,7 @@ impl Smbios {
     }
 
     /// Firmware: type 0.
-    fn add_firmware(&mut self, input: &SmbiosInput<'_>) -> Result<(), FirmwareError> {
+    fn add_firmware(&mut self, input: &SmbiosInput<'_>) -> Result<(), SmbiosError> {
         const NOT_TOLD: u64 = 1 << 3;
         const UEFI: u8 = 1 << 3;
         const VIRTUAL_MACHINE: u8 = 1 << 4;
@@ -167,7 +175,7 @@ impl Smbios {
     }
 
     /// System (type 1) and chassis (3).
-    fn add_system(&mut self, input: &SmbiosInput<'_>) -> Result<(), FirmwareError> {
+    fn add_system(&mut self, input: &SmbiosInput<'_>) -> Result<(), SmbiosError> {
         const POWER_SWITCH: u8 = 6;
         const UNKNOWN: u8 = 2;
         const SAFE: u8 = 3;
@@ -198,7 +206,7 @@ impl Smbios {
     }
 
     /// A socket: type 4.
-    fn add_processor(&mut self, socket: u16, all: &Processors<'_>) -> Result<(), FirmwareError> {
+    fn add_processor(&mut self, socket: u16, all: &Processors<'_>) -> Result<(), SmbiosError> {
         const CENTRAL: u8 = 3;
         const POPULATED_AND_ENABLED: u8 = 0x41;
         const CAN_64_BIT: u16 = 1 << 2;
@@ -234,7 +242,7 @@ impl Smbios {
     }
 
     /// Type 11.
-    fn add_oem_strings(&mut self, strings: &[String]) -> Result<(), FirmwareError> {
+    fn add_oem_strings(&mut self, strings: &[String]) -> Result<(), SmbiosError> {
         if strings.is_empty() {
             return Ok(());
         }
@@ -251,7 +259,7 @@ impl Smbios {
     }
 
     /// One array (type 16) of one module (17), mapped below and above the hole (19).
-    fn add_memory(&mut self, ram_size: u64) -> Result<(), FirmwareError> {
+    fn add_memory(&mut self, ram_size: u64) -> Result<(), SmbiosError> {
         const SYSTEM_MEMORY: u8 = 3;
         const MULTI_BIT_ECC: u8 = 6;
         const DIMM: u8 = 9;
@@ -331,7 +339,7 @@ struct Texts(Vec<String>);
 
 impl Texts {
     /// The number by which fields refer to it; 0 for none.
-    fn add(&mut self, what: &str, text: &str) -> Result<u8, FirmwareError> {
+    fn add(&mut self, what: &str, text: &str) -> Result<u8, SmbiosError> {
         if text.is_empty() {
             return Ok(0);
         }
@@ -346,6 +354,61 @@ impl Texts {
     }
 }
 
-fn refused(what: &str, why: &str) -> FirmwareError {
-    FirmwareError::new(FirmwareErrorKind::Text, format!("SMBIOS {what} {why}"))
+/// Why there are no structures in the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum SmbiosError {
+    /// A text that they cannot hold.
+    #[error("the {what} {why}")]
+    Text {
+        /// Which.
+        what: String,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// They outgrew their place.
+    #[error("SMBIOS takes {size} bytes, there is room for {SIZE_MAX}: shorten the OEM strings")]
+    TooLarge {
+        /// Bytes they take.
+        size: u64,
+    },
+    /// Guest RAM ends before.
+    #[error("SMBIOS cannot be written to guest RAM")]
+    Memory(#[from] GuestMemoryError),
 }
+
+fn refused(what: &str, why: &'static str) -> SmbiosError {
+    SmbiosError::Text {
+        what: what.to_owned(),
+        why,
+    }
+}
+
+/// What the structures are made of, for tests here and of those that hand them on.
+#[cfg(test)]
+pub mod double {
+    use super::{Processors, SmbiosInput};
+
+    /// A machine of two sockets and 3 GiB.
+    pub fn input<'a>(oem_strings: &'a [String]) -> SmbiosInput<'a> {
+        SmbiosInput {
+            uefi: true,
+            uuid: *b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff",
+            serial: "ds=nocloud;s=/x",
+            asset_tag: "rack 7",
+            oem_strings,
+            version: "0.1.0",
+            processors: Processors {
+                sockets: 2,
+                cores: 4,
+                threads: 2,
+                vendor: "AuthenticAMD",
+                brand: "  AMD EPYC 7763 64-Core Processor ",
+                signature: (0x00a0_0f11, 0x178b_fbff),
+            },
+            ram_size: 3 << 30,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
