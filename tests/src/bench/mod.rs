@@ -5,6 +5,7 @@
 mod block;
 mod boot;
 mod control;
+mod firmware;
 mod overhead;
 mod report;
 mod size;
@@ -50,6 +51,16 @@ pub enum Place {
     Kvm,
 }
 
+/// The figures that a name on the command line stands for: that one, or else all whose names begin with it and a hyphen.
+pub fn named(name: &str) -> impl Iterator<Item = &'static Figure> {
+    let exact = FIGURES.iter().any(|figure| figure.name == name);
+    let group = format!("{name}-");
+    FIGURES.iter().filter(move |figure| match exact {
+        true => figure.name == name,
+        false => figure.name.starts_with(&group),
+    })
+}
+
 /// Something to be measured.
 #[derive(Debug)]
 pub struct Figure {
@@ -63,8 +74,14 @@ pub struct Figure {
     pub goal: Goal,
     /// Where.
     pub place: Place,
+    /// Which VMMs can do that.
+    pub able: fn(&Vmm) -> bool,
     /// Measures one of them once.
     pub measure: fn(&Vmm) -> Result<f64, BenchError>,
+}
+
+fn anyone(_: &Vmm) -> bool {
+    true
 }
 
 /// All figures.
@@ -75,7 +92,35 @@ pub const FIGURES: &[Figure] = &[
         unit: "s",
         goal: Goal::Times(0.5),
         place: Place::Kvm,
+        able: anyone,
         measure: boot::measure,
+    },
+    Figure {
+        name: "firmware-app",
+        about: "from the VMM's start to an EFI application, by Debian 13's UEFI firmware",
+        unit: "s",
+        goal: Goal::Times(0.8),
+        place: Place::Kvm,
+        able: Vmm::runs_stock_firmware,
+        measure: |vmm| firmware::measure(vmm, firmware::Kind::Application),
+    },
+    Figure {
+        name: "firmware-reset",
+        about: "from a reset to the same EFI application, by the same firmware",
+        unit: "s",
+        goal: Goal::Times(0.8),
+        place: Place::Kvm,
+        able: Vmm::runs_stock_firmware,
+        measure: |vmm| firmware::measure(vmm, firmware::Kind::Reset),
+    },
+    Figure {
+        name: "firmware-debian",
+        about: "from the VMM's start to Debian's login, by the same firmware and systemd-boot",
+        unit: "s",
+        goal: Goal::Times(0.8),
+        place: Place::Kvm,
+        able: Vmm::runs_stock_firmware,
+        measure: |vmm| firmware::measure(vmm, firmware::Kind::Debian),
     },
     Figure {
         name: "overhead",
@@ -83,6 +128,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(6.0),
         place: Place::Kvm,
+        able: anyone,
         measure: |vmm| overhead::measure(vmm, overhead::Kind::All),
     },
     Figure {
@@ -91,6 +137,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(1.0),
         place: Place::Kvm,
+        able: anyone,
         measure: |vmm| overhead::measure(vmm, overhead::Kind::Anonymous),
     },
     Figure {
@@ -99,6 +146,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.4),
         place: Place::Kvm,
+        able: anyone,
         measure: |vmm| block::measure(vmm, block::Kind::Read, 1),
     },
     Figure {
@@ -107,6 +155,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.6),
         place: Place::Kvm,
+        able: anyone,
         measure: |vmm| block::measure(vmm, block::Kind::Read, 32),
     },
     Figure {
@@ -115,6 +164,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.3),
         place: Place::Kvm,
+        able: anyone,
         measure: |vmm| block::measure(vmm, block::Kind::Write, 1),
     },
     Figure {
@@ -123,6 +173,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "ms",
         goal: Goal::AtMost(10.0),
         place: Place::Here,
+        able: anyone,
         measure: control::measure,
     },
     Figure {
@@ -131,11 +182,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(8.0),
         place: Place::Here,
+        able: anyone,
         measure: size::measure,
     },
 ];
 
-/// Measures a figure on every VMM, `rounds` times in turns. `progress` is told of each value as it comes.
+/// Measures a figure on every VMM that is able to, `rounds` times in turns. `progress` is told of each value as it comes.
 ///
 /// # Errors
 /// When one cannot be measured.
@@ -147,7 +199,7 @@ pub fn run(
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(figure);
     for round in 1..=rounds {
-        for vmm in vmms {
+        for vmm in vmms.iter().filter(|vmm| (figure.able)(vmm)) {
             let value = (figure.measure)(vmm)?;
             let (name, unit) = (figure.name, figure.unit);
             progress(&format!(
@@ -158,4 +210,49 @@ pub fn run(
         }
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str) -> Vec<&'static str> {
+        named(name).map(|figure| figure.name).collect()
+    }
+
+    #[test]
+    fn a_name_stands_for_a_figure_or_a_group() {
+        assert_eq!(names("overhead"), ["overhead"]);
+        assert_eq!(
+            names("firmware"),
+            ["firmware-app", "firmware-reset", "firmware-debian"]
+        );
+        assert_eq!(names("block").len(), 3);
+        assert!(names("block-").is_empty());
+        assert!(names("").is_empty());
+    }
+
+    #[test]
+    fn peers_are_measured_where_they_are_able_to() {
+        fn of(figure: &str) -> Vec<&'static str> {
+            let measured = |_: &Vmm| Ok(1.0);
+            let figure = named(figure).next().unwrap();
+            let figure = Figure {
+                measure: measured,
+                ..*figure
+            };
+            let path = std::path::PathBuf::new();
+            let vmms = [
+                Vmm::Paddock(path.clone()),
+                Vmm::Qemu(path.clone()),
+                Vmm::CloudHypervisor(path),
+            ];
+            let mut said = Vec::new();
+            let report = run(&figure, &vmms, 2, |line| said.push(line.to_owned())).unwrap();
+            assert_eq!(said.len(), 2 * report.series.len());
+            report.series.iter().map(|series| series.vmm).collect()
+        }
+        assert_eq!(of("boot"), ["paddock", "qemu", "cloud-hypervisor"]);
+        assert_eq!(of("firmware"), ["paddock", "qemu"]);
+    }
 }

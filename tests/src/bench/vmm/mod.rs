@@ -8,7 +8,7 @@ mod qemu;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
@@ -51,9 +51,22 @@ pub struct Guest {
     pub task: Option<String>,
     /// Where the VMM serves its API meanwhile.
     pub api: Option<PathBuf>,
+    /// What boots the disk; without it, Debian's kernel runs the probe as its init.
+    pub firmware: Option<Firmware>,
 }
 
-/// What a guest boots from.
+/// UEFI firmware of a distribution, as it is.
+#[derive(Debug)]
+pub struct Firmware {
+    /// Its code.
+    pub code: PathBuf,
+    /// Its variables, to be written.
+    pub variables: PathBuf,
+    /// What SMBIOS tells the guest.
+    pub oem_string: String,
+}
+
+/// The kernel that a guest boots, where it does not boot by firmware.
 struct Boot {
     kernel: PathBuf,
     initramfs: PathBuf,
@@ -105,8 +118,25 @@ impl Vmm {
         }
     }
 
+    /// Whether it runs firmware that nobody has built for it.
+    #[must_use]
+    pub fn runs_stock_firmware(&self) -> bool {
+        matches!(self, Self::Paddock(_) | Self::Qemu(_))
+    }
+
     /// How it is asked for a guest, and what must live as long as it does.
     fn command(&self, guest: &Guest) -> std::io::Result<(Command, Option<NamedTempFile>)> {
+        let mut command = Command::new(self.binary());
+        if let Some(firmware) = &guest.firmware {
+            match self {
+                Self::Paddock(_) => paddock::guest_of_firmware(&mut command, guest, firmware),
+                Self::Qemu(_) => qemu::guest_of_firmware(&mut command, guest, firmware),
+                Self::CloudHypervisor(_) | Self::Firecracker(_) => {
+                    return Err(std::io::ErrorKind::Unsupported.into());
+                }
+            }
+            return Ok((command, None));
+        }
         // Lines on the serial port are slow in every VMM alike, and not what is measured.
         let mut arguments = "console=ttyS0 quiet panic=-1 probe.announce".to_owned();
         if let Some(task) = &guest.task {
@@ -117,7 +147,6 @@ impl Vmm {
             initramfs: files::guest("initramfs.cpio"),
             arguments,
         };
-        let mut command = Command::new(self.binary());
         let mut kept = None;
         match self {
             Self::Paddock(_) => paddock::guest(&mut command, guest, &boot),
@@ -149,12 +178,8 @@ impl Vmm {
             Self::CloudHypervisor(_) => cloud_hypervisor::serve(&mut command, socket),
             Self::Firecracker(_) => firecracker::serve(&mut command, socket),
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.stderr(Stdio::null()).spawn();
-        let running = |child| Running { child, _kept: None };
-        child
-            .map(running)
-            .map_err(|source| self.not_started(source))
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        self.spawn(command, None)
     }
 
     fn not_started(&self, source: std::io::Error) -> BenchError {
@@ -166,13 +191,14 @@ impl Vmm {
 
     /// Starts a guest and waits for its init; says how long that took.
     pub(super) fn boot(&self, guest: &Guest) -> Result<(Running, Duration), BenchError> {
-        let (running, took, _) = self.boot_to(guest, UP)?;
-        Ok((running, took))
+        let mut running = self.start(guest)?;
+        let up = running.wait_for(UP)?;
+        Ok((running, up.after))
     }
 
     /// Starts a guest and waits for the number that it measured.
     pub(super) fn measured(&self, guest: &Guest) -> Result<f64, BenchError> {
-        let (_running, _, line) = self.boot_to(guest, MEASURED)?;
+        let line = self.start(guest)?.wait_for(MEASURED)?.text;
         let number = line.rsplit(' ').next().map(str::trim);
         let number = number.and_then(|number| number.parse().ok());
         number.ok_or_else(|| BenchError::Vmm {
@@ -182,54 +208,65 @@ impl Vmm {
         })
     }
 
-    /// Starts a guest and waits for a line with `text`; says how long that took, and gives the line.
-    fn boot_to(
-        &self,
-        guest: &Guest,
-        text: &str,
-    ) -> Result<(Running, Duration, String), BenchError> {
+    /// Starts a guest.
+    pub(super) fn start(&self, guest: &Guest) -> Result<Running, BenchError> {
         let made = self.command(guest);
         let (mut command, kept) = made.map_err(|source| self.not_started(source))?;
-        command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.spawn(command, kept)
+    }
+
+    fn spawn(
+        &self,
+        mut command: Command,
+        kept: Option<NamedTempFile>,
+    ) -> Result<Running, BenchError> {
+        command.stdin(Stdio::null());
         let began = Instant::now();
         let child = command.spawn();
         let mut child = child.map_err(|source| self.not_started(source))?;
-        let (sender, lines) = channel();
-        let pipes: [Option<Box<dyn std::io::Read + Send>>; 2] = [
-            child.stdout.take().map(|pipe| Box::new(pipe) as _),
-            child.stderr.take().map(|pipe| Box::new(pipe) as _),
-        ];
-        for pipe in pipes.into_iter().flatten() {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-                    let line = String::from_utf8_lossy(&line).into_owned();
-                    if sender.send(line).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let running = Running { child, _kept: kept };
-        let line = self.wait_for(text, &lines, began + BOOT_DEADLINE)?;
-        Ok((running, began.elapsed(), line))
+        Ok(Running {
+            vmm: self.name(),
+            lines: lines_of(&mut child, began),
+            child,
+            _kept: kept,
+        })
+    }
+}
+
+/// A line that a VMM or its guest printed.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// How long after the VMM's start it was complete.
+    pub(super) after: Duration,
+    pub(super) text: String,
+}
+
+/// A VMM with its guest; dropping it ends both.
+#[derive(Debug)]
+pub(super) struct Running {
+    vmm: &'static str,
+    child: Child,
+    lines: Receiver<Line>,
+    _kept: Option<NamedTempFile>,
+}
+
+impl Running {
+    /// The VMM's process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
-    fn wait_for(
-        &self,
-        text: &str,
-        lines: &Receiver<String>,
-        end: Instant,
-    ) -> Result<String, BenchError> {
+    /// Waits for a line with `text`, which comes after those that were waited for before.
+    pub(super) fn wait_for(&mut self, text: &str) -> Result<Line, BenchError> {
+        let end = Instant::now() + BOOT_DEADLINE;
         let mut seen = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let what = match lines.recv_timeout(left) {
-                Ok(line) if line.contains(text) => return Ok(line),
+            let what = match self.lines.recv_timeout(left) {
+                Ok(line) if line.text.contains(text) => return Ok(line),
                 Ok(line) => {
-                    seen.push(line);
+                    seen.push(line.text);
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -239,7 +276,7 @@ impl Vmm {
             };
             let output = seen.split_off(seen.len().saturating_sub(SHOWN)).join("\n");
             return Err(BenchError::Vmm {
-                vmm: self.name(),
+                vmm: self.vmm,
                 what,
                 output,
             });
@@ -247,17 +284,30 @@ impl Vmm {
     }
 }
 
-/// A VMM with its guest; dropping it ends both.
-#[derive(Debug)]
-pub(super) struct Running {
-    child: Child,
-    _kept: Option<NamedTempFile>,
+/// What a process prints, line by line.
+fn lines_of(child: &mut Child, began: Instant) -> Receiver<Line> {
+    let (sender, lines) = channel();
+    let pipes: [Option<Box<dyn std::io::Read + Send>>; 2] = [
+        child.stdout.take().map(|pipe| Box::new(pipe) as _),
+        child.stderr.take().map(|pipe| Box::new(pipe) as _),
+    ];
+    for pipe in pipes.into_iter().flatten() {
+        let sender = sender.clone();
+        std::thread::spawn(move || send_lines(pipe, began, &sender));
+    }
+    lines
 }
 
-impl Running {
-    /// The VMM's process id.
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+/// Sends what comes out of a pipe, until one of its ends is closed.
+fn send_lines(pipe: impl std::io::Read, began: Instant, sender: &Sender<Line>) {
+    for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+        let line = Line {
+            after: began.elapsed(),
+            text: String::from_utf8_lossy(&line).into_owned(),
+        };
+        if sender.send(line).is_err() {
+            break;
+        }
     }
 }
 
