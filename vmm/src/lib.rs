@@ -29,6 +29,7 @@ pub mod processors;
 pub mod slot;
 pub mod systemd;
 pub mod terminal;
+pub mod variables;
 pub mod vcpu;
 
 pub use error::Error;
