@@ -12,38 +12,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use paddock_tests::firmware::{CODE, Scratch, Suite};
+use paddock_tests::firmware::{APP_DEADLINE, CODE, Scratch, Suite, app_is_fine, says, script};
 use paddock_tests::vm::{refused, text};
 use paddock_tests::{Vm, amount, files};
-
-/// From power-on to the EFI application.
-const APP_DEADLINE: Duration = Duration::from_secs(120);
-
-/// What the EFI application is to do.
-fn script(commands: &str) -> [String; 2] {
-    ["--oem-string".to_owned(), format!("efi-app:{commands}")]
-}
-
-/// Waits until the EFI application has run for the `boots`th time on these variables without a fault.
-#[track_caller]
-fn app_is_fine(vm: &Vm, boots: usize) {
-    vm.wait_until("the EFI application does not end", APP_DEADLINE, || {
-        let console = vm.console();
-        console.contains("EFI-APP-FAILED") || console.contains(&format!("EFI-APP-OK boots={boots}"))
-    });
-    let console = vm.console();
-    if console.contains("EFI-APP-FAILED") {
-        vm.fail("the EFI application has found a fault");
-    }
-}
-
-/// The console must say this.
-#[track_caller]
-fn says(vm: &Vm, wanted: &str) {
-    if !vm.console().contains(wanted) {
-        vm.fail(&format!("{wanted:?} is not on the console"));
-    }
-}
 
 fn variables_are_kept(suite: Suite) {
     let scratch = Scratch::new();
