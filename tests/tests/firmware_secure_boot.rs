@@ -11,9 +11,9 @@
 use std::fs;
 use std::path::Path;
 
+use paddock_tests::VmBuilder;
 use paddock_tests::firmware::{APP_DEADLINE, Scratch, Suite, app_is_fine, says, script};
 use paddock_tests::vm::text;
-use paddock_tests::{Vm, VmBuilder};
 
 /// Variables with the key that has signed efi-app-signed.raw, and with none but the usual ones.
 const OUR_KEY: &str = "OVMF_VARS_4M.snakeoil.fd";
