@@ -31,6 +31,11 @@ void check_churn(void);
 void tell_all(void);
 void connect_all(void);
 void read_blocks(UINTN mebibytes);
+void tell_path(const CHAR16 *what, EFI_HANDLE handle);
+
+/* boot.c: the firmware's boot entries; needs boot services. */
+void tell_boot(void);
+void boot_next(const CHAR8 *part);
 
 /* smbios.c */
 void tell_smbios(void);

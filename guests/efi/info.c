@@ -1,4 +1,4 @@
-/* What the firmware offers: itself, memory, CPUs, tables, block devices, NICs, boot entries. */
+/* What the firmware offers: itself, memory, CPUs, tables, block devices, NICs. */
 #include "app.h"
 
 #define LIST_LIMIT 400
@@ -11,7 +11,7 @@ struct mp_services {
 	EFI_STATUS(EFIAPI *get_number)(struct mp_services *this, UINTN *all, UINTN *enabled);
 };
 
-static void tell_path(const CHAR16 *what, EFI_HANDLE handle)
+void tell_path(const CHAR16 *what, EFI_HANDLE handle)
 {
 	EFI_DEVICE_PATH *path = handle ? DevicePathFromHandle(handle) : NULL;
 	CHAR16 *text = path ? DevicePathToStr(path) : NULL;
@@ -159,35 +159,6 @@ void connect_all(void)
 	for (UINTN index = 0; index < count; index++)
 		BS->ConnectController(found[index], NULL, NULL, TRUE);
 	FreePool(found);
-}
-
-/* The boot entries in their order, and which one it was this time. */
-static void tell_boot(void)
-{
-	UINTN size;
-	UINT16 *current = LibGetVariableAndSize(L"BootCurrent", &EfiGlobalVariable, &size), *order;
-
-	if (current && size == sizeof *current)
-		say(L"EFI-APP boot current=%04x", *current);
-	order = LibGetVariableAndSize(L"BootOrder", &EfiGlobalVariable, &size);
-	for (UINTN index = 0; order && index < size / sizeof *order; index++) {
-		CHAR16 name[16];
-		UINT8 *option;
-		UINTN length;
-
-		SPrint(name, sizeof name, L"Boot%04x", order[index]);
-		option = LibGetVariableAndSize(name, &EfiGlobalVariable, &length);
-		/* EFI_LOAD_OPTION: attributes, length of the paths, description, paths. */
-		if (option && length > 6)
-			say(L"EFI-APP boot entry %04x \"%s\"", order[index], (CHAR16 *)(option + 6));
-		if (option)
-			FreePool(option);
-	}
-	if (current)
-		FreePool(current);
-	if (order)
-		FreePool(order);
-	tell_path(L"loaded from", volume);
 }
 
 static void tell_secure_boot(void)

@@ -10,6 +10,7 @@
  *   delete NAME
  *   churn COUNT                writes one variable that often, telling each time; 0: until the VM ends
  *   check-churn                tells which of them was kept; fails if it is not whole
+ *   boot-next TEXT             has the next start begin with the first boot entry whose description contains this
  *   stall MILLISECONDS         waits by the firmware's clock
  *   exit-boot-services         of those above, only the ones for variables work afterwards
  *   return                     back to the firmware, which goes on with its next boot entry
@@ -127,7 +128,8 @@ static BOOLEAN run_with_boot_services(const CHAR8 *command, const CHAR8 *argumen
 	UINTN value = 0;
 	BOOLEAN numeric = is(command, "read") || is(command, "stall");
 
-	if (!numeric && !is(command, "info") && !is(command, "connect") && !is(command, "exit-boot-services"))
+	if (!numeric && !is(command, "info") && !is(command, "connect") && !is(command, "boot-next") &&
+	    !is(command, "exit-boot-services"))
 		return FALSE;
 	if (!boot_services)
 		fail(L"%a: boot services are left already", command);
@@ -141,6 +143,8 @@ static BOOLEAN run_with_boot_services(const CHAR8 *command, const CHAR8 *argumen
 		tell_all();
 	else if (is(command, "connect"))
 		connect_all();
+	else if (is(command, "boot-next"))
+		boot_next(argument);
 	else
 		leave_boot_services();
 	return TRUE;

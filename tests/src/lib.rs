@@ -11,6 +11,7 @@ pub mod firmware;
 pub mod host;
 pub mod memory;
 pub mod metrics;
+pub mod netboot;
 pub mod systemd;
 pub mod threads;
 mod transcript;
@@ -28,11 +29,13 @@ use std::time::{Duration, Instant};
 /// How much of something a test does: `usual` in CI, `soak` under `tests/run --soak`.
 #[must_use]
 pub fn amount(usual: u64, soak: u64) -> u64 {
-    if std::env::var_os("PADDOCK_SOAK").is_some() {
-        soak
-    } else {
-        usual
-    }
+    if is_soak() { soak } else { usual }
+}
+
+/// Whether this is `tests/run --soak`, which has the time for every combination.
+#[must_use]
+pub fn is_soak() -> bool {
+    std::env::var_os("PADDOCK_SOAK").is_some()
 }
 
 /// Waits until something is so; whether it is before the deadline. Looks ten times a second.

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from stages.steps import REPOSITORY, Steps
 
 MINUTE = 60.0
 
-EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "g++", "python3-venv", "shellcheck", "systemd"]
+EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "python3-venv", "qemu-utils", "shellcheck", "systemd"]
 """Debian packages that the stages below need, beside what the lab needs. g++ compiles libFuzzer, dmsetup makes disks with bad blocks;
-systemd reads the units, and runs them in namespaces of its own."""
+dnsmasq serves what boots from the network, qemu-img makes images as users have them; systemd reads the units, and runs them in namespaces of
+its own."""
 
 NODE_PACKAGES = ["nodejs", "npm"]
 """Likewise, where the machine has no npm yet: one that came otherwise would not go together with Debian's."""
@@ -254,7 +256,7 @@ def fuzz(steps: Steps) -> None:
 
 
 def demo(steps: Steps) -> None:
-    """The README's first command, with a command for the guest."""
+    """The README's first command, with a command for the guest; then by firmware, and with images of the user's."""
     lines: list[str] = []
     code = steps.program(["guests/run", "--", "uname", "-r"], deadline=15 * MINUTE, on_line=lines.append)
     kernel = [line for line in lines if re.fullmatch(r"\d+\.\d+\.\d+\S*\r?", line)]
@@ -263,14 +265,29 @@ def demo(steps: Steps) -> None:
         steps.passed(f"{what} ({kernel[-1].strip()})")
     else:
         steps.failed(f"{what} (exit code {code})")
-    # Once more, with the disk of the first time: the guest reaches the host over the VLAN, and its command's status comes back.
+    # With the disk of the first time: the guest reaches the host over the VLAN, and its command's status comes back.
     ping = "for try in $(seq 20); do ping -c 1 -W 2 10.100.0.1 && exit 7; sleep 1; done; exit 1"
-    code = steps.program(["guests/run", "--keep", "--", "sh", "-c", ping], deadline=15 * MINUTE)
     what = "guests/run: the guest reaches the host, and its command's exit status is passed on"
-    if code == 7:
+    _demo(steps, what, ["--keep"], ping, 7)
+    what = "guests/run --uefi: firmware boots the disk, and the guest, which asks for its address, reaches the host"
+    _demo(steps, what, ["--uefi"], f"[ -d /sys/firmware/efi ] || exit 2; {ping}", 7)
+    images = REPOSITORY / "target" / "guests"
+    booted = "grep -o probe.image=%s /proc/cmdline && [ -b /dev/vda ] && exit 7"
+    what = "guests/run --iso: firmware boots the ISO, next to an empty disk"
+    _demo(steps, what, ["--iso", str(images / "iso-hybrid.iso")], f"{booted % 'iso-hybrid'}", 7)
+    with tempfile.TemporaryDirectory() as directory:
+        image = Path(directory) / "uki.qcow2"
+        if steps.must("qemu-img", ["qemu-img", "convert", "-O", "qcow2", str(images / "uki.raw"), str(image)], deadline=MINUTE):
+            _demo(steps, "guests/run --image: firmware boots a copy of a qcow2 image", ["--image", str(image)], f"{booted % 'uki'}", 7)
+
+
+def _demo(steps: Steps, what: str, options: list[str], command: str, wanted: int) -> None:
+    """One run of guests/run, with a shell command for the guest that has to end with the wanted status."""
+    code = steps.program(["guests/run", *options, "--", "sh", "-c", command], deadline=15 * MINUTE)
+    if code == wanted:
         steps.passed(what)
     else:
-        steps.failed(f"{what} (exit code {code}, not 7)")
+        steps.failed(f"{what} (exit code {code}, not {wanted})")
 
 
 STAGES = [

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use paddock_tests::amount;
 use paddock_tests::firmware::{Scratch, Suite};
+use paddock_tests::is_soak;
 
 /// From power-on to a distribution's login; emulated twice over, it takes its time.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(400);
@@ -35,21 +36,17 @@ fn debian_boots(suite: Suite, image: &str, cpus: u32) {
 }
 
 #[test]
-fn debian_with_systemd_boot_by_bookworm_on_1_cpu() {
+fn debian_with_systemd_boot() {
     debian_boots(Suite::Bookworm, "debian.raw", 1);
+    if is_soak() {
+        debian_boots(Suite::Trixie, "debian.raw", 2);
+    }
 }
 
 #[test]
-fn debian_with_systemd_boot_by_trixie_on_2_cpus() {
-    debian_boots(Suite::Trixie, "debian.raw", 2);
-}
-
-#[test]
-fn debian_with_grub_by_bookworm_on_2_cpus() {
-    debian_boots(Suite::Bookworm, "grub-disk.raw", 2);
-}
-
-#[test]
-fn debian_with_grub_by_trixie_on_1_cpu() {
-    debian_boots(Suite::Trixie, "grub-disk.raw", 1);
+fn debian_with_grub() {
+    debian_boots(Suite::Trixie, "grub-disk.raw", 2);
+    if is_soak() {
+        debian_boots(Suite::Bookworm, "grub-disk.raw", 1);
+    }
 }
