@@ -159,7 +159,7 @@ pub fn create_ram(config: &RamConfig) -> Result<GuestRam, MemoryError> {
         let file = file
             .as_ref()
             .map(|file| FileOffset::from_arc(file.clone(), offset));
-        regions.push(map_region(config, file, base..base + size, flags)?);
+        regions.push(map_region(config, file.as_ref(), base..base + size, flags)?);
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| {
         MemoryError::new(
@@ -221,7 +221,7 @@ fn create_memfd(config: &RamConfig) -> Result<std::sync::Arc<File>, MemoryError>
 
 fn map_region(
     config: &RamConfig,
-    file: Option<FileOffset>,
+    file: Option<&FileOffset>,
     range: Range<u64>,
     flags: i32,
 ) -> Result<GuestRegionMmap, MemoryError> {
@@ -234,7 +234,7 @@ fn map_region(
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
         };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let map = || MmapRegion::build(file.clone(), length, protection, flags);
+    let map = || MmapRegion::build(file.cloned(), length, protection, flags);
     let region = placement::map_like(range.start, map).map_err(|e| match e {
         mmap::MmapRegionError::Mmap(e) => host_refused(config, e),
         other => host_refused(config, io::Error::other(other)),
