@@ -12,14 +12,13 @@
 //!   under a running guest. It costs this process nothing until it is used, and its huge pages are not reserved before they are plugged
 //!   in; KVM keeps up to 8 bytes for each of its 4 KiB pages where it shadows page tables (for guests of the guest, say). Nothing but
 //!   the device's rules keeps a guest off what is not plugged in: what bounds a hostile one is the region's size.
-//! - *Transparent huge pages are asked for*, and RAM is placed so that KVM can use them; a kernel built without them is fine too.
+//! - *Transparent huge pages are asked for*; a kernel built without them is fine too.
 //! - *Not in core dumps*: a dump of this process must not carry a tenant's memory.
 //! - A shared memfd is *sealed* at its size, so that nobody who is handed it can truncate it under the guest.
 
 #![expect(unsafe_code, reason = "madvise on the mappings made here")]
 
 mod e820;
-mod placement;
 mod reclaim;
 
 use std::fs::{self, File};
@@ -159,7 +158,7 @@ pub fn create_ram(config: &RamConfig) -> Result<GuestRam, MemoryError> {
         let file = file
             .as_ref()
             .map(|file| FileOffset::from_arc(file.clone(), offset));
-        regions.push(map_region(config, file.as_ref(), base..base + size, flags)?);
+        regions.push(map_region(config, file, base..base + size, flags)?);
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| {
         MemoryError::new(
@@ -221,7 +220,7 @@ fn create_memfd(config: &RamConfig) -> Result<std::sync::Arc<File>, MemoryError>
 
 fn map_region(
     config: &RamConfig,
-    file: Option<&FileOffset>,
+    file: Option<FileOffset>,
     range: Range<u64>,
     flags: i32,
 ) -> Result<GuestRegionMmap, MemoryError> {
@@ -233,12 +232,11 @@ fn map_region(
         } else {
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
         };
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let map = || MmapRegion::build(file.cloned(), length, protection, flags);
-    let region = placement::map_like(range.start, map).map_err(|e| match e {
-        mmap::MmapRegionError::Mmap(e) => host_refused(config, e),
-        other => host_refused(config, io::Error::other(other)),
-    })?;
+    let region = MmapRegion::build(file, length, libc::PROT_READ | libc::PROT_WRITE, flags)
+        .map_err(|e| match e {
+            mmap::MmapRegionError::Mmap(e) => host_refused(config, e),
+            other => host_refused(config, io::Error::other(other)),
+        })?;
     advise(&region, config.pages);
     GuestRegionMmap::new(region, GuestAddress(range.start))
         .ok_or_else(|| host_refused(config, io::Error::other("address overflow")))
