@@ -93,6 +93,16 @@ impl VmEnd {
     }
 }
 
+/// The file that keeps the variables of the VM's firmware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Variables {
+    /// The guest has set variables that the file does not have yet. That is so for a fraction of a second each time, unless there is an error.
+    pub unsaved: bool,
+    /// Why the last write failed, if it did; it is tried again, and the guest goes on meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// The VM of this process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Vm {
@@ -103,6 +113,9 @@ pub struct Vm {
     /// How it ended, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<VmEnd>,
+    /// How the file of its firmware's variables is. Nothing where they are in no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variables: Option<Variables>,
     /// When it came this far.
     pub timeline: Timeline,
     /// The sequence number of the last event before this answer: `GET /events?after=` it misses nothing. 0 if there was none.
@@ -201,6 +214,12 @@ pub enum EventKind {
         /// As it is now.
         job: Job,
     },
+    /// The file of the firmware's variables cannot be written any more, or is written again.
+    Variables {
+        /// Why it cannot; nothing when it is written again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// It is over.
     Ended {
         /// How.
@@ -219,6 +238,7 @@ impl EventKind {
             Self::State { .. } => "state",
             Self::Action { .. } => "action",
             Self::Job { .. } => "job",
+            Self::Variables { .. } => "variables",
             Self::Ended { .. } => "ended",
             Self::Deleted => "deleted",
         }
@@ -266,6 +286,16 @@ mod tests {
                     action: Action::PowerButton,
                 },
                 json!({"seq": 1, "time_ms": 2, "type": "action", "action": "power-button"}),
+            ),
+            (
+                EventKind::Variables { error: None },
+                json!({"seq": 1, "time_ms": 2, "type": "variables"}),
+            ),
+            (
+                EventKind::Variables {
+                    error: Some("full".to_owned()),
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "variables", "error": "full"}),
             ),
             (
                 EventKind::Ended { end },

@@ -1,6 +1,7 @@
 //! Debian's firmware, as guests/build unpacks it, and what VMs that boot by it write.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -10,6 +11,9 @@ use crate::{Vm, VmBuilder, files};
 
 /// UEFI's code in either release.
 pub const CODE: &str = "OVMF_CODE_4M.fd";
+
+/// From power-on to the EFI application.
+pub const APP_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A release of Debian whose firmware is tried.
 #[derive(Debug, Clone, Copy)]
@@ -94,5 +98,38 @@ impl Scratch {
     pub fn variables(&self) -> [String; 2] {
         let file = self.path("variables.fd");
         ["--variables".to_owned(), text(&file).to_owned()]
+    }
+}
+
+/// What the EFI application is to do: `--oem-string` with these commands.
+#[must_use]
+pub fn script(commands: &str) -> [String; 2] {
+    ["--oem-string".to_owned(), format!("efi-app:{commands}")]
+}
+
+/// Waits until the EFI application has run for the `boots`th time on these variables without a fault.
+///
+/// # Panics
+/// When it does not in time, or has found one.
+#[track_caller]
+pub fn app_is_fine(vm: &Vm, boots: usize) {
+    vm.wait_until("the EFI application does not end", APP_DEADLINE, || {
+        let console = vm.console();
+        console.contains("EFI-APP-FAILED") || console.contains(&format!("EFI-APP-OK boots={boots}"))
+    });
+    let console = vm.console();
+    if console.contains("EFI-APP-FAILED") {
+        vm.fail("the EFI application has found a fault");
+    }
+}
+
+/// The console must say this.
+///
+/// # Panics
+/// When it does not.
+#[track_caller]
+pub fn says(vm: &Vm, wanted: &str) {
+    if !vm.console().contains(wanted) {
+        vm.fail(&format!("{wanted:?} is not on the console"));
     }
 }

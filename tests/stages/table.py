@@ -236,7 +236,7 @@ def bench(steps: Steps) -> None:
     """The benchmarks: a round of what is quick and steady; under the soak all of them, in as many rounds as they take."""
     arguments = [] if steps.soak else ["--rounds", "1", *BENCH_QUICK]
     lines: list[str] = []
-    code = steps.program(["tests/bench", "--json", *arguments], deadline=(60 if steps.soak else 8) * MINUTE, on_line=lines.append)
+    code = steps.program(["tests/bench", "--json", *arguments], deadline=(90 if steps.soak else 8) * MINUTE, on_line=lines.append)
     first = next((number for number, line in enumerate(lines) if line == "["), None)
     if code or first is None:
         steps.failed(f"tests/bench (exit code {code})")

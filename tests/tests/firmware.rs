@@ -12,38 +12,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use paddock_tests::firmware::{CODE, Scratch, Suite};
+use paddock_tests::firmware::{APP_DEADLINE, CODE, Scratch, Suite, app_is_fine, says, script};
 use paddock_tests::vm::{refused, text};
 use paddock_tests::{Vm, amount, files, is_soak};
-
-/// From power-on to the EFI application.
-const APP_DEADLINE: Duration = Duration::from_secs(120);
-
-/// What the EFI application is to do.
-fn script(commands: &str) -> [String; 2] {
-    ["--oem-string".to_owned(), format!("efi-app:{commands}")]
-}
-
-/// Waits until the EFI application has run for the `boots`th time on these variables without a fault.
-#[track_caller]
-fn app_is_fine(vm: &Vm, boots: usize) {
-    vm.wait_until("the EFI application does not end", APP_DEADLINE, || {
-        let console = vm.console();
-        console.contains("EFI-APP-FAILED") || console.contains(&format!("EFI-APP-OK boots={boots}"))
-    });
-    let console = vm.console();
-    if console.contains("EFI-APP-FAILED") {
-        vm.fail("the EFI application has found a fault");
-    }
-}
-
-/// The console must say this.
-#[track_caller]
-fn says(vm: &Vm, wanted: &str) {
-    if !vm.console().contains(wanted) {
-        vm.fail(&format!("{wanted:?} is not on the console"));
-    }
-}
 
 fn variables_are_kept(suite: Suite) {
     let scratch = Scratch::new();
@@ -111,28 +82,6 @@ fn other_layouts_boot_and_variables_without_a_file_end_with_the_vm() {
         says(&vm, "EFI-APP-START boots=1");
         vm.expect_exit(0);
     }
-}
-
-/// Debian 12's firmware checks signatures once its variables have keys: it passes over what is not signed.
-#[test]
-fn secure_boot_passes_over_what_is_not_signed() {
-    let scratch = Scratch::new();
-    let disks = [
-        scratch.disk("efi-app.raw"),
-        scratch.disk("efi-app-signed.raw"),
-    ];
-    let template = Suite::Bookworm.file("OVMF_VARS_4M.snakeoil.fd");
-    let mut vm = Suite::Bookworm
-        .vm()
-        .args(disks.concat())
-        .args(scratch.variables())
-        .args(["--variables-template", text(&template)])
-        .args(script("info"))
-        .start();
-    app_is_fine(&vm, 1);
-    says(&vm, "Access Denied");
-    says(&vm, "EFI-APP secure-boot=1 setup-mode=0");
-    vm.expect_exit(0);
 }
 
 /// The host's own choice, by QEMU's descriptors.

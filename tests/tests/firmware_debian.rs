@@ -10,24 +10,29 @@
 
 use std::time::Duration;
 
+use paddock_tests::amount;
 use paddock_tests::firmware::{Scratch, Suite};
 use paddock_tests::is_soak;
 
 /// From power-on to a distribution's login; emulated twice over, it takes its time.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(400);
 
+/// Boots it to its login and powers it off; under the soak several times, with the variables and the boot entries of the time before.
 fn debian_boots(suite: Suite, image: &str, cpus: u32) {
     let scratch = Scratch::new();
-    let mut vm = suite
-        .vm()
-        .cpus(&cpus)
-        .memory("1G")
-        .args(scratch.disk(image))
-        .args(scratch.variables())
-        .start();
-    vm.wait_for_console("login:", 1, LOGIN_DEADLINE);
-    vm.signal("TERM");
-    vm.expect_exit(0);
+    let disk = scratch.disk(image);
+    for _ in 0..amount(1, 3) {
+        let mut vm = suite
+            .vm()
+            .cpus(&cpus)
+            .memory("1G")
+            .args(disk.clone())
+            .args(scratch.variables())
+            .start();
+        vm.wait_for_console("login:", 1, LOGIN_DEADLINE);
+        vm.signal("TERM");
+        vm.expect_exit(0);
+    }
 }
 
 #[test]

@@ -11,21 +11,24 @@
 use std::path::Path;
 
 use paddock_tests::firmware::{CODE, Scratch, Suite};
-use paddock_tests::{Vm, is_soak};
+use paddock_tests::{Vm, amount, is_soak};
 
-/// Boots an image to paddock's probe, through `firmware`.
+/// Boots an image to paddock's probe, through `firmware`; under the soak with several processors as well, and often.
 fn probe_answers(firmware: &Path, image: &str, more: &str) {
     let scratch = Scratch::new();
     let [flag, disk] = scratch.disk(image);
-    let vm = Vm::builder()
-        .firmware(firmware)
-        .memory("512M")
-        .args([flag, disk + more])
-        .boot();
-    let command_line = vm.shell("cat /proc/cmdline");
-    assert!(command_line.contains("probe.image="), "{command_line}");
-    assert!(vm.shell("dmesg").contains("ACPI: MCFG"), "no MCFG");
-    vm.power_off();
+    for cpus in (1..=2).cycle().take(usize::try_from(amount(1, 6)).unwrap()) {
+        let vm = Vm::builder()
+            .firmware(firmware)
+            .cpus(&cpus)
+            .memory("512M")
+            .args([flag.clone(), format!("{disk}{more}")])
+            .boot();
+        let command_line = vm.shell("cat /proc/cmdline");
+        assert!(command_line.contains("probe.image="), "{command_line}");
+        assert!(vm.shell("dmesg").contains("ACPI: MCFG"), "no MCFG");
+        vm.power_off();
+    }
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub mod slot;
 pub mod smbios;
 pub mod systemd;
 pub mod terminal;
+pub mod variables;
 pub mod vcpu;
 
 pub use error::Error;

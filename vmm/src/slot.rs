@@ -99,6 +99,7 @@ impl VmSlot {
             spec: VmConfig::from(&*vm.changes().spec()),
             state: status.state,
             end: status.end,
+            variables: vm.variables().answer(),
             timeline: vm.meters().times.timeline(),
             last_event,
         }

@@ -113,7 +113,8 @@ pub struct FirmwareConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1)]
     pub variables: Option<PathBuf>,
-    /// What new variables start as. By default what belongs to the image: by a descriptor, in the same file, or beside it.
+    /// What new variables start as. By default what belongs to the image: by a descriptor, in the same file, or beside it. With keys in them
+    /// firmware that has Secure Boot boots only what is signed; the guest's kernel can change the keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1)]
     pub template: Option<PathBuf>,

@@ -206,6 +206,7 @@ impl VmService for Fake {
             spec,
             state: VmState::Starting,
             end: None,
+            variables: None,
             timeline: Timeline {
                 process_started_ms: 1_700_000_000_000,
                 vm_created_us: Some(7),

@@ -41,7 +41,7 @@ pub(super) fn meter(vmm: &Vmm, kind: Kind, depth: u32) -> Result<Meter, BenchErr
         ..Guest::default()
     })?;
     // Dropped in this order: the VMM has the device open.
-    let kept = (measuring, device);
+    let mut kept = (measuring, device);
     Ok(Box::new(move || kept.0.value()))
 }
 

@@ -6,8 +6,10 @@
 mod block;
 mod boot;
 mod control;
+mod firmware;
 mod overhead;
 mod report;
+mod running;
 mod size;
 mod vmm;
 
@@ -51,6 +53,16 @@ pub enum Place {
     Kvm,
 }
 
+/// The figures that a name on the command line stands for: that one, or else all whose names begin with it and a hyphen.
+pub fn named(name: &str) -> impl Iterator<Item = &'static Figure> {
+    let exact = FIGURES.iter().any(|figure| figure.name == name);
+    let group = format!("{name}-");
+    FIGURES.iter().filter(move |figure| match exact {
+        true => figure.name == name,
+        false => figure.name.starts_with(&group),
+    })
+}
+
 /// Takes a value of one VMM each time that it is called.
 pub type Meter = Box<dyn FnMut() -> Result<f64, BenchError>>;
 
@@ -67,6 +79,8 @@ pub struct Figure {
     pub goal: Goal,
     /// Where.
     pub place: Place,
+    /// Which VMMs can do that.
+    pub able: fn(&Vmm) -> bool,
     /// How often each VMM has its turn in a round, whose value is the mean of them.
     pub turns: u32,
     /// Prepares to measure one of them.
@@ -82,6 +96,10 @@ fn anew(vmm: &Vmm, measure: fn(&Vmm) -> Result<f64, BenchError>) -> Result<Meter
     Ok(Box::new(move || measure(&vmm)))
 }
 
+fn anyone(_: &Vmm) -> bool {
+    true
+}
+
 /// All figures.
 pub const FIGURES: &[Figure] = &[
     Figure {
@@ -90,8 +108,43 @@ pub const FIGURES: &[Figure] = &[
         unit: "s",
         goal: Goal::Times(0.5),
         place: Place::Kvm,
+        able: anyone,
         turns: 1,
         meter: |vmm| anew(vmm, boot::measure),
+    },
+    Figure {
+        name: "firmware-app",
+        about: "from the VMM's start to an EFI application, by Debian 13's UEFI firmware",
+        unit: "s",
+        goal: Goal::Times(0.8),
+        place: Place::Kvm,
+        able: Vmm::runs_stock_firmware,
+        turns: 1,
+        meter: |vmm| {
+            anew(vmm, |vmm| {
+                firmware::measure(vmm, firmware::Kind::Application)
+            })
+        },
+    },
+    Figure {
+        name: "firmware-reset",
+        about: "from a reset to the same EFI application, by the same firmware",
+        unit: "s",
+        goal: Goal::Times(0.8),
+        place: Place::Kvm,
+        able: Vmm::runs_stock_firmware,
+        turns: 1,
+        meter: |vmm| anew(vmm, |vmm| firmware::measure(vmm, firmware::Kind::Reset)),
+    },
+    Figure {
+        name: "firmware-debian",
+        about: "from the VMM's start to Debian's login, by the same firmware and systemd-boot",
+        unit: "s",
+        goal: Goal::Times(0.8),
+        place: Place::Kvm,
+        able: Vmm::runs_stock_firmware,
+        turns: 1,
+        meter: |vmm| anew(vmm, |vmm| firmware::measure(vmm, firmware::Kind::Debian)),
     },
     Figure {
         name: "overhead",
@@ -99,6 +152,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(6.0),
         place: Place::Kvm,
+        able: anyone,
         turns: 1,
         meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::All)),
     },
@@ -108,6 +162,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(1.0),
         place: Place::Kvm,
+        able: anyone,
         turns: 1,
         meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::Anonymous)),
     },
@@ -117,6 +172,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.4),
         place: Place::Kvm,
+        able: anyone,
         turns: TURNS,
         meter: |vmm| block::meter(vmm, block::Kind::Read, 1),
     },
@@ -126,6 +182,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.6),
         place: Place::Kvm,
+        able: anyone,
         turns: TURNS,
         meter: |vmm| block::meter(vmm, block::Kind::Read, 32),
     },
@@ -135,6 +192,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.3),
         place: Place::Kvm,
+        able: anyone,
         turns: TURNS,
         meter: |vmm| block::meter(vmm, block::Kind::Write, 1),
     },
@@ -144,6 +202,7 @@ pub const FIGURES: &[Figure] = &[
         unit: "ms",
         goal: Goal::AtMost(10.0),
         place: Place::Here,
+        able: anyone,
         turns: 1,
         meter: |vmm| anew(vmm, control::measure),
     },
@@ -153,12 +212,13 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(8.0),
         place: Place::Here,
+        able: anyone,
         turns: 1,
         meter: |vmm| anew(vmm, size::measure),
     },
 ];
 
-/// Measures a figure on every VMM, `rounds` times in turns. `progress` is told of each value as it comes.
+/// Measures a figure on every VMM that is able to, `rounds` times in turns. `progress` is told of each value as it comes.
 ///
 /// # Errors
 /// When one cannot be measured.
@@ -170,7 +230,7 @@ pub fn run(
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(figure);
     let mut meters = Vec::new();
-    for vmm in vmms {
+    for vmm in vmms.iter().filter(|vmm| (figure.able)(vmm)) {
         meters.push((vmm.name(), (figure.meter)(vmm)?, 0.0));
     }
     for round in 1..=rounds {

@@ -43,7 +43,7 @@ pub(super) fn measure(vmm: &Vmm, kind: Kind) -> Result<f64, BenchError> {
         }),
         tap: Some(TAP.to_owned()),
         api: Some(directory.path().join("api.sock")),
-        task: None,
+        ..Guest::default()
     };
     let (running, _) = vmm.boot(&guest)?;
     sleep(IDLE);

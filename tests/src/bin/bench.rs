@@ -7,7 +7,8 @@ use paddock_tests::bench::{self, BenchError, FIGURES, Figure, Place, Report, Vmm
 const USAGE: &str = "\
 usage: tests/bench [NAME…] [--rounds N] [--json]
 
-Measures Paddock beside Debian's QEMU, in turns, on the same guest; all figures, or those named. Values mean something only beside each other.
+Measures Paddock beside Debian's QEMU, in turns, on the same guest; all figures, or those named, where the beginning of a name up to a
+hyphen stands for all that have it. Values mean something only beside each other.
 PADDOCK_BENCH_CLOUD_HYPERVISOR=PATH and PADDOCK_BENCH_FIRECRACKER=PATH add those peers.
 
 figures:";
@@ -54,10 +55,13 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
                     .filter(|rounds| (1..=1000).contains(rounds))
                     .ok_or("--rounds wants a number from 1 to 1000")?;
             }
-            name => match FIGURES.iter().find(|figure| figure.name == name) {
-                Some(figure) => options.figures.push(figure),
-                None => return Err(format!("there is no figure '{name}'")),
-            },
+            name => {
+                let before = options.figures.len();
+                options.figures.extend(bench::named(name));
+                if options.figures.len() == before {
+                    return Err(format!("there is no figure '{name}'"));
+                }
+            }
         }
     }
     if options.figures.is_empty() {

@@ -320,6 +320,10 @@ pub struct SpecArgs {
     pub variables: Option<PathBuf>,
 
     /// Make new UEFI variables from this file rather than from the one that belongs to the firmware
+    ///
+    /// One with keys, such as OVMF_VARS_4M.ms.fd, switches Secure Boot on where the firmware has it, as Debian 12's OVMF_CODE_4M.fd: what is
+    /// not signed is not booted. Without system management mode, which VMs here do not have, nothing keeps the guest's kernel from
+    /// changing the keys: this does not protect a guest from who is root in it.
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub variables_template: Option<PathBuf>,
 

@@ -16,6 +16,7 @@ use crate::balloon::Balloon;
 use crate::error::chain;
 use crate::growth::{Growth, GrowthError};
 use crate::metrics::Meters;
+use crate::variables::Variables;
 
 /// What can be asked of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +123,7 @@ pub struct VmHandle {
     pub(super) cpus: CpuChanges,
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
+    pub(super) variables: Variables,
     pub(super) journal: Arc<Journal>,
     pub(super) meters: Arc<Meters>,
 }
@@ -199,6 +201,12 @@ impl VmHandle {
     #[must_use]
     pub fn cpus(&self) -> &CpuChanges {
         &self.cpus
+    }
+
+    /// The file of the variables of the VM's firmware, if it has one.
+    #[must_use]
+    pub fn variables(&self) -> &Variables {
+        &self.variables
     }
 
     /// What the VM counts, and when it came how far.
@@ -286,6 +294,7 @@ mod tests {
             cpus,
             status,
             released,
+            variables: Variables::new(Arc::default()),
             journal: Arc::default(),
             meters: Arc::new(Meters::new(&spec)),
             growth: Growth::new(&spec),

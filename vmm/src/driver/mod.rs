@@ -51,6 +51,7 @@ use crate::machine::resources::Resources;
 use crate::machine::{Machine, MachineEvents};
 use crate::metrics::Meters;
 use crate::processors::Processors;
+use crate::variables::Variables;
 use crate::vcpu::report::CrashReport;
 
 /// Requests that wait for the driver.
@@ -236,8 +237,10 @@ impl Driver {
         };
         let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
         let meters = Arc::new(Meters::new(&spec));
+        let variables = Variables::new(Arc::clone(&journal));
         let handle = VmHandle {
             requests: sender,
+            variables: variables.clone(),
             balloon: balloon.clone(),
             growth: growth.clone(),
             changes,
@@ -254,6 +257,7 @@ impl Driver {
             balloon,
             growth,
             processors,
+            variables,
             meters,
             held,
             paused: false,
@@ -290,6 +294,7 @@ struct Turns {
     balloon: Option<Balloon>,
     growth: Growth,
     processors: Processors,
+    variables: Variables,
     meters: Arc<Meters>,
     held: Held,
     /// The guest is to stand still, also when it has reset: a pause that was taken holds until somebody resumes.
@@ -317,6 +322,9 @@ impl Turns {
             return Ok(Outcome::Stopped);
         };
         let mut resources = resources?;
+        if let Some(store) = resources.variables() {
+            self.variables.attach(store);
+        }
         let mut tell = true;
         loop {
             let (sender, mut events) = mpsc::channel(EVENTS);
@@ -334,7 +342,7 @@ impl Turns {
             self.meters.times.machine_built.set();
             changing.plugging.resume(&machine);
             if self.paused {
-                self.life.set(VmState::Paused);
+                machine = self.pause(machine).await?;
             } else {
                 machine.start();
                 self.life.set(VmState::Running);
@@ -427,13 +435,7 @@ impl Turns {
             match self.serve(&mut machine, events, released, changing).await {
                 Turn::Pause => {
                     self.paused = true;
-                    // A vCPU in the middle of a device's reset may take a while.
-                    let pausing = self.blocking(move || {
-                        machine.pause();
-                        machine
-                    });
-                    machine = pausing.await?;
-                    self.life.set(VmState::Paused);
+                    machine = self.pause(machine).await?;
                     tracing::info!("guest paused");
                 }
                 Turn::Resume => {
@@ -445,6 +447,18 @@ impl Turns {
                 Turn::Over(fate) => return Ok((machine, fate)),
             }
         }
+    }
+
+    /// Has the guest stand still, if it does not yet, with its variables on disk, and tells so.
+    async fn pause(&self, machine: Machine) -> Result<Machine, Error> {
+        // A vCPU in the middle of a device's reset may take a while, and so may the disk.
+        let pausing = self.blocking(move || {
+            machine.pause();
+            machine
+        });
+        let machine = pausing.await?;
+        self.life.set(VmState::Paused);
+        Ok(machine)
     }
 
     /// Serves requests and events until the guest is to stand still or go on, or this life of the machine is over.

@@ -29,7 +29,7 @@ use crate::firmware::image::{FirmwareImage, FirmwareKind};
 use crate::firmware::windows;
 use crate::kvm::Vm;
 
-/// How long the end of the VM waits for the last variables to be on disk.
+/// How long a pause or the end of the VM waits for the last variables to be on disk.
 const SAVE_PATIENCE: Duration = Duration::from_secs(5);
 
 const AT_FIRMWARE: &str = "/boot/firmware";
@@ -205,9 +205,17 @@ impl OpenFirmware {
         .map_err(|error| Error::part(AT_FIRMWARE, error))
     }
 
-    /// Brings the last variables to disk, when the VM is at its end.
+    /// The store, where variables are kept in a file.
+    pub fn store(&self) -> Option<&VarsStore> {
+        match &self.variables {
+            Some(Variables::Kept(store)) => Some(store),
+            _ => None,
+        }
+    }
+
+    /// Brings the last variables to disk, when the guest stands still or is at its end. What fails is told by the store, and tried again.
     pub fn save(&self) {
-        if let Some(Variables::Kept(store)) = &self.variables {
+        if let Some(store) = self.store() {
             if let Err(error) = store.flush(SAVE_PATIENCE) {
                 let error = error.as_ref() as &dyn std::error::Error;
                 tracing::error!(error, "the last UEFI variables are not on disk");

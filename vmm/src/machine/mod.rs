@@ -135,9 +135,17 @@ impl Machine {
         self.vcpus.run();
     }
 
-    /// Takes every vCPU out of the guest; [`start`](Self::start) lets it go on. Waits for those that are in a device.
+    /// Takes every vCPU out of the guest; [`start`](Self::start) lets it go on. Waits for those that are in a device, and a while for the
+    /// firmware's variables to be on disk.
     pub fn pause(&self) {
         self.vcpus.pause();
+        self.save_variables();
+    }
+
+    fn save_variables(&self) {
+        if let OpenBoot::Firmware(firmware) = &self.resources.boot {
+            firmware.save();
+        }
     }
 
     /// Presses the power button.
@@ -274,9 +282,7 @@ impl Machine {
     /// Ends the guest for good. Disks are drained as far as they let themselves, threads joined.
     pub fn stop(mut self) {
         self.end();
-        if let OpenBoot::Firmware(firmware) = &self.resources.boot {
-            firmware.save();
-        }
+        self.save_variables();
     }
 
     /// Ends the guest and gives back what the next machine is built from, once nothing of this one can touch it any more.

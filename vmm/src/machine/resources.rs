@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use paddock_api::spec::{Boot, HugePageSize, KernelBoot, PassedFd, VmSpec};
+use paddock_devices::firmware::vars::VarsStore;
 use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions};
 use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec};
@@ -108,6 +109,14 @@ impl Resources {
             processors,
             meters,
         })
+    }
+
+    /// The file of the firmware's variables, if there is one.
+    pub fn variables(&self) -> Option<&VarsStore> {
+        match &self.boot {
+            OpenBoot::Firmware(firmware) => firmware.store(),
+            OpenBoot::Kernel(_) => None,
+        }
     }
 
     /// Adds a device: it is the VM's from now on.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::VmState;
 use paddock_api::timeline::Timeline;
+use paddock_devices::firmware::vars::VarsStatus;
 use paddock_devices::virtio::blk::{self, DURATION_BOUNDS, KindValues};
 use paddock_devices::virtio::console::PortCounters;
 use paddock_devices::virtio::net::{self, CounterValues};
@@ -161,6 +162,9 @@ pub fn describe_vm(to: &mut Exposition, vm: &VmHandle) {
     describe_devices(to, meters);
     if let Some(balloon) = vm.balloon() {
         describe_balloon(to, &balloon.status());
+    }
+    if let Some(status) = vm.variables().status() {
+        describe_variables(to, &status);
     }
 }
 
@@ -438,6 +442,24 @@ fn describe_balloon(to: &mut Exposition, status: &BalloonStatus) {
     }
 }
 
+fn describe_variables(to: &mut Exposition, status: &VarsStatus) {
+    to.gauge(
+        "paddock_variables_unsaved",
+        "1 while the guest has set variables of its firmware that their file does not have yet.",
+    )
+    .sample(&[], status.unsaved);
+    to.counter(
+        "paddock_variables_writes_total",
+        "Times that the file of the firmware's variables was written.",
+    )
+    .sample(&[], status.writes);
+    to.counter(
+        "paddock_variables_write_errors_total",
+        "Times that the file of the firmware's variables could not be written.",
+    )
+    .sample(&[], status.failures);
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU64;
@@ -497,6 +519,13 @@ mod tests {
         describe_cpus(&mut to, &Processors::new(&spec).status());
         describe_memory(&mut to, &Growth::new(&spec).status());
         describe_balloon(&mut to, &Balloon::new(&spec).unwrap().status());
+        let variables = VarsStatus {
+            unsaved: true,
+            error: None,
+            writes: 3,
+            failures: 2,
+        };
+        describe_variables(&mut to, &variables);
         Snapshot::parse(&to.into_text()).unwrap()
     }
 
@@ -559,6 +588,9 @@ mod tests {
             ("paddock_vm_memory_bytes", vec![], 536_870_912.0),
             ("paddock_vm_memory_max_bytes", vec![], 1_073_741_824.0),
             ("paddock_vm_memory_errors_total", vec![], 0.0),
+            ("paddock_variables_unsaved", vec![], 1.0),
+            ("paddock_variables_writes_total", vec![], 3.0),
+            ("paddock_variables_write_errors_total", vec![], 2.0),
         ] {
             assert_eq!(all.value(name, &labels), Some(value), "{name} {labels:?}");
         }

@@ -17,8 +17,9 @@
 mod error;
 mod file;
 
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,36 @@ pub struct VarsStatus {
     pub unsaved: bool,
     /// Why the last write failed, if it did. It is tried again.
     pub error: Option<Arc<VarsError>>,
+    /// Writes so far that went well.
+    pub writes: u64,
+    /// Writes so far that failed.
+    pub failures: u64,
+}
+
+/// Told on the writer's thread how the file is; returns at once. What it is told of is in the [`VarsStatus`] already.
+pub trait VarsEvents: Send + Sync + fmt::Debug {
+    /// A write failed, and the one before did not.
+    fn write_failed(&self, error: &VarsError);
+    /// The file is written, after it could not be.
+    fn written_again(&self);
+}
+
+/// How a store is, for those who do not own it. Does not keep it.
+#[derive(Debug, Clone)]
+pub struct VarsWatch(Arc<Shared>);
+
+impl VarsWatch {
+    /// How it is now, or was at its end.
+    #[must_use]
+    pub fn status(&self) -> VarsStatus {
+        let state = self.0.state.lock();
+        VarsStatus {
+            unsaved: state.saved < state.changes,
+            error: state.error.clone(),
+            writes: state.writes,
+            failures: state.failures,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +92,7 @@ struct Shared {
     state: Mutex<State>,
     wake_writer: Condvar,
     written: Condvar,
+    events: OnceLock<Arc<dyn VarsEvents>>,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +101,8 @@ struct State {
     changes: u64,
     /// How many of them the file has.
     saved: u64,
+    /// Writes that went well so far.
+    writes: u64,
     /// Writes that failed so far, and why the last write did if it did.
     failures: u64,
     error: Option<Arc<VarsError>>,
@@ -99,6 +133,43 @@ impl Shared {
             }
         }
         state.saved < state.changes
+    }
+
+    /// A write is over: notes how, tells who is to know, and then who waits for it.
+    fn finish_write(&self, state: &mut MutexGuard<'_, State>, result: Result<u64, VarsError>) {
+        let failed_before = state.error.is_some();
+        let error = match result {
+            Ok(changes) => {
+                state.saved = changes;
+                state.writes += 1;
+                None
+            }
+            Err(error) => {
+                state.failures += 1;
+                Some(Arc::new(error))
+            }
+        };
+        state.error.clone_from(&error);
+        if failed_before != error.is_some() {
+            MutexGuard::unlocked(state, || self.tell(error.as_deref()));
+        }
+        self.written.notify_all();
+    }
+
+    /// Tells that the file cannot be written any more, or can again.
+    fn tell(&self, error: Option<&VarsError>) {
+        let events = self.events.get();
+        match error {
+            Some(cause) => {
+                let error = cause as &dyn std::error::Error;
+                tracing::error!(error, "variable store not written; the guest goes on");
+                events.inspect(|events| events.write_failed(cause));
+            }
+            None => {
+                tracing::info!("variable store: written again");
+                events.inspect(|events| events.written_again());
+            }
+        }
     }
 }
 
@@ -151,14 +222,15 @@ impl VarsStore {
         Arc::clone(&self.shared) as _
     }
 
-    /// How it is now.
+    /// Where others see how it is.
     #[must_use]
-    pub fn status(&self) -> VarsStatus {
-        let state = self.shared.state.lock();
-        VarsStatus {
-            unsaved: state.saved < state.changes,
-            error: state.error.clone(),
-        }
+    pub fn watch(&self) -> VarsWatch {
+        VarsWatch(Arc::clone(&self.shared))
+    }
+
+    /// Whom it tells of its file, from now on. Only the first call counts.
+    pub fn set_events(&self, events: Arc<dyn VarsEvents>) {
+        let _ = self.shared.events.set(events);
     }
 
     /// Has all changes up to now written and brought to disk, waiting at most `patience` for it.
@@ -228,26 +300,12 @@ fn write_changes(memory: &FlashMemory, shared: &Shared, mut file: VarsFile) {
             (Err(_), Some(_)) => (retry * 2).min(RETRY_MOST),
             _ => RETRY_FIRST,
         };
-        match result {
-            Ok(()) => {
-                if state.error.take().is_some() {
-                    tracing::info!("variable store: written again");
-                }
-                state.saved = changes;
-            }
-            Err(error) => {
-                if state.error.is_none() || last {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "variable store not written; the guest goes on");
-                }
-                state.failures += 1;
-                state.error = Some(Arc::new(error));
-                if last {
-                    break;
-                }
-            }
+        let failed = result.is_err();
+        shared.finish_write(&mut state, result.map(|()| changes));
+        if failed && last {
+            tracing::error!("variable store: the last changes are lost");
+            break;
         }
-        shared.written.notify_all();
     }
     state.stopped = true;
     shared.written.notify_all();

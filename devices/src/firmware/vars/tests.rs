@@ -75,9 +75,9 @@ fn a_store_is_made_from_the_template_and_keeps_what_is_set() {
     );
     let flash = flash(&store);
     program(&flash, 0x1000, 0x12);
-    assert!(store.status().unsaved);
+    assert!(store.watch().status().unsaved);
     store.flush(PATIENCE).unwrap();
-    assert!(!store.status().unsaved);
+    assert!(!store.watch().status().unsaved);
     assert_eq!(fs::read(&path).unwrap()[0x1000], 0x12);
     // What was not asked for comes soon, or at the latest when the store goes.
     program(&flash, 0x1001, 0x34);
@@ -247,26 +247,54 @@ fn what_a_killed_process_left_is_used_up() {
     assert_eq!(names(directory.path()), ["vm.fd"]);
 }
 
+/// What a store told of its file.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl VarsEvents for Told {
+    fn write_failed(&self, error: &VarsError) {
+        self.0.lock().push(error.to_string());
+    }
+
+    fn written_again(&self) {
+        self.0.lock().push("again".to_owned());
+    }
+}
+
 #[test]
 fn a_failed_write_is_told_and_made_up_for() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vm.fd");
     let store = open(&path, Some(&template())).unwrap();
+    let (watch, told) = (store.watch(), Arc::<Told>::default());
+    store.set_events(Arc::clone(&told) as _);
+    let flash = flash(&store);
+    program(&flash, 0x1001, 0);
+    store.flush(PATIENCE).unwrap();
+    assert_eq!(told.0.lock().len(), 0, "what goes well is not told");
+    let written = fs::read(&path).unwrap();
     // In the way, for root as well.
     let obstacle = directory.path().join(".vm.fd.new");
     fs::create_dir(&obstacle).unwrap();
-    program(&flash(&store), 0x1000, 0);
-    let error = store.flush(PATIENCE).unwrap_err();
-    assert_eq!(error.kind, VarsErrorKind::Write);
-    assert!(error.to_string().contains("vm.fd"), "{error}");
-    let status = store.status();
+    program(&flash, 0x1000, 0);
+    for _ in 0..2 {
+        let error = store.flush(PATIENCE).unwrap_err();
+        assert_eq!(error.kind, VarsErrorKind::Write);
+        assert!(error.to_string().contains("vm.fd"), "{error}");
+    }
+    let status = watch.status();
     assert!(status.unsaved && status.error.is_some());
-    assert!(fs::read(&path).unwrap() == template(), "the old one");
+    assert_eq!((status.writes, status.failures), (1, 2));
+    assert!(fs::read(&path).unwrap() == written, "the old one");
     fs::remove_dir(&obstacle).unwrap();
     store.flush(PATIENCE).unwrap();
-    let status = store.status();
+    let status = watch.status();
     assert!(!status.unsaved && status.error.is_none());
+    assert_eq!((status.writes, status.failures), (2, 2));
     assert_eq!(fs::read(&path).unwrap()[0x1000], 0);
+    let told = std::mem::take(&mut *told.0.lock());
+    assert!(told[0].contains("cannot be written"), "{told:?}");
+    assert_eq!(told[1..], ["again"], "once, however often it failed");
 }
 
 #[test]
@@ -276,10 +304,12 @@ fn a_store_that_cannot_be_written_goes_all_the_same() {
     let store = open(&path, Some(&template())).unwrap();
     fs::create_dir(directory.path().join(".vm.fd.new")).unwrap();
     program(&flash(&store), 0x1000, 0);
-    let start = Instant::now();
+    let (start, watch) = (Instant::now(), store.watch());
     drop(store);
     assert!(start.elapsed() < DROP_PATIENCE, "one try, no more");
     assert!(fs::read(&path).unwrap() == template());
+    let status = watch.status();
+    assert!(status.unsaved && status.error.is_some(), "as it ended");
 }
 
 #[test]

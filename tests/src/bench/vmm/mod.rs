@@ -5,28 +5,18 @@ mod firecracker;
 mod paddock;
 mod qemu;
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Signal, kill_process};
 use tempfile::NamedTempFile;
 
 use super::BenchError;
+use super::running::{Measuring, Running};
 use crate::files;
 
 /// What init says on the console (guests/probe).
 const UP: &str = "paddock-probe: up";
-/// What it says when it has measured something.
-const MEASURED: &str = "paddock-probe: measured";
-/// How long a guest may take to get there.
-const BOOT_DEADLINE: Duration = Duration::from_secs(120);
-/// How long one that measures may be silent.
-const MEASURED_DEADLINE: Duration = Duration::from_secs(60);
-/// Lines of output shown when something goes wrong.
-const SHOWN: usize = 30;
 
 /// A VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +44,22 @@ pub struct Guest {
     pub task: Option<String>,
     /// Where the VMM serves its API meanwhile.
     pub api: Option<PathBuf>,
+    /// What boots the disk; without it, Debian's kernel runs the probe as its init.
+    pub firmware: Option<Firmware>,
 }
 
-/// What a guest boots from.
+/// UEFI firmware of a distribution, as it is.
+#[derive(Debug)]
+pub struct Firmware {
+    /// Its code.
+    pub code: PathBuf,
+    /// Its variables, to be written.
+    pub variables: PathBuf,
+    /// What SMBIOS tells the guest.
+    pub oem_string: String,
+}
+
+/// The kernel that a guest boots, where it does not boot by firmware.
 struct Boot {
     kernel: PathBuf,
     initramfs: PathBuf,
@@ -108,8 +111,25 @@ impl Vmm {
         }
     }
 
+    /// Whether it runs firmware that nobody has built for it.
+    #[must_use]
+    pub fn runs_stock_firmware(&self) -> bool {
+        matches!(self, Self::Paddock(_) | Self::Qemu(_))
+    }
+
     /// How it is asked for a guest, and what must live as long as it does.
     fn command(&self, guest: &Guest) -> std::io::Result<(Command, Option<NamedTempFile>)> {
+        let mut command = Command::new(self.binary());
+        if let Some(firmware) = &guest.firmware {
+            match self {
+                Self::Paddock(_) => paddock::guest_of_firmware(&mut command, guest, firmware),
+                Self::Qemu(_) => qemu::guest_of_firmware(&mut command, guest, firmware),
+                Self::CloudHypervisor(_) | Self::Firecracker(_) => {
+                    return Err(std::io::ErrorKind::Unsupported.into());
+                }
+            }
+            return Ok((command, None));
+        }
         // Lines on the serial port are slow in every VMM alike, and not what is measured.
         let mut arguments = "console=ttyS0 quiet panic=-1 probe.announce".to_owned();
         if let Some(task) = &guest.task {
@@ -120,7 +140,6 @@ impl Vmm {
             initramfs: files::guest("initramfs.cpio"),
             arguments,
         };
-        let mut command = Command::new(self.binary());
         let mut kept = None;
         match self {
             Self::Paddock(_) => paddock::guest(&mut command, guest, &boot),
@@ -152,12 +171,8 @@ impl Vmm {
             Self::CloudHypervisor(_) => cloud_hypervisor::serve(&mut command, socket),
             Self::Firecracker(_) => firecracker::serve(&mut command, socket),
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.stderr(Stdio::null()).spawn();
-        let running = |child| Running { child, _kept: None };
-        child
-            .map(running)
-            .map_err(|source| self.not_started(source))
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        self.spawn(command, None)
     }
 
     fn not_started(&self, source: std::io::Error) -> BenchError {
@@ -169,139 +184,30 @@ impl Vmm {
 
     /// Starts a guest and waits for its init; says how long that took.
     pub(super) fn boot(&self, guest: &Guest) -> Result<(Running, Duration), BenchError> {
-        let began = Instant::now();
-        let (running, lines) = self.start(guest)?;
-        self.wait_for(UP, &lines, began + BOOT_DEADLINE)?;
-        Ok((running, began.elapsed()))
+        let mut running = self.start(guest)?;
+        let up = running.wait_for(UP)?;
+        Ok((running, up.after))
     }
 
     /// Starts a guest that measures, and stops it once it does.
     pub(super) fn measuring(&self, guest: &Guest) -> Result<Measuring, BenchError> {
-        let (running, lines) = self.start(guest)?;
-        self.wait_for(MEASURED, &lines, Instant::now() + BOOT_DEADLINE)?;
-        running.signal(Signal::STOP)?;
-        Ok(Measuring {
-            vmm: self.clone(),
-            running,
-            lines,
-        })
+        Measuring::new(self.start(guest)?)
     }
 
-    /// Starts a guest; gives what it and its VMM say, line by line.
-    fn start(&self, guest: &Guest) -> Result<(Running, Receiver<String>), BenchError> {
+    /// Starts a guest.
+    pub(super) fn start(&self, guest: &Guest) -> Result<Running, BenchError> {
         let made = self.command(guest);
         let (mut command, kept) = made.map_err(|source| self.not_started(source))?;
-        command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn();
-        let mut child = child.map_err(|source| self.not_started(source))?;
-        let (sender, lines) = channel();
-        let pipes: [Option<Box<dyn std::io::Read + Send>>; 2] = [
-            child.stdout.take().map(|pipe| Box::new(pipe) as _),
-            child.stderr.take().map(|pipe| Box::new(pipe) as _),
-        ];
-        for pipe in pipes.into_iter().flatten() {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-                    let line = String::from_utf8_lossy(&line).into_owned();
-                    if sender.send(line).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        Ok((Running { child, _kept: kept }, lines))
+        self.spawn(command, kept)
     }
 
-    fn wait_for(
+    fn spawn(
         &self,
-        text: &str,
-        lines: &Receiver<String>,
-        end: Instant,
-    ) -> Result<String, BenchError> {
-        let mut seen = Vec::new();
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let what = match lines.recv_timeout(left) {
-                Ok(line) if line.contains(text) => return Ok(line),
-                Ok(line) => {
-                    seen.push(line);
-                    continue;
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    format!("no {text:?} in time")
-                }
-                Err(RecvTimeoutError::Disconnected) => format!("it ended before {text:?}"),
-            };
-            let output = seen.split_off(seen.len().saturating_sub(SHOWN)).join("\n");
-            return Err(BenchError::Vmm {
-                vmm: self.name(),
-                what,
-                output,
-            });
-        }
-    }
-}
-
-/// A VMM with its guest; dropping it ends both.
-#[derive(Debug)]
-pub(super) struct Running {
-    child: Child,
-    _kept: Option<NamedTempFile>,
-}
-
-impl Running {
-    /// The VMM's process id.
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Running {
-    fn signal(&self, signal: Signal) -> Result<(), BenchError> {
-        let process = rustix::process::Pid::from_child(&self.child);
-        kill_process(process, signal).map_err(|error| BenchError::Host {
-            what: format!("sending {signal:?} to a VMM"),
-            source: error.into(),
-        })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A VMM whose guest measures all the time. Its process is stopped except while it is asked.
-#[derive(Debug)]
-pub(super) struct Measuring {
-    vmm: Vmm,
-    running: Running,
-    lines: Receiver<String>,
-}
-
-impl Measuring {
-    /// What the guest measures now.
-    pub(super) fn value(&self) -> Result<f64, BenchError> {
-        // Said after the last value was taken.
-        self.lines.try_iter().for_each(drop);
-        self.running.signal(Signal::CONT)?;
-        // The first one has the time in it for which the process was stopped.
-        let mut line = String::new();
-        for _ in 0..2 {
-            let end = Instant::now() + MEASURED_DEADLINE;
-            line = self.vmm.wait_for(MEASURED, &self.lines, end)?;
-        }
-        self.running.signal(Signal::STOP)?;
-        let number = line.rsplit(' ').next().map(str::trim);
-        let number = number.and_then(|number| number.parse().ok());
-        number.ok_or_else(|| BenchError::Vmm {
-            vmm: self.vmm.name(),
-            what: "the guest measured no number".to_owned(),
-            output: line,
-        })
+        mut command: Command,
+        kept: Option<NamedTempFile>,
+    ) -> Result<Running, BenchError> {
+        command.stdin(Stdio::null());
+        Running::start(self.name(), command, kept).map_err(|source| self.not_started(source))
     }
 }

@@ -3,14 +3,25 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Boot, Guest};
+use super::{Boot, Firmware, Guest};
 
 pub(super) fn guest(command: &mut Command, guest: &Guest, boot: &Boot) {
-    let memory = format!("{}M", guest.memory);
-    command.args(["run", "--cpus", "1", "--memory", &memory]);
+    machine(command, guest);
     command.args(["--cmdline", &boot.arguments]);
     command.arg("--kernel").arg(&boot.kernel);
     command.arg("--initramfs").arg(&boot.initramfs);
+}
+
+pub(super) fn guest_of_firmware(command: &mut Command, guest: &Guest, firmware: &Firmware) {
+    machine(command, guest);
+    command.arg("--firmware").arg(&firmware.code);
+    command.arg("--variables").arg(&firmware.variables);
+    command.args(["--oem-string", &firmware.oem_string]);
+}
+
+fn machine(command: &mut Command, guest: &Guest) {
+    let memory = format!("{}M", guest.memory);
+    command.args(["run", "--cpus", "1", "--memory", &memory]);
     if let Some(disk) = &guest.disk {
         command.arg("--disk").arg(&disk.path);
     }

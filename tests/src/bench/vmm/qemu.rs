@@ -3,18 +3,46 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Boot, Guest};
+use super::{Boot, Firmware, Guest};
 
 const QUIET: [&str; 4] = ["-nodefaults", "-no-user-config", "-display", "none"];
-const MACHINE: [&str; 4] = ["-machine", "q35,accel=kvm", "-cpu", "host"];
+const MACHINE: [&str; 2] = ["-machine", "q35,accel=kvm"];
+/// Without what firmware would spend its time on: a keyboard controller that is polled for seconds, disk controllers without disks, SMM, which
+/// this firmware does not use.
+const MACHINE_OF_FIRMWARE: [&str; 2] = [
+    "-machine",
+    "q35,accel=kvm,smm=off,i8042=off,hpet=off,sata=off,smbus=off",
+];
 
 pub(super) fn guest(command: &mut Command, guest: &Guest, boot: &Boot) {
-    let memory = format!("{}M", guest.memory);
-    command.args(QUIET).args(MACHINE);
-    command.args(["-smp", "1", "-m", &memory, "-serial", "stdio"]);
+    command.args(MACHINE);
+    machine(command, guest);
     command.args(["-append", &boot.arguments]);
     command.arg("-kernel").arg(&boot.kernel);
     command.arg("-initrd").arg(&boot.initramfs);
+}
+
+pub(super) fn guest_of_firmware(command: &mut Command, guest: &Guest, firmware: &Firmware) {
+    command.args(MACHINE_OF_FIRMWARE);
+    machine(command, guest);
+    for (unit, how, path) in [
+        (0, "readonly=on", &firmware.code),
+        (1, "readonly=off", &firmware.variables),
+    ] {
+        let flash = format!(
+            "if=pflash,format=raw,unit={unit},{how},file={}",
+            path.display()
+        );
+        command.args(["-drive", &flash]);
+    }
+    let oem_string = format!("type=11,value={}", firmware.oem_string);
+    command.args(["-smbios", &oem_string]);
+}
+
+fn machine(command: &mut Command, guest: &Guest) {
+    let memory = format!("{}M", guest.memory);
+    command.args(QUIET).args(["-cpu", "host", "-smp", "1"]);
+    command.args(["-m", &memory, "-serial", "stdio"]);
     if let Some(disk) = &guest.disk {
         let cache = if disk.direct { "none" } else { "writeback" };
         let path = disk.path.display();

@@ -91,6 +91,10 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             let more: Vec<_> = more.into_iter().filter(|text| !text.is_empty()).collect();
             state(text(end, "reason"), &more.join(": "))
         }
+        "variables" => match text(fields, "error") {
+            "" => Cell::coloured("written again", Colour::Green),
+            error => Cell::coloured(error, Colour::Red),
+        },
         "deleted" => Cell::default(),
         "gap" => {
             let lost = fields.get("lost").and_then(Value::as_u64);
@@ -159,6 +163,11 @@ mod tests {
                                               "progress": {"done": 1, "total": 2}}}),
                 "job       4 resize-cpus cpus: opening, 1 of 2 CPUs",
             ),
+            (
+                json!({"type": "variables", "error": "vm.fd: cannot be written"}),
+                "variables  vm.fd: cannot be written",
+            ),
+            (json!({"type": "variables"}), "variables  written again"),
             (json!({"type": "deleted"}), "deleted"),
             (
                 json!({"type": "throttled", "by": 2}),

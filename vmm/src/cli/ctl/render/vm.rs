@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use paddock_api::resource::Vm;
+use paddock_api::resource::{Variables, Vm};
 use paddock_api::spec::{
     BootConfig, ConsoleConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, MemoryConfig, VmConfig,
 };
@@ -40,11 +40,25 @@ pub fn vm(page: &mut Page, vm: &Vm) {
     ]);
     properties.extend(spec.console.as_ref().map(consoles).unwrap_or_default());
     properties.extend([
+        ("variables", variables(vm.variables.as_ref())),
         ("timeline", timeline(&vm.timeline)),
         ("on reset", one(spec.on_reset.map(|what| word(&what)))),
         ("last event", vec![Cell::new(vm.last_event.to_string())]),
     ]);
     page.properties(properties);
+}
+
+/// Whether the file of the firmware's variables is as it is to be.
+fn variables(variables: Option<&Variables>) -> Vec<Cell> {
+    let Some(variables) = variables else {
+        return Vec::new();
+    };
+    let cell = match &variables.error {
+        Some(error) => Cell::coloured(error, Colour::Red),
+        None if variables.unsaved => Cell::coloured("about to be written", Colour::Dim),
+        None => Cell::new("written"),
+    };
+    vec![cell]
 }
 
 /// How long after the process's start each step came.

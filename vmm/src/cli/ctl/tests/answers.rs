@@ -14,6 +14,7 @@ pub fn vm(state: &str) -> Value {
             "console": {"serial": {"file": "/var/log/web"}},
         },
         "state": state,
+        "variables": {"unsaved": true, "error": "vm.fd: cannot be written"},
         "timeline": {"process_started_ms": 1_700_000_000_000_u64, "machine_built_us": 12_345, "init_up_us": 2_500_000},
         "last_event": 2,
     })

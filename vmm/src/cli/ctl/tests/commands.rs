@@ -222,6 +222,7 @@ memory      1GiB
 disks       disk0: /srv/a.img (read-only, 4 queues)
 NICs        nic0: bridge br0, VLAN 7 (02:00:5e:00:00:07)
 serial      file /var/log/web
+variables   vm.fd: cannot be written
 timeline    machine built after 12.3 ms
             init up after 2500.0 ms
 last event  2
