@@ -36,6 +36,8 @@ struct Read {
     done: u64,
     /// Bytes of the command, in all.
     length: u64,
+    /// The most bytes of its pieces.
+    step: u64,
 }
 
 /// What the host was asked for.
@@ -167,6 +169,7 @@ impl Reads {
             offset: first * BLOCK,
             done: 0,
             length: blocks * BLOCK,
+            step: PIECE,
         };
         self.commands.insert(head, read);
         self.waiting.push_back(head);
@@ -202,7 +205,7 @@ impl Reads {
             let Some(read) = self.commands.get(&head) else {
                 continue;
             };
-            let length = (read.length - read.done).min(PIECE);
+            let length = (read.length - read.done).min(read.step);
             let memory = Buffer::zeroed(usize::try_from(length).unwrap_or(0));
             // The last block may be longer than what is there; the rest of it stays zero.
             let there = backend.size.saturating_sub(read.offset).min(length);
@@ -275,6 +278,12 @@ impl Reads {
                     return Ok(());
                 }
                 Status::Good
+            }
+            Err(_) if piece.length > BLOCK => {
+                // Drivers want to know which block it is, and to have those before it.
+                read.step = BLOCK;
+                self.waiting.push_back(head);
+                return Ok(());
             }
             Err(error) => {
                 self.handle

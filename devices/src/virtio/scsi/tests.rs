@@ -221,9 +221,9 @@ fn a_driver_finds_the_drive_and_reads_its_medium() {
     // More than one piece, and more room than data.
     let long = machine.run(&[0x28, 0, 0, 0, 0, 2, 0, 3, 0, 0], 800 * BLOCK);
     assert!(long.is_blocks(2, 768));
-    assert_eq!(long.residual as usize, 32 * BLOCK);
+    assert_eq!(u64::from(long.residual), 32 * BLOCK as u64);
     let counters = machine.handle.status().counters;
-    assert_eq!(counters.read_bytes as usize, 771 * BLOCK);
+    assert_eq!(counters.read_bytes, 771 * BLOCK as u64);
     assert_eq!((counters.commands, counters.errors), (8, 0));
 }
 
@@ -242,15 +242,20 @@ fn the_last_block_may_be_cut() {
 fn what_the_host_cannot_read_is_told_by_its_block() {
     let disk = disk(500 * BLOCK);
     let mut machine = Machine::with(&disk);
-    disk.script([Fault::None, Fault::Error(IoError::Os(libc::EIO))]);
+    // The first 128 blocks can be read, the others not at once, and of these the first only.
+    let error = Fault::Error(IoError::Os(libc::EIO));
+    disk.script([Fault::None, error, Fault::None, error]);
     machine.send(&[0x28, 0, 0, 0, 0, 10, 0, 1, 0x2c, 0], 300 * BLOCK);
     let bytes = machine.requests.wait_used().written;
-    // The first piece went well: 128 blocks, which are there.
-    assert_eq!(
-        bytes[12..26],
-        [0xf0, 0, 3, 0, 0, 0, 138, 10, 0, 0, 0, 0, 0x11, 0]
+    let sense = [0xf0, 0, 3, 0, 0, 0, 139, 10, 0, 0, 0, 0, 0x11, 0];
+    assert_eq!(bytes[12..26], sense);
+    assert_eq!(bytes.len(), RESPONSE + 129 * BLOCK);
+    assert!(
+        bytes[RESPONSE..]
+            .iter()
+            .zip(0..)
+            .all(|(byte, i)| *byte == fill(10 + i / BLOCK))
     );
-    assert_eq!(bytes.len(), RESPONSE + 128 * BLOCK);
     assert_eq!(machine.handle.status().counters.errors, 1);
     assert!(machine.read(10, 1).is_blocks(10, 1));
 }

@@ -63,7 +63,7 @@ fn data_that_does_not_fit_is_an_overrun() {
     let mut machine = Machine::with(&disk(10 * BLOCK));
     let short = machine.run(&read(0, 2), 2 * BLOCK - 1);
     assert_eq!((short.response, short.data.len()), (1, 0));
-    assert_eq!(short.residual as usize, 2 * BLOCK - 1);
+    assert_eq!(u64::from(short.residual), 2 * BLOCK as u64 - 1);
     let short = machine.run(&[0x12, 0, 0, 0, 36], 5);
     assert_eq!((short.response, short.data), (1, vec![5, 0x80, 5, 2, 31]));
     assert_eq!(machine.run(&read(0, 1), 0).response, 1);

@@ -232,7 +232,7 @@ fn a_block_device_is_a_disk() {
 fn what_an_image_lacks_of_its_last_block_reads_as_zeros() {
     for directory in directories() {
         let path = directory.path().join("odd.iso");
-        let data: Vec<u8> = (0..5000).map(|i| (i % 251 + 1) as u8).collect();
+        let data: Vec<u8> = (0..5000_u32).map(|i| (i % 251 + 1) as u8).collect();
         std::fs::write(&path, &data).unwrap();
         for engine in ENGINES {
             let options = RawOptions {
