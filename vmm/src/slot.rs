@@ -3,24 +3,27 @@
 //! Lives on the control plane's thread: nothing here waits for the host. `paddock serve` begins with an empty place, `paddock run` with
 //! one that is taken and takes no other.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use paddock_api::balloon::{Balloon, MemoryStatistics};
+use paddock_api::cdrom::Cdrom;
 use paddock_api::cpus::Cpus;
 use paddock_api::device::{DeviceKind, Disk, Nic};
 use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
 use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
-use paddock_api::resource::{Action, EventKind, Vm};
+use paddock_api::resource::{Action, EventKind, Vm, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{DiskConfig, NicConfig, VmConfig, VmSpec};
+use paddock_api::spec::{CdromConfig, DiskConfig, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
 use crate::balloon::{BalloonStatus, Statistics};
+use crate::cdrom;
 use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
@@ -102,6 +105,21 @@ impl VmSlot {
             timeline: vm.meters().times.timeline(),
             last_event,
         }
+    }
+
+    /// The drive of this id, if its medium can be changed now.
+    fn drive(&self, id: &str) -> Result<(VmHandle, cdrom::Cdrom), Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        require_media(vm.state())?;
+        let drive = vm.cdroms().find(id).cloned();
+        let drive = drive.ok_or_else(|| Refusal::NoCdrom { id: id.to_owned() })?;
+        Ok((vm, drive))
+    }
+
+    /// What is done about a medium is an event.
+    fn publish_medium(&self, drive: &cdrom::Cdrom, path: Option<PathBuf>) {
+        let cdrom = drive.id().to_owned();
+        self.0.journal.publish(EventKind::Medium { cdrom, path });
     }
 
     async fn remove(self) -> Result<(), Refusal> {
@@ -208,6 +226,36 @@ impl VmService for VmSlot {
         vm.changes().remove(kind, id, deadline, vm.state())
     }
 
+    fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        Ok(vm.cdroms().iter().map(cdrom_answer).collect())
+    }
+
+    fn insert_medium(
+        &self,
+        id: &str,
+        path: PathBuf,
+        force: bool,
+    ) -> Pending<Result<Cdrom, Refusal>> {
+        let (this, found) = (self.clone(), self.drive(id));
+        Box::pin(async move {
+            let (vm, drive) = found?;
+            // The guest goes on while the medium is opened.
+            let still = || require_media(vm.state());
+            drive.insert(path.clone(), force, still).await?;
+            this.publish_medium(&drive, Some(path));
+            Ok(cdrom_answer(&drive))
+        })
+    }
+
+    fn eject_medium(&self, id: &str, force: bool) -> Result<Cdrom, Refusal> {
+        let (_, drive) = self.drive(id)?;
+        if drive.eject(force)? {
+            self.publish_medium(&drive, None);
+        }
+        Ok(cdrom_answer(&drive))
+    }
+
     fn cpus(&self) -> Result<Cpus, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         Ok(cpus_answer(&vm.cpus().processors().status()))
@@ -289,6 +337,28 @@ fn refusal(refused: Refused) -> Refusal {
         Refused::Memory(error) => Refusal::MemoryRequest(error.to_string()),
         Refused::Busy => Refusal::Busy,
         Refused::WrongState { .. } => Refusal::Ended,
+    }
+}
+
+/// Media are changed while there is a guest to see it.
+fn require_media(state: VmState) -> Result<(), Refusal> {
+    if matches!(state, VmState::Running | VmState::Paused) {
+        Ok(())
+    } else {
+        Err(Refusal::MediumNotNow { state })
+    }
+}
+
+fn cdrom_answer(drive: &cdrom::Cdrom) -> Cdrom {
+    let status = drive.handle().status();
+    Cdrom {
+        id: drive.id().to_owned(),
+        medium: status.medium.map(PathBuf::from),
+        size: status.size,
+        open: status.open,
+        locked: status.locked,
+        driver: status.driver,
+        spec: CdromConfig::from(drive.spec()),
     }
 }
 

@@ -13,6 +13,7 @@ use super::release::Released;
 use super::resizing::CpuChanges;
 use crate::Error;
 use crate::balloon::Balloon;
+use crate::cdrom::Cdroms;
 use crate::error::chain;
 use crate::growth::{Growth, GrowthError};
 use crate::metrics::Meters;
@@ -122,6 +123,7 @@ pub struct VmHandle {
     pub(super) cpus: CpuChanges,
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
+    pub(super) cdroms: Cdroms,
     pub(super) journal: Arc<Journal>,
     pub(super) meters: Arc<Meters>,
 }
@@ -187,6 +189,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&Balloon> {
         self.balloon.as_ref()
+    }
+
+    /// The VM's CD-ROM drives, and the way to change their media.
+    #[must_use]
+    pub fn cdroms(&self) -> &Cdroms {
+        &self.cdroms
     }
 
     /// The VM's memory: how much it has, and may have.
@@ -289,6 +297,7 @@ mod tests {
             journal: Arc::default(),
             meters: Arc::new(Meters::new(&spec)),
             growth: Growth::new(&spec),
+            cdroms: Cdroms::new(&spec),
             changes: Changes {
                 inventory: Inventory::new(Arc::new(spec)),
                 jobs: Jobs::new(Arc::default()),

@@ -45,6 +45,7 @@ use resizing::Resizing;
 
 use crate::Error;
 use crate::balloon::Balloon;
+use crate::cdrom::Cdroms;
 use crate::console::ConsoleEnds;
 use crate::growth::Growth;
 use crate::machine::resources::Resources;
@@ -235,11 +236,13 @@ impl Driver {
             resizing: Resizing::new(processors.clone(), resizes),
         };
         let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
+        let cdroms = Cdroms::new(&spec);
         let meters = Arc::new(Meters::new(&spec));
         let handle = VmHandle {
             requests: sender,
             balloon: balloon.clone(),
             growth: growth.clone(),
+            cdroms: cdroms.clone(),
             changes,
             cpus,
             status: watch,
@@ -253,6 +256,7 @@ impl Driver {
             life: Life { status, journal },
             balloon,
             growth,
+            cdroms,
             processors,
             meters,
             held,
@@ -276,6 +280,9 @@ impl Driver {
         // Jobs that the end overtakes have failed before it is told.
         drop(self.changing);
         self.turns.processors.forget_job();
+        // Nobody waits for a host that does not close a file.
+        let media = self.turns.cdroms.empty();
+        drop(self.turns.blocking(move || drop(media)));
         self.turns.life.end(&result);
         result
     }
@@ -289,6 +296,7 @@ struct Turns {
     life: Life,
     balloon: Option<Balloon>,
     growth: Growth,
+    cdroms: Cdroms,
     processors: Processors,
     meters: Arc<Meters>,
     held: Held,
@@ -309,9 +317,12 @@ impl Turns {
         let balloon = balloon.map(|balloon| balloon.handle().clone());
         let growth = self.growth.handle().cloned();
         let (processors, meters) = (self.processors.clone(), Arc::clone(&self.meters));
+        let cdroms = self.cdroms.clone();
         let opening = self.blocking(move || {
             let consoles = consoles(&spec, &held)?;
-            Resources::open(&spec, consoles, balloon, growth, processors, meters)
+            Resources::open(
+                &spec, consoles, balloon, growth, &cdroms, processors, meters,
+            )
         });
         let Some(resources) = self.unless_stopped(opening, changing).await? else {
             return Ok(Outcome::Stopped);

@@ -250,7 +250,9 @@ impl Script {
                 said
             }
             EventKind::Deleted => Said::status("no VM"),
-            EventKind::Action { .. } | EventKind::Job { .. } => Said::default(),
+            EventKind::Action { .. } | EventKind::Medium { .. } | EventKind::Job { .. } => {
+                Said::default()
+            }
         }
     }
 
