@@ -17,9 +17,9 @@ from stages.steps import REPOSITORY, Steps
 
 MINUTE = 60.0
 
-EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "g++", "python3-venv", "shellcheck", "systemd"]
+EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "g++", "python3-venv", "shellcheck", "systemd", "xorriso"]
 """Debian packages that the stages below need, beside what the lab needs. g++ compiles libFuzzer, dmsetup makes disks with bad blocks;
-systemd reads the units, and runs them in namespaces of its own."""
+systemd reads the units, and runs them in namespaces of its own; xorriso makes ISOs."""
 
 NODE_PACKAGES = ["nodejs", "npm"]
 """Likewise, where the machine has no npm yet: one that came otherwise would not go together with Debian's."""
