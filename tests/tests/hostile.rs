@@ -216,6 +216,10 @@ fn works_again(vm: &Vm, kind: Kind) {
         }
         Kind::Balloon => balloon_works(vm),
         Kind::Mem => memory_works(vm),
+        Kind::Scsi => vm.wait_until("the CD-ROM drive is not back", BACK_DEADLINE, || {
+            vm.shell("cat /sys/block/sr*/device/vendor || true")
+                .contains("PADDOCK")
+        }),
         Kind::Console => vm.wait_until("the ports are not back", BACK_DEADLINE, || {
             vm.info().ports.contains(&"hostile.silent".to_owned())
         }),

@@ -59,4 +59,4 @@ macro_rules! groups {
     };
 }
 
-groups! { rings setup protocol registers msix bars storms sweeps floods blk net console rng balloon mem }
+groups! { rings setup protocol registers msix bars storms sweeps floods blk net console rng balloon mem scsi }

@@ -2,7 +2,7 @@
 //!
 //! [`CdromHandle`] is the owner's side: the medium is inserted, ejected and changed through it while the guest runs. It is made once and
 //! outlives the device, which a VM reset replaces. One worker thread serves all queues, from the first that starts to the last that
-//! stops. [`cdrom`] is what the drive answers; `reads` gets the blocks.
+//! stops. `cdrom` is what the drive answers; `reads` gets the blocks.
 //!
 //! The guest chooses every byte of its requests. A medium is only read, into memory of the worker's, from where it is copied to guest
 //! RAM: a host that does not answer can be waited for no longer at any time, and a command that is aborted writes nothing any more. What

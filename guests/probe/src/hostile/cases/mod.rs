@@ -12,6 +12,7 @@ mod protocol;
 mod registers;
 mod rings;
 mod rng;
+mod scsi;
 mod setup;
 mod storms;
 mod sweeps;
@@ -40,6 +41,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("rng", rng::CASES),
     group("balloon", balloon::CASES),
     group("mem", mem::CASES),
+    group("scsi", scsi::CASES),
 ];
 
 const fn group(name: &'static str, cases: &'static [super::Case]) -> Group {
