@@ -56,8 +56,14 @@ fn boot(medium: Option<&Path>) -> (Vm, Api) {
     let mut arguments = vec!["--cdrom".to_owned()];
     arguments.extend(medium.map(|path| text(path).to_owned()));
     let vm = Vm::builder().args(arguments).api().boot();
+    wait_for_drive(&vm);
     let api = vm.api();
     (vm, api)
+}
+
+/// Waits until the guest's kernel has found the drive, which it looks for behind its init's back.
+fn wait_for_drive(vm: &Vm) {
+    vm.shell("for try in $(seq 60); do [ -b /dev/sr0 ] && exit 0; sleep 1; done; exit 1");
 }
 
 /// Whether a shell command of the guest's succeeds, and what it said.
@@ -202,6 +208,7 @@ fn the_guest_opens_the_tray_and_it_stays_open_over_a_reset() {
         .call(Reboot { method: None }, Duration::from_secs(10));
     vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
     vm.connect();
+    wait_for_drive(&vm);
     assert_eq!(api.get(DRIVE).body["open"], true);
     // Who opens the device has the tray closed.
     holds(&vm, &directory, "first");
