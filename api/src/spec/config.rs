@@ -92,10 +92,10 @@ pub struct BootConfig {
     /// Firmware, in place of a kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<FirmwareConfig>,
-    /// Ids of disks and NICs that firmware is to boot from, the first choice first, each once; those that it cannot boot from it passes
-    /// over. Whatever it finds, by default.
+    /// Ids of disks, CD-ROM drives and NICs that firmware is to boot from, the first choice first, each once; those that it cannot boot
+    /// from it passes over, as a drive without a medium. Whatever it finds, by default.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(max_items = 160)]
+    #[schema(max_items = 168)]
     pub order: Vec<String>,
 }
 

@@ -89,7 +89,7 @@ pub struct FirmwareBoot {
     pub variables: Option<PathBuf>,
     /// What new variables start as; `None`: what belongs to the image.
     pub template: Option<PathBuf>,
-    /// Disks and NICs of the VM to boot from, each once, the first choice first.
+    /// Disks, CD-ROM drives and NICs of the VM to boot from, each once, the first choice first.
     pub order: Vec<DeviceId>,
 }
 

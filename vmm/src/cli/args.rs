@@ -67,7 +67,7 @@ Examples
 
   paddock run --firmware --variables vm-variables.fd --disk debian.raw --memory 1G
 
-  paddock run --firmware --disk root.img --disk install.iso,readonly --boot-order disk1,disk0
+  paddock run --firmware --disk root.img --cdrom install.iso --boot-order cdrom0,disk0
 
   paddock run --kernel vmlinuz --disk root.img \\
       --serial socket=/run/vm/serial.sock,log=/var/log/vm.log,log-size=8M
@@ -323,7 +323,7 @@ pub struct SpecArgs {
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub variables_template: Option<PathBuf>,
 
-    /// Have firmware boot from these disks and NICs, by their ids, such as disk0,nic0; the first choice first
+    /// Have firmware boot from these disks, CD-ROM drives and NICs, by their ids, such as cdrom0,disk0,nic0; the first choice first
     #[arg(
         long,
         value_name = "IDS",

@@ -13,8 +13,8 @@ use super::cdroms::{MAX_CDROMS, cdrom, written_media};
 use super::passed::passed_or_path;
 use super::{at_most, optional, passed};
 
-const MAX_DISKS: usize = 128;
-const MAX_NICS: usize = 32;
+pub(super) const MAX_DISKS: usize = 128;
+pub(super) const MAX_NICS: usize = 32;
 const MAX_DISK_QUEUES: u64 = 64;
 const MAX_QUEUE_PAIRS: u64 = 8;
 /// More queues than this by default are memory and threads that few guests need.

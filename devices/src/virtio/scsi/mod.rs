@@ -31,6 +31,11 @@ use self::request::{EVENT_LENGTH, Sizes};
 use super::service::Service;
 use super::{DeviceError, QueueResources, VirtioDevice};
 
+/// The drive's target on its adapter, as firmware is to find it.
+pub const DRIVE_TARGET: u16 = 0;
+/// The drive's logical unit there.
+pub const DRIVE_LUN: u16 = 0;
+
 /// VIRTIO_ID_SCSI.
 const DEVICE_TYPE: u16 = 8;
 
