@@ -9,20 +9,17 @@
 )]
 
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use paddock_probe::protocol::{Exec, Reboot};
+use paddock_probe::protocol::Exec;
+use paddock_tests::cdrom::{DRIVE, eject, insert, wait_for_drive};
 use paddock_tests::host::run;
-use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE, text};
-use paddock_tests::{Answer, Api, Vm};
+use paddock_tests::vm::{CALL_DEADLINE, text};
+use paddock_tests::{Api, Vm};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
 const ERRORS: &str = "paddock_cdrom_errors_total{cdrom=\"cdrom0\"}";
-const DRIVE: &str = "/vm/cdroms/cdrom0";
-const MEDIUM: &str = "/vm/cdroms/cdrom0/medium";
 
 /// An ISO with one file of `mib` MiB by chance, and one that says its name.
 fn iso(directory: &TempDir, name: &str, mib: u64) -> PathBuf {
@@ -61,11 +58,6 @@ fn boot(medium: Option<&Path>) -> (Vm, Api) {
     (vm, api)
 }
 
-/// Waits until the guest's kernel has found the drive, which it looks for behind its init's back.
-fn wait_for_drive(vm: &Vm) {
-    vm.shell("for try in $(seq 60); do [ -b /dev/sr0 ] && exit 0; sleep 1; done; exit 1");
-}
-
 /// Whether a shell command of the guest's succeeds, and what it said.
 fn guest(vm: &Vm, command: &str) -> (bool, String) {
     let reply = vm.call(Exec::shell(command));
@@ -73,31 +65,10 @@ fn guest(vm: &Vm, command: &str) -> (bool, String) {
     (reply.success(), said)
 }
 
-fn insert(api: &Api, path: &Path, query: &str) -> Answer {
-    api.request(
-        "PUT",
-        &format!("{MEDIUM}{query}"),
-        Some(&json!({"path": path})),
-    )
-}
-
-fn eject(api: &Api, query: &str) -> Answer {
-    api.request("DELETE", &format!("{MEDIUM}{query}"), None)
-}
-
 /// Waits until the drive looks so.
 fn until(vm: &Vm, api: &Api, what: &str, is_so: impl Fn(&Value) -> bool) {
-    let end = Instant::now() + CALL_DEADLINE;
-    loop {
-        let drive = api.get(DRIVE).body;
-        if is_so(&drive) {
-            return;
-        }
-        if Instant::now() > end {
-            vm.fail(&format!("{what}: {drive}"));
-        }
-        sleep(Duration::from_millis(50));
-    }
+    let otherwise = format!("it is not so that {what}");
+    vm.wait_until(&otherwise, CALL_DEADLINE, || is_so(&api.get(DRIVE).body));
 }
 
 fn mount(vm: &Vm) {
@@ -203,11 +174,7 @@ fn the_guest_opens_the_tray_and_it_stays_open_over_a_reset() {
     assert_eq!(api.get(DRIVE).body["medium"], json!(first), "still in it");
     let (read, said) = guest(&vm, "dd if=/dev/sr0 of=/dev/null bs=2048 count=1");
     assert!(!read && said.contains("No medium found"), "{said}");
-    let _ = vm
-        .probe()
-        .call(Reboot { method: None }, Duration::from_secs(10));
-    vm.wait_for_console("paddock-probe: up", 2, BOOT_DEADLINE);
-    vm.connect();
+    vm.reboot(2);
     wait_for_drive(&vm);
     assert_eq!(api.get(DRIVE).body["open"], true);
     // Who opens the device has the tray closed.

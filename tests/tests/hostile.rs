@@ -27,7 +27,7 @@ use paddock_tests::api::Api;
 use paddock_tests::host::Link;
 use paddock_tests::memory::besides_ram;
 use paddock_tests::metrics::Metrics;
-use paddock_tests::vm::VmBuilder;
+use paddock_tests::vm::{VmBuilder, text};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -429,6 +429,24 @@ fn a_hostile_driver_gives_and_takes_no_memory_but_its_own() {
             "paddock_balloon_reported_bytes_total",
             "paddock_balloon_refused_pages_total",
             "paddock_vm_memory_refused_requests_total",
+        ],
+    );
+}
+
+#[test]
+fn a_hostile_driver_reads_its_medium_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let medium = directory.path().join("medium.iso");
+    // Empty: what a drive reads from it into its adapter's rings means nothing.
+    File::create(&medium).unwrap().set_len(8 * MIB).unwrap();
+    let builder = Vm::builder().args(["--cdrom", text(&medium)]);
+    let mut trial = Trial::new(builder);
+    trial.attack(&[Kind::Scsi]);
+    trial.judge(
+        &["cdrom"],
+        &[
+            "paddock_cdrom_commands_total",
+            "paddock_cdrom_read_bytes_total",
         ],
     );
 }
