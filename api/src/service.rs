@@ -93,7 +93,7 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// When there is no such drive, the guest has locked the medium in and it is not taken by `force`, or it is not possible now.
-    fn eject_medium(&self, id: &str, force: bool) -> Result<Cdrom, Refusal>;
+    fn eject_medium(&self, id: &str, force: bool) -> Pending<Result<Cdrom, Refusal>>;
 
     /// The VM's CPUs.
     ///

@@ -1,23 +1,21 @@
 //! A VM's CD-ROM drives as others see them, and the media that go in and out of them.
 //!
-//! Made with the state driver; live through resets of the machine. Media are opened on a blocking thread and exchanged on the control
-//! plane's, without the driver: a drive waits for nobody, and the guest is told by its worker. Only files that can be read are taken.
+//! Made with the state driver, which alone exchanges media, on request; live through resets of the machine. Media are opened on a blocking
+//! thread. A drive waits for nobody, and the guest is told by its worker. Only files that can be read are taken.
 //!
 //! The guest decides whether the tray is locked, and when it lets go of a medium, if ever.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use paddock_api::service::Refusal;
 use paddock_api::spec::{self, PassedFd, VmSpec};
 use paddock_devices::virtio::scsi::{CdromHandle, Medium};
 use paddock_storage::{Direct, Disk, RawDisk, RawOptions};
 
 use crate::Error;
-use crate::error::chain;
 use crate::machine::devices::take_passed;
 
-pub use paddock_devices::virtio::scsi::{CdromError, CdromStatus, CounterValues};
+pub use paddock_devices::virtio::scsi::{CdromStatus, CounterValues};
 
 /// Bytes of a block of a CD or DVD.
 const BLOCK: u32 = 2048;
@@ -46,51 +44,6 @@ impl Cdrom {
     #[must_use]
     pub fn handle(&self) -> &CdromHandle {
         &self.handle
-    }
-
-    /// Opens a medium and puts it in, in place of what is there. `still` says whether that may be done once the medium is open, which
-    /// takes as long as the host does.
-    ///
-    /// # Errors
-    /// When the medium cannot be had, `still` says no, or the guest has locked the old one in and it is not taken by `force`.
-    pub async fn insert(
-        &self,
-        path: PathBuf,
-        force: bool,
-        still: impl FnOnce() -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        let opening = tokio::task::spawn_blocking(move || open_medium("/path", &path));
-        let opened = opening.await.map_err(|_| Refusal::Ending)?;
-        let medium = opened.map_err(|error| {
-            let cause = error.at_pointer().unwrap_or(&error);
-            Refusal::NoMedium(chain(cause))
-        })?;
-        still()?;
-        let old = self.handle.insert(medium, force);
-        close(old.map_err(locked)?);
-        Ok(())
-    }
-
-    /// Takes the medium out. Whether there was one.
-    ///
-    /// # Errors
-    /// When the guest has locked it in and it is not taken by `force`.
-    pub fn eject(&self, force: bool) -> Result<bool, Refusal> {
-        let old = self.handle.eject(force).map_err(locked)?;
-        let any = old.is_some();
-        close(old);
-        Ok(any)
-    }
-}
-
-fn locked(error: CdromError) -> Refusal {
-    Refusal::TrayLocked(error.to_string())
-}
-
-/// Closes what was taken out, which may block.
-fn close(old: Option<Medium>) {
-    if let Some(old) = old {
-        tokio::task::spawn_blocking(move || drop(old));
     }
 }
 
@@ -157,6 +110,7 @@ pub fn open_medium(pointer: &str, path: &Path) -> Result<Medium, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::chain;
 
     #[test]
     fn drives_are_those_of_the_spec_and_media_of_any_size() {
@@ -178,41 +132,6 @@ mod tests {
         assert_eq!(status.size, Some(4096));
         assert_eq!(cdroms.empty().len(), 1);
         assert_eq!(drive.handle().status().medium, None);
-    }
-
-    #[tokio::test]
-    async fn media_are_changed_as_long_as_they_may() {
-        let spec = VmSpec::from_json(r#"{"boot": {"kernel": "k"}, "cdroms": [{}]}"#).unwrap();
-        let cdroms = Cdroms::new(&spec);
-        let drive = cdroms.find("cdrom0").unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let image = |name: &str| {
-            let path = directory.path().join(name);
-            std::fs::write(&path, [1; 2048]).unwrap();
-            path
-        };
-        let present = || drive.handle().status().medium.map(PathBuf::from);
-        assert_eq!(drive.eject(false), Ok(false));
-        for name in ["a.iso", "b.iso"] {
-            let path = image(name);
-            let inserted = drive.insert(path.clone(), false, || Ok(())).await;
-            assert_eq!((inserted, present()), (Ok(()), Some(path)));
-        }
-        let absent = directory.path().join("absent.iso");
-        let refused = drive.insert(absent, false, || Ok(())).await.unwrap_err();
-        let Refusal::NoMedium(detail) = refused else {
-            panic!("{refused:?}");
-        };
-        assert!(
-            detail.contains("absent.iso") && !detail.contains("/path"),
-            "{detail}"
-        );
-        let ended = drive
-            .insert(image("c.iso"), true, || Err(Refusal::Ended))
-            .await;
-        assert_eq!(ended, Err(Refusal::Ended));
-        assert_eq!(present(), Some(directory.path().join("b.iso")));
-        assert_eq!((drive.eject(false), present()), (Ok(true), None));
     }
 
     #[test]

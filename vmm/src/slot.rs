@@ -16,7 +16,7 @@ use paddock_api::jobs::{Job, Jobs};
 use paddock_api::journal::Journal;
 use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
-use paddock_api::resource::{Action, EventKind, Vm, VmState};
+use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
 use paddock_api::spec::{CdromConfig, DiskConfig, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
@@ -107,19 +107,16 @@ impl VmSlot {
         }
     }
 
-    /// The drive of this id, if its medium can be changed now.
-    fn drive(&self, id: &str) -> Result<(VmHandle, cdrom::Cdrom), Refusal> {
-        let vm = self.vm().ok_or(Refusal::NoVm)?;
-        require_media(vm.state())?;
-        let drive = vm.cdroms().find(id).cloned();
-        let drive = drive.ok_or_else(|| Refusal::NoCdrom { id: id.to_owned() })?;
-        Ok((vm, drive))
-    }
-
-    /// What is done about a medium is an event.
-    fn publish_medium(&self, drive: &cdrom::Cdrom, path: Option<PathBuf>) {
-        let cdrom = drive.id().to_owned();
-        self.0.journal.publish(EventKind::Medium { cdrom, path });
+    /// Has a medium inserted, or the one that is there ejected.
+    fn change_medium(
+        &self,
+        id: &str,
+        path: Option<PathBuf>,
+        force: bool,
+    ) -> Pending<Result<Cdrom, Refusal>> {
+        let vm = self.vm().ok_or(Refusal::NoVm);
+        let changing = vm.and_then(|vm| vm.media().change(id, path, force));
+        Box::pin(async { Ok(cdrom_answer(&changing?.await?)) })
     }
 
     async fn remove(self) -> Result<(), Refusal> {
@@ -228,7 +225,7 @@ impl VmService for VmSlot {
 
     fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
-        Ok(vm.cdroms().iter().map(cdrom_answer).collect())
+        Ok(vm.media().drives().iter().map(cdrom_answer).collect())
     }
 
     fn insert_medium(
@@ -237,23 +234,11 @@ impl VmService for VmSlot {
         path: PathBuf,
         force: bool,
     ) -> Pending<Result<Cdrom, Refusal>> {
-        let (this, found) = (self.clone(), self.drive(id));
-        Box::pin(async move {
-            let (vm, drive) = found?;
-            // The guest goes on while the medium is opened.
-            let still = || require_media(vm.state());
-            drive.insert(path.clone(), force, still).await?;
-            this.publish_medium(&drive, Some(path));
-            Ok(cdrom_answer(&drive))
-        })
+        self.change_medium(id, Some(path), force)
     }
 
-    fn eject_medium(&self, id: &str, force: bool) -> Result<Cdrom, Refusal> {
-        let (_, drive) = self.drive(id)?;
-        if drive.eject(force)? {
-            self.publish_medium(&drive, None);
-        }
-        Ok(cdrom_answer(&drive))
+    fn eject_medium(&self, id: &str, force: bool) -> Pending<Result<Cdrom, Refusal>> {
+        self.change_medium(id, None, force)
     }
 
     fn cpus(&self) -> Result<Cpus, Refusal> {
@@ -337,15 +322,6 @@ fn refusal(refused: Refused) -> Refusal {
         Refused::Memory(error) => Refusal::MemoryRequest(error.to_string()),
         Refused::Busy => Refusal::Busy,
         Refused::WrongState { .. } => Refusal::Ended,
-    }
-}
-
-/// Media are changed while there is a guest to see it.
-fn require_media(state: VmState) -> Result<(), Refusal> {
-    if matches!(state, VmState::Running | VmState::Paused) {
-        Ok(())
-    } else {
-        Err(Refusal::MediumNotNow { state })
     }
 }
 

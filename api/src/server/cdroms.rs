@@ -120,7 +120,7 @@ pub(crate) async fn eject_medium(
     force: Result<Query<Force>, QueryRejection>,
 ) -> Result<Json<Cdrom>, Problem> {
     let (id, force) = (cdrom_id(id)?, by_force(force)?);
-    Ok(Json(shared.service.eject_medium(&id, force)?))
+    Ok(Json(shared.service.eject_medium(&id, force).await?))
 }
 
 /// What is no text is no id either.

@@ -379,8 +379,9 @@ impl VmService for Fake {
         Box::pin(async { answer })
     }
 
-    fn eject_medium(&self, id: &str, force: bool) -> Result<Cdrom, Refusal> {
-        self.exchange(id, None, force)
+    fn eject_medium(&self, id: &str, force: bool) -> Pending<Result<Cdrom, Refusal>> {
+        let answer = self.exchange(id, None, force);
+        Box::pin(async { answer })
     }
 
     fn cpus(&self) -> Result<Cpus, Refusal> {

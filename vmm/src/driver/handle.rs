@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::Outcome;
 use super::changes::Changes;
+use super::media::MediaChanges;
 use super::release::Released;
 use super::resizing::CpuChanges;
 use crate::Error;
 use crate::balloon::Balloon;
-use crate::cdrom::Cdroms;
 use crate::error::chain;
 use crate::growth::{Growth, GrowthError};
 use crate::metrics::Meters;
@@ -123,7 +123,7 @@ pub struct VmHandle {
     pub(super) cpus: CpuChanges,
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
-    pub(super) cdroms: Cdroms,
+    pub(super) media: MediaChanges,
     pub(super) journal: Arc<Journal>,
     pub(super) meters: Arc<Meters>,
 }
@@ -193,8 +193,8 @@ impl VmHandle {
 
     /// The VM's CD-ROM drives, and the way to change their media.
     #[must_use]
-    pub fn cdroms(&self) -> &Cdroms {
-        &self.cdroms
+    pub fn media(&self) -> &MediaChanges {
+        &self.media
     }
 
     /// The VM's memory: how much it has, and may have.
@@ -270,6 +270,7 @@ mod tests {
     use super::super::inventory::Inventory;
     use super::super::release::Held;
     use super::*;
+    use crate::cdrom::Cdroms;
     use crate::processors::Processors;
 
     /// What stands behind a handle.
@@ -289,6 +290,11 @@ mod tests {
             jobs: Jobs::new(Arc::default()),
             to_driver: mpsc::channel(1).0,
         };
+        let media = MediaChanges {
+            drives: Cdroms::new(&spec),
+            status: status.clone(),
+            to_driver: mpsc::channel(1).0,
+        };
         let handle = VmHandle {
             requests,
             cpus,
@@ -297,7 +303,7 @@ mod tests {
             journal: Arc::default(),
             meters: Arc::new(Meters::new(&spec)),
             growth: Growth::new(&spec),
-            cdroms: Cdroms::new(&spec),
+            media,
             changes: Changes {
                 inventory: Inventory::new(Arc::new(spec)),
                 jobs: Jobs::new(Arc::default()),

@@ -17,6 +17,7 @@
 mod changes;
 mod handle;
 mod inventory;
+mod media;
 mod plugging;
 mod release;
 mod resizing;
@@ -38,6 +39,8 @@ use tokio::sync::{Notify, mpsc, watch};
 pub use changes::Changes;
 pub use handle::{Refused, Request, Status, VmHandle};
 use inventory::Inventory;
+use media::Media;
+pub use media::MediaChanges;
 use plugging::Plugging;
 pub use release::{Held, Released};
 pub use resizing::CpuChanges;
@@ -150,6 +153,7 @@ pub struct Driver {
 struct Changing {
     plugging: Plugging,
     resizing: Resizing,
+    media: Media,
 }
 
 impl fmt::Debug for Driver {
@@ -231,18 +235,25 @@ impl Driver {
             jobs: changes.jobs.clone(),
             to_driver,
         };
+        let cdroms = Cdroms::new(&spec);
+        let (to_driver, requests_for_media) = mpsc::channel(REQUESTS);
+        let media = MediaChanges {
+            drives: cdroms.clone(),
+            status: watch.clone(),
+            to_driver,
+        };
         let changing = Changing {
             plugging,
             resizing: Resizing::new(processors.clone(), resizes),
+            media: Media::new(requests_for_media, Arc::clone(&journal), held.clone()),
         };
         let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
-        let cdroms = Cdroms::new(&spec);
         let meters = Arc::new(Meters::new(&spec));
         let handle = VmHandle {
             requests: sender,
             balloon: balloon.clone(),
             growth: growth.clone(),
-            cdroms: cdroms.clone(),
+            media,
             changes,
             cpus,
             status: watch,
@@ -412,6 +423,10 @@ impl Turns {
     async fn is_stopped_meanwhile(&mut self, changing: &mut Changing) -> bool {
         let request = tokio::select! {
             () = changing.plugging.advance_without_machine() => return false,
+            next = changing.media.next() => {
+                changing.media.apply(next);
+                return false;
+            }
             request = self.requests.recv() => request,
         };
         match request {
@@ -466,7 +481,11 @@ impl Turns {
         released: &Notify,
         changing: &mut Changing,
     ) -> Turn {
-        let Changing { plugging, resizing } = changing;
+        let Changing {
+            plugging,
+            resizing,
+            media,
+        } = changing;
         let over = |outcome| Turn::Over(Fate::End(outcome));
         loop {
             tokio::select! {
@@ -494,6 +513,7 @@ impl Turns {
                 }
                 next = plugging.next() => plugging.apply(next, machine),
                 next = resizing.next() => resizing.apply(next, machine),
+                next = media.next() => media.apply(next),
             }
         }
     }
