@@ -10,6 +10,7 @@
 //! machine trusts it; [`resource`] and [`problem`] are what the API answers; [`server`] serves it on a unix socket.
 
 pub mod balloon;
+pub mod cdrom;
 pub mod cpus;
 pub mod device;
 pub mod jobs;

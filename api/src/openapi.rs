@@ -34,6 +34,10 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::add_nic,
         handlers::read_nic,
         handlers::remove_nic,
+        handlers::list_cdroms,
+        handlers::read_cdrom,
+        handlers::insert_medium,
+        handlers::eject_medium,
         handlers::read_cpus,
         handlers::set_cpus,
         handlers::read_memory,
@@ -53,6 +57,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
     tags(
         (name = "vm", description = "The VM of this process."),
         (name = "devices", description = "Its disks and network interfaces."),
+        (name = "cdroms", description = "Its CD-ROM drives, and the media in them."),
         (name = "cpus", description = "How many CPUs the guest has; more or fewer while it runs."),
         (name = "memory", description = "How much memory the guest has; more or less while it runs."),
         (name = "balloon", description = "Memory taken from the guest while it runs, and what it says of its memory."),

@@ -39,8 +39,10 @@ pub enum Code {
     NoVm,
     /// The VM's state does not allow it.
     WrongState,
-    /// The VM has no such disk or network interface.
+    /// The VM has no such disk, network interface or CD-ROM drive.
     NoDevice,
+    /// The guest has locked the tray of the CD-ROM drive.
+    TrayLocked,
     /// The device is being added or removed already, or the number of CPUs is being changed.
     DeviceBusy,
     /// The VM was made without a balloon.
@@ -79,6 +81,7 @@ impl Code {
             | Self::WrongState
             | Self::DeviceBusy
             | Self::TooLate
+            | Self::TrayLocked
             | Self::GuestSilent => StatusCode::CONFLICT,
             Self::NoVm | Self::NoDevice | Self::NoBalloon | Self::NoJob | Self::NotFound => {
                 StatusCode::NOT_FOUND
@@ -142,13 +145,16 @@ impl From<Refusal> for Problem {
             Refusal::WrongState { .. }
             | Refusal::NotRunning { .. }
             | Refusal::CpusNotNow { .. }
+            | Refusal::MediumNotNow { .. }
             | Refusal::Ended => Code::WrongState,
             Refusal::NoBalloon => Code::NoBalloon,
             Refusal::GuestSilent(_) => Code::GuestSilent,
             Refusal::BalloonTarget(detail) => return Self::at("target", detail),
+            Refusal::NoMedium(detail) => return Self::at("path", detail),
             Refusal::CpuCount(detail) => return Self::at("wanted", detail),
             Refusal::MemoryRequest(detail) => return Self::at("requested", detail),
-            Refusal::NoDevice { .. } => Code::NoDevice,
+            Refusal::NoDevice { .. } | Refusal::NoCdrom { .. } => Code::NoDevice,
+            Refusal::TrayLocked(_) => Code::TrayLocked,
             Refusal::DeviceBusy { .. } | Refusal::CpusBusy { .. } => Code::DeviceBusy,
             Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,
             Refusal::Ending => Code::Ending,

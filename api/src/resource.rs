@@ -1,6 +1,7 @@
 //! What the API answers: the VM with its state, and the events of its life. Plain data, the same on both sides of the socket.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -209,6 +210,15 @@ pub enum EventKind {
         /// What was asked for.
         action: Action,
     },
+    /// A medium was inserted, changed or ejected through the API.
+    Medium {
+        /// The CD-ROM drive.
+        cdrom: String,
+        /// What is in it now, by its path; absent if nothing is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        path: Option<PathBuf>,
+    },
     /// A job began, went on to another phase, or ended.
     Job {
         /// As it is now.
@@ -237,6 +247,7 @@ impl EventKind {
             Self::Created { .. } => "created",
             Self::State { .. } => "state",
             Self::Action { .. } => "action",
+            Self::Medium { .. } => "medium",
             Self::Job { .. } => "job",
             Self::Variables { .. } => "variables",
             Self::Ended { .. } => "ended",
@@ -296,6 +307,13 @@ mod tests {
                     error: Some("full".to_owned()),
                 },
                 json!({"seq": 1, "time_ms": 2, "type": "variables", "error": "full"}),
+            ),
+            (
+                EventKind::Medium {
+                    cdrom: "cdrom0".to_owned(),
+                    path: None,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "medium", "cdrom": "cdrom0"}),
             ),
             (
                 EventKind::Ended { end },

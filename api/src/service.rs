@@ -3,11 +3,13 @@
 //! Called on the control plane's thread. Nothing here may block.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balloon::{Balloon, MemoryStatistics};
+use crate::cdrom::Cdrom;
 use crate::cpus::Cpus;
 use crate::device::{DeviceKind, Disk, Nic};
 use crate::jobs::{Job, JobError, Jobs};
@@ -68,6 +70,30 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// When there is no such device, or it is not possible now.
     fn remove_device(&self, kind: DeviceKind, id: &str, deadline: Duration)
     -> Result<Job, Refusal>;
+
+    /// The VM's CD-ROM drives, in the order of its spec.
+    ///
+    /// # Errors
+    /// When there is no VM.
+    fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal>;
+
+    /// Opens a medium and puts it into a drive, in place of the one that is there. Gives the drive as it then is.
+    ///
+    /// # Errors
+    /// When there is no such drive, the medium cannot be had, the guest has locked the old one in and it is not taken by `force`, or it is
+    /// not possible now.
+    fn insert_medium(
+        &self,
+        id: &str,
+        path: PathBuf,
+        force: bool,
+    ) -> Pending<Result<Cdrom, Refusal>>;
+
+    /// Takes the medium out of a drive, if there is one, and gives the drive as it then is.
+    ///
+    /// # Errors
+    /// When there is no such drive, the guest has locked the medium in and it is not taken by `force`, or it is not possible now.
+    fn eject_medium(&self, id: &str, force: bool) -> Pending<Result<Cdrom, Refusal>>;
 
     /// The VM's CPUs.
     ///
@@ -163,6 +189,24 @@ pub enum Refusal {
         /// The job.
         job: u64,
     },
+    /// There is no such CD-ROM drive.
+    #[error("the VM has no CD-ROM drive with the id {}", quoted(id))]
+    NoCdrom {
+        /// By which id one was looked for.
+        id: String,
+    },
+    /// Media are not changed in this state.
+    #[error("media come and go only while the VM is running or paused; it is {state}")]
+    MediumNotNow {
+        /// The state.
+        state: VmState,
+    },
+    /// The medium cannot be had.
+    #[error("{0}")]
+    NoMedium(String),
+    /// The guest does not let go of the medium.
+    #[error("{0}")]
+    TrayLocked(String),
     /// There cannot be so many CPUs.
     #[error("{0}")]
     CpuCount(String),

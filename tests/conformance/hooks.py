@@ -163,6 +163,11 @@ def prepare(operation: str, case: Case) -> None:
             case.path_parameters["id"] = disk()
         case "read_nic" | "remove_nic":
             case.path_parameters["id"] = idle("nics") or "nic0"
+        case "read_cdrom" | "eject_medium":
+            case.path_parameters["id"] = "cdrom0"
+        case "insert_medium":
+            case.path_parameters["id"] = "cdrom0"
+            case.body = {"path": image()}
         case "set_memory":
             case.body = {"requested": SPEC["memory"]["max"]}
         case "set_cpus":

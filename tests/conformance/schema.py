@@ -119,6 +119,7 @@ def spec(paddock: Paddock) -> dict[str, Any]:
         "memory": {"size": "256MiB", "max": "512MiB"},
         "balloon": {},
         "disks": [{"path": str(paddock.image("disk.img"))}],
+        "cdroms": [{}],
         "nics": [{"tap": TAP}],
         "console": {"serial": {"file": str(paddock.work / "console.log")}},
     }

@@ -18,10 +18,10 @@ from stages.steps import REPOSITORY, Steps
 
 MINUTE = 60.0
 
-EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "python3-venv", "qemu-utils", "shellcheck", "systemd"]
+EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "python3-venv", "qemu-utils", "shellcheck", "systemd", "xorriso"]
 """Debian packages that the stages below need, beside what the lab needs. g++ compiles libFuzzer, dmsetup makes disks with bad blocks;
-dnsmasq serves what boots from the network, qemu-img makes images as users have them; systemd reads the units, and runs them in namespaces of
-its own."""
+dnsmasq serves what boots from the network, qemu-img and xorriso make images as users have them; systemd reads the units, and runs them in
+namespaces of its own."""
 
 NODE_PACKAGES = ["nodejs", "npm"]
 """Likewise, where the machine has no npm yet: one that came otherwise would not go together with Debian's."""

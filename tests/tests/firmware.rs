@@ -274,7 +274,7 @@ fn command_lines_that_contradict_themselves_are_refused() {
     fails(
         &["--firmware", "f", "--boot-order", "disk7"],
         2,
-        &["no disk or NIC has the id \"disk7\""],
+        &["no disk, CD-ROM drive or NIC has the id \"disk7\""],
     );
     fails(
         &["--kernel", "k", "--variables", "v"],

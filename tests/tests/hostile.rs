@@ -29,7 +29,7 @@ use paddock_tests::firmware::{Scratch, Suite};
 use paddock_tests::host::Link;
 use paddock_tests::memory::besides_ram;
 use paddock_tests::metrics::Metrics;
-use paddock_tests::vm::VmBuilder;
+use paddock_tests::vm::{VmBuilder, text};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -223,6 +223,10 @@ fn works_again(vm: &Vm, kind: Kind) {
         }
         Kind::Balloon => balloon_works(vm),
         Kind::Mem => memory_works(vm),
+        Kind::Scsi => vm.wait_until("the CD-ROM drive is not back", BACK_DEADLINE, || {
+            vm.shell("cat /sys/block/sr*/device/vendor || true")
+                .contains("PADDOCK")
+        }),
         Kind::Console => vm.wait_until("the ports are not back", BACK_DEADLINE, || {
             vm.info().ports.contains(&"hostile.silent".to_owned())
         }),
@@ -435,6 +439,24 @@ fn a_hostile_driver_gives_and_takes_no_memory_but_its_own() {
         ],
     );
     vm.power_off();
+}
+
+#[test]
+fn a_hostile_driver_reads_its_medium_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let medium = directory.path().join("medium.iso");
+    // Empty: what a drive reads from it into its adapter's rings means nothing.
+    File::create(&medium).unwrap().set_len(8 * MIB).unwrap();
+    let builder = Vm::builder().args(["--cdrom", text(&medium)]);
+    let mut trial = Trial::new(builder);
+    trial.attack(&[Kind::Scsi]);
+    trial.judge(
+        &["cdrom"],
+        &[
+            "paddock_cdrom_commands_total",
+            "paddock_cdrom_read_bytes_total",
+        ],
+    );
 }
 
 #[test]

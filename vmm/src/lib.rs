@@ -12,6 +12,7 @@
 pub mod acpi;
 pub mod balloon;
 pub mod boot;
+pub mod cdrom;
 pub mod cli;
 pub mod console;
 pub mod cpu;

@@ -3,11 +3,13 @@
 //! Lives on the control plane's thread: nothing here waits for the host. `paddock serve` begins with an empty place, `paddock run` with
 //! one that is taken and takes no other.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use paddock_api::balloon::{Balloon, MemoryStatistics};
+use paddock_api::cdrom::Cdrom;
 use paddock_api::cpus::Cpus;
 use paddock_api::device::{DeviceKind, Disk, Nic};
 use paddock_api::jobs::{Job, Jobs};
@@ -16,11 +18,12 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{DiskConfig, NicConfig, VmConfig, VmSpec};
+use paddock_api::spec::{CdromConfig, DiskConfig, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
 use crate::balloon::{BalloonStatus, Statistics};
+use crate::cdrom;
 use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
@@ -103,6 +106,18 @@ impl VmSlot {
             timeline: vm.meters().times.timeline(),
             last_event,
         }
+    }
+
+    /// Has a medium inserted, or the one that is there ejected.
+    fn change_medium(
+        &self,
+        id: &str,
+        path: Option<PathBuf>,
+        force: bool,
+    ) -> Pending<Result<Cdrom, Refusal>> {
+        let vm = self.vm().ok_or(Refusal::NoVm);
+        let changing = vm.and_then(|vm| vm.media().change(id, path, force));
+        Box::pin(async { Ok(cdrom_answer(&changing?.await?)) })
     }
 
     async fn remove(self) -> Result<(), Refusal> {
@@ -209,6 +224,24 @@ impl VmService for VmSlot {
         vm.changes().remove(kind, id, deadline, vm.state())
     }
 
+    fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        Ok(vm.media().drives().iter().map(cdrom_answer).collect())
+    }
+
+    fn insert_medium(
+        &self,
+        id: &str,
+        path: PathBuf,
+        force: bool,
+    ) -> Pending<Result<Cdrom, Refusal>> {
+        self.change_medium(id, Some(path), force)
+    }
+
+    fn eject_medium(&self, id: &str, force: bool) -> Pending<Result<Cdrom, Refusal>> {
+        self.change_medium(id, None, force)
+    }
+
     fn cpus(&self) -> Result<Cpus, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         Ok(cpus_answer(&vm.cpus().processors().status()))
@@ -290,6 +323,19 @@ fn refusal(refused: Refused) -> Refusal {
         Refused::Memory(error) => Refusal::MemoryRequest(error.to_string()),
         Refused::Busy => Refusal::Busy,
         Refused::WrongState { .. } => Refusal::Ended,
+    }
+}
+
+fn cdrom_answer(drive: &cdrom::Cdrom) -> Cdrom {
+    let status = drive.handle().status();
+    Cdrom {
+        id: drive.id().to_owned(),
+        medium: status.medium.map(PathBuf::from),
+        size: status.size,
+        open: status.open,
+        locked: status.locked,
+        driver: status.driver,
+        spec: CdromConfig::from(drive.spec()),
     }
 }
 

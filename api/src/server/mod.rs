@@ -10,6 +10,7 @@
 
 mod balloon;
 mod body;
+mod cdroms;
 mod connections;
 mod cpus;
 mod devices;
@@ -24,6 +25,7 @@ mod vm;
 /// The handlers, for the document that describes them.
 pub(crate) mod handlers {
     pub(crate) use super::balloon::*;
+    pub(crate) use super::cdroms::*;
     pub(crate) use super::cpus::*;
     pub(crate) use super::devices::*;
     pub(crate) use super::events::*;

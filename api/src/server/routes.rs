@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use tokio::sync::Semaphore;
 
-use super::{Limits, balloon, cpus, devices, events, jobs, memory, metrics, vm};
+use super::{Limits, balloon, cdroms, cpus, devices, events, jobs, memory, metrics, vm};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::service::VmService;
@@ -48,6 +48,18 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
             "DELETE",
             "/api/v1/vm/nics/{id}",
             delete(devices::remove_nic),
+        ),
+        ("GET", "/api/v1/vm/cdroms", get(cdroms::list_cdroms)),
+        ("GET", "/api/v1/vm/cdroms/{id}", get(cdroms::read_cdrom)),
+        (
+            "PUT",
+            "/api/v1/vm/cdroms/{id}/medium",
+            put(cdroms::insert_medium),
+        ),
+        (
+            "DELETE",
+            "/api/v1/vm/cdroms/{id}/medium",
+            delete(cdroms::eject_medium),
         ),
         ("GET", "/api/v1/vm/cpus", get(cpus::read_cpus)),
         ("PUT", "/api/v1/vm/cpus", put(cpus::set_cpus)),

@@ -42,6 +42,10 @@ pub struct VmConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 128)]
     pub disks: Vec<DiskConfig>,
+    /// Its CD-ROM drives. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 8)]
+    pub cdroms: Vec<CdromConfig>,
     /// Its network interfaces, in the order in which the guest finds them. At most 32.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 32)]
@@ -88,10 +92,10 @@ pub struct BootConfig {
     /// Firmware, in place of a kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<FirmwareConfig>,
-    /// Ids of disks and NICs that firmware is to boot from, the first choice first, each once; those that it cannot boot from it passes
-    /// over. Whatever it finds, by default.
+    /// Ids of disks, CD-ROM drives and NICs that firmware is to boot from, the first choice first, each once; those that it cannot boot
+    /// from it passes over, as a drive without a medium. Whatever it finds, by default.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(max_items = 160)]
+    #[schema(max_items = 168)]
     pub order: Vec<String>,
 }
 
@@ -274,6 +278,26 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[ -~]{1,20}$")]
     pub serial: Option<String>,
+}
+
+/// A CD-ROM drive, on a SCSI adapter of its own. Its medium can be ejected and changed while the VM runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"path\": \"install.iso\"}"
+)]
+pub struct CdromConfig {
+    /// Its name in the API, unique among all devices, as for a disk; `cdrom0`, `cdrom1`, … by default. The guest reads it as the drive's
+    /// serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+    pub id: Option<String>,
+    /// The medium that is in it at first: an image file (ISO 9660, UDF) or a block device, which is only read; or `fd:N`, `fd:NAME` as for
+    /// a disk. The tray is empty by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1)]
+    pub path: Option<PathBuf>,
 }
 
 /// A network interface. Exactly one of `tap` and `bridge` says what it is attached to.

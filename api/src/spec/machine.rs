@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::config::{
-    BalloonConfig, BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
+    BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
     FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
@@ -33,6 +33,8 @@ pub struct VmSpec {
     pub memory: Memory,
     /// Its disks, at most 128, in the guest's order.
     pub disks: Vec<Disk>,
+    /// Its CD-ROM drives, at most 8.
+    pub cdroms: Vec<Cdrom>,
     /// Its network interfaces, at most 32, in the guest's order.
     pub nics: Vec<Nic>,
     /// Its consoles and byte channels.
@@ -87,7 +89,7 @@ pub struct FirmwareBoot {
     pub variables: Option<PathBuf>,
     /// What new variables start as; `None`: what belongs to the image.
     pub template: Option<PathBuf>,
-    /// Disks and NICs of the VM to boot from, each once, the first choice first.
+    /// Disks, CD-ROM drives and NICs of the VM to boot from, each once, the first choice first.
     pub order: Vec<DeviceId>,
 }
 
@@ -175,6 +177,16 @@ pub struct Disk {
     pub queue_size: QueueSize,
     /// The serial number that the guest reads.
     pub serial: Option<DiskSerial>,
+}
+
+/// A CD-ROM drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cdrom {
+    /// Unique among all devices.
+    pub id: DeviceId,
+    /// The medium that is in it at first: an image file or a block device.
+    pub path: Option<PathBuf>,
 }
 
 /// A network interface.
@@ -283,6 +295,7 @@ impl From<&VmSpec> for VmConfig {
                 hugepages: spec.memory.hugepages.map(HugePageSize::size),
             }),
             disks: spec.disks.iter().map(DiskConfig::from).collect(),
+            cdroms: spec.cdroms.iter().map(CdromConfig::from).collect(),
             nics: spec.nics.iter().map(NicConfig::from).collect(),
             console: Some(ConsoleConfig::from(&spec.console)),
             rng: Some(spec.rng),
@@ -355,6 +368,15 @@ impl From<&Disk> for DiskConfig {
             queues: Some(disk.queues.into()),
             queue_size: Some(disk.queue_size.get().into()),
             serial: disk.serial.as_ref().map(DiskSerial::to_string),
+        }
+    }
+}
+
+impl From<&Cdrom> for CdromConfig {
+    fn from(cdrom: &Cdrom) -> Self {
+        Self {
+            id: Some(cdrom.id.to_string()),
+            path: cdrom.path.clone(),
         }
     }
 }

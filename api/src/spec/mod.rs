@@ -32,11 +32,11 @@ mod validate;
 mod tests;
 
 pub use config::{
-    BalloonConfig, BootConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
+    BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
     FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
-    Balloon, Boot, Console, ConsoleLog, Cpus, Disk, FirmwareBoot, KernelBoot, Memory, Nic,
+    Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, FirmwareBoot, KernelBoot, Memory, Nic,
     NicAttachment, Port, Smbios, Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
@@ -49,3 +49,4 @@ pub use types::{
     InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid,
     ValueError, VlanId, VmName,
 };
+pub(crate) use validate::cdroms::medium_path;

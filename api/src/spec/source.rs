@@ -222,8 +222,9 @@ pub(super) fn tree_from_json(text: &str) -> Result<Value, SyntaxError> {
 }
 
 /// Where arrays belong: the keys on the way there, without indices.
-const ARRAYS: [&str; 5] = [
+const ARRAYS: [&str; 6] = [
     "/disks",
+    "/cdroms",
     "/nics",
     "/console/ports",
     "/boot/order",

@@ -1,10 +1,13 @@
 //! A VM that is nothing but its state, moved on by the tests.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use paddock_api::balloon::{Balloon, MemoryStatistics};
+use paddock_api::cdrom::Cdrom;
 use paddock_api::cpus::Cpus;
 use paddock_api::device::{DeviceKind, DeviceState, Disk, Nic};
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
@@ -33,6 +36,10 @@ struct Inner {
     resize: Mutex<Option<JobHandle>>,
     /// How much memory was asked for last.
     requested: Mutex<Option<u64>>,
+    /// What was put into a CD-ROM drive or taken out of it, by the drive's id.
+    media: Mutex<HashMap<String, Option<PathBuf>>>,
+    /// The guest has locked all trays.
+    locked: AtomicBool,
     full: AtomicBool,
     stuck: AtomicBool,
     ending: AtomicBool,
@@ -51,6 +58,8 @@ impl Default for Fake {
             wanted: Mutex::default(),
             resize: Mutex::default(),
             requested: Mutex::default(),
+            media: Mutex::default(),
+            locked: AtomicBool::new(false),
             full: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             ending: AtomicBool::new(false),
@@ -73,6 +82,11 @@ impl Fake {
         vm.state = VmState::Ended;
         vm.end = Some(end.clone());
         self.0.journal.publish(EventKind::Ended { end });
+    }
+
+    /// The guest locks the trays of its CD-ROM drives, or unlocks them.
+    pub fn lock_trays(&self, locked: bool) {
+        self.0.locked.store(locked, Ordering::Release);
     }
 
     /// Takes no more requests.
@@ -182,6 +196,29 @@ impl Fake {
         let change = (id, DeviceState::Adding, handle);
         self.0.changes.lock().push(change);
         Ok(job)
+    }
+
+    fn exchange(&self, id: &str, path: Option<PathBuf>, force: bool) -> Result<Cdrom, Refusal> {
+        let state = self.read().ok_or(Refusal::NoVm)?.state;
+        if !matches!(state, VmState::Running | VmState::Paused) {
+            return Err(Refusal::MediumNotNow { state });
+        }
+        let there = self.cdroms()?.into_iter().find(|drive| drive.id == id);
+        let there = there.ok_or_else(|| Refusal::NoCdrom { id: id.to_owned() })?;
+        if path.as_ref().is_some_and(|path| path.ends_with("absent")) {
+            return Err(Refusal::NoMedium("there is no such file".to_owned()));
+        }
+        if there.locked && !force {
+            return Err(Refusal::TrayLocked("the guest has locked it".to_owned()));
+        }
+        let drive = Cdrom {
+            size: path.as_ref().map(|_| 2048),
+            medium: path.clone(),
+            locked: false,
+            ..there
+        };
+        self.0.media.lock().insert(id.to_owned(), path);
+        Ok(drive)
     }
 
     /// Anything that happens.
@@ -312,6 +349,40 @@ impl VmService for Fake {
         let change = (id, DeviceState::Removing, handle);
         self.0.changes.lock().push(change);
         Ok(job)
+    }
+
+    fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal> {
+        let vm = self.read().ok_or(Refusal::NoVm)?;
+        let media = self.0.media.lock();
+        let drives = vm.spec.cdroms.into_iter().map(|spec| {
+            let id = spec.id.clone().unwrap();
+            let medium = media.get(&id).unwrap_or(&spec.path).clone();
+            Cdrom {
+                id,
+                size: medium.as_ref().map(|_| 2048),
+                locked: medium.is_some() && self.0.locked.load(Ordering::Acquire),
+                medium,
+                open: false,
+                driver: false,
+                spec,
+            }
+        });
+        Ok(drives.collect())
+    }
+
+    fn insert_medium(
+        &self,
+        id: &str,
+        path: PathBuf,
+        force: bool,
+    ) -> Pending<Result<Cdrom, Refusal>> {
+        let answer = self.exchange(id, Some(path), force);
+        Box::pin(async { answer })
+    }
+
+    fn eject_medium(&self, id: &str, force: bool) -> Pending<Result<Cdrom, Refusal>> {
+        let answer = self.exchange(id, None, force);
+        Box::pin(async { answer })
     }
 
     fn cpus(&self) -> Result<Cpus, Refusal> {

@@ -11,6 +11,7 @@
 )]
 
 mod balloon;
+mod cdroms;
 mod clients;
 mod cpus;
 mod devices;

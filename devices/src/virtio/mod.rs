@@ -10,6 +10,7 @@ pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+pub mod scsi;
 mod service;
 #[cfg(test)]
 pub(crate) mod test_driver;

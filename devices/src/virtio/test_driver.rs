@@ -223,6 +223,23 @@ impl Driver {
         head
     }
 
+    /// Makes the chain that was added last available once more, against the rules.
+    pub(crate) fn publish_again(&mut self) {
+        let avail = self.ring + 0x4000;
+        let slot = |index: u16| GuestAddress(avail + 4 + 2 * u64::from(index % self.size));
+        let last: u16 = self
+            .guest
+            .map
+            .read_obj(slot(self.avail.wrapping_sub(1)))
+            .unwrap();
+        self.guest.map.write_obj(last, slot(self.avail)).unwrap();
+        self.avail = self.avail.wrapping_add(1);
+        self.guest
+            .map
+            .store(self.avail, GuestAddress(avail + 2), Ordering::Release)
+            .unwrap();
+    }
+
     /// Notifies the device.
     pub(crate) fn kick(&self) {
         self.kick.write(1).unwrap();

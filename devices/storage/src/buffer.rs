@@ -48,6 +48,28 @@ impl Buffer {
         Self::from(vec![0; length])
     }
 
+    /// A second buffer on the first `length` bytes of the same memory, or on all there are: for one who wants to see what a
+    /// request, which owns its buffer, has read.
+    #[must_use]
+    pub fn part(&self, length: u64) -> Self {
+        let mut segments = Vec::new();
+        let mut left = length;
+        for segment in &self.segments {
+            // No longer than the segment.
+            let part = usize::try_from(left).map_or(segment.iov_len, |n| n.min(segment.iov_len));
+            if part == 0 {
+                break;
+            }
+            left -= part as u64;
+            segments.push(libc::iovec {
+                iov_base: segment.iov_base,
+                iov_len: part,
+            });
+        }
+        // SAFETY: each segment is the beginning of one of ours, and is kept alive by the same.
+        unsafe { Self::from_raw(segments, self.keep_alive()) }
+    }
+
     /// What keeps the segments mapped.
     #[must_use]
     pub fn keep_alive(&self) -> Arc<dyn Any + Send + Sync> {
@@ -172,5 +194,12 @@ mod tests {
         assert_eq!(&out[..8], b"paddock!");
         assert_eq!(buffer.len(), 8);
         assert!(!buffer.is_empty());
+        let part = buffer.part(3);
+        assert_eq!(part.len(), 3);
+        assert_eq!(part.copy_from(b"PADDOCK"), 3);
+        drop(part);
+        buffer.copy_to(&mut out);
+        assert_eq!(&out[..8], b"PADdock!");
+        assert_eq!((buffer.part(0).len(), buffer.part(99).len()), (0, 8));
     }
 }

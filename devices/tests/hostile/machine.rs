@@ -33,6 +33,7 @@ use paddock_devices::virtio::mem::{MemHandle, Supply, VirtioMem};
 use paddock_devices::virtio::net::{Net, NetOptions};
 use paddock_devices::virtio::pci::{BAR_LENGTH, Doorbells, VirtioPci};
 use paddock_devices::virtio::rng::VirtioRng;
+use paddock_devices::virtio::scsi::{CdromHandle, Medium, VirtioScsi};
 use paddock_devices::virtio::{GuestMap, GuestRam, VirtioDevice};
 use paddock_network::MacAddress;
 use paddock_network::double::SocketBackend;
@@ -443,6 +444,15 @@ fn device(
             handle.set_requested(2 * MEM_BLOCKS * BLOCK).unwrap();
             let memory = Arc::new(owner(REGION, BLOCK));
             (Box::new(VirtioMem::new("memory", handle, memory)), None)
+        }
+        Kind::Scsi => {
+            let handle = CdromHandle::new("HOSTILE", || ());
+            let medium = Medium {
+                name: "cd.iso".to_owned(),
+                disk: Arc::new(MemoryDisk::new(8 << 20)),
+            };
+            handle.insert(medium, false).unwrap();
+            (Box::new(VirtioScsi::new("cdrom0", handle)), None)
         }
     }
 }

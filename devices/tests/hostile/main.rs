@@ -59,4 +59,4 @@ macro_rules! groups {
     };
 }
 
-groups! { rings setup protocol registers msix bars storms sweeps floods blk net console rng balloon mem chipset flash fw_cfg }
+groups! { rings setup protocol registers msix bars storms sweeps floods blk net console rng balloon mem scsi chipset flash fw_cfg }

@@ -22,7 +22,7 @@ paddock-probe: serves Paddock's tests from inside a guest
 
 usage: paddock-probe            wait for the virtio console port `paddock.probe` and serve it
        paddock-probe --attack DEVICE [GROUP]...
-                                attack a virtio device (blk, net, console, rng, balloon, mem) as a hostile driver would:
+                                attack a virtio device (blk, net, console, rng, balloon, mem, scsi) as a hostile driver would:
                                 takes it from the kernel, prints a line of JSON for each case, gives it back
        paddock-probe --version  print the version
 

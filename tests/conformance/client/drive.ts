@@ -13,6 +13,7 @@ const GUEST = 120;
 
 const DISKS = "/api/v1/vm/disks";
 const CPUS = "/api/v1/vm/cpus";
+const MEDIUM = "/api/v1/vm/cdroms/{id}/medium";
 const VM = "/api/v1/vm";
 
 async function act(client: Client, action: Schemas["Action"]) {
@@ -55,6 +56,7 @@ async function create(client: Client, kernel: string, initramfs: string, disk: s
     cpus: { max: 2 },
     memory: { size: "256MiB", max: "512MiB" },
     disks: [{ id: "root", path: disk, serial: "FIRST" }],
+    cdroms: [{ id: "cd" }],
     balloon: {},
   };
   const vm = data("PUT /vm", await client.PUT(VM, { body: spec }));
@@ -82,6 +84,21 @@ async function disks(client: Client, other: string): Promise<void> {
   refusal("the disk that is gone", await client.GET("/api/v1/vm/disks/{id}", { params: { path } }), 404, "no-device");
   const jobs = data("GET /jobs", await client.GET("/api/v1/jobs"));
   assert.deepEqual(jobs.map((job) => job.id).sort(), [added.id, removed.id].sort());
+}
+
+async function cdroms(client: Client, image: string, events: Events): Promise<void> {
+  const path = { id: "cd" };
+  const inserted = data("PUT /vm/cdroms/cd/medium", await client.PUT(MEDIUM, { params: { path }, body: { path: image } }));
+  assert.deepEqual([inserted.id, inserted.medium, inserted.open], ["cd", image, false]);
+  await events.find("the medium", GUEST, (event) => event.type === "medium" && event.cdrom === "cd" && event.path === image);
+  assert.deepEqual(data("GET /vm/cdroms", await client.GET("/api/v1/vm/cdroms")).map((drive) => drive.medium), [image]);
+  const absent = refusal("no medium", await client.PUT(MEDIUM, { params: { path }, body: { path: "/absent" } }), 422, "invalid-spec");
+  assert.deepEqual(absent.errors?.map((error) => error.pointer), ["/path"]);
+  const query = { force: true };
+  const ejected = data("DELETE /vm/cdroms/cd/medium", await client.DELETE(MEDIUM, { params: { path, query } }));
+  assert.equal(ejected.medium, undefined);
+  const other = { path: { id: "other" } };
+  refusal("another drive", await client.GET("/api/v1/vm/cdroms/{id}", { params: other }), 404, "no-device");
 }
 
 async function cpus(client: Client): Promise<void> {
@@ -128,6 +145,7 @@ async function main([socket, kernel, initramfs, disk, other]: string[]): Promise
   await step("refusals, with their pointers", () => refusals(client));
   await step("create, boot, read", () => create(client, kernel, initramfs, disk));
   await step("a disk added and removed", () => disks(client, other));
+  await step("a medium inserted and ejected", () => cdroms(client, other, events));
   await step("CPUs that come and go", () => cpus(client));
   await step("memory", () => memory(client));
   await step("pause, resume, power button, reset", () => actions(client, events));

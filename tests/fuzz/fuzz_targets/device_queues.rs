@@ -1,4 +1,4 @@
-//! The queues of virtio-net, console, rng, balloon and mem, with their real workers, against a driver that starts out honest and then does as
+//! The queues of virtio-net, console, rng, balloon, mem and scsi, with their real workers, against a driver that starts out honest and then does as
 //! the input says: descriptors, rings and buffers are overwritten at will, queues stopped and started, the host's side talks back.
 //!
 //! Workers must not panic; a queue that is stopped must come back at once; and a device asks for at most one reset a queue. Balloon
@@ -19,10 +19,12 @@ use paddock_devices::virtio::console::{ConsolePorts, PortBackend, PortSpec, Virt
 use paddock_devices::virtio::mem::{MemHandle, Supply, VirtioMem};
 use paddock_devices::virtio::net::{Net, NetOptions};
 use paddock_devices::virtio::rng::VirtioRng;
+use paddock_devices::virtio::scsi::{CdromHandle, Medium, VirtioScsi};
 use paddock_devices::virtio::{GuestMap, GuestRam, QueueResources, VirtioDevice};
 use paddock_fuzz::{INDIRECT, Input, NEXT, Resets, WRITE, valid_queue};
 use paddock_network::MacAddress;
 use paddock_network::double::SocketBackend;
+use paddock_storage::testing::MemoryDisk;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -92,6 +94,7 @@ enum Host {
     None,
     Balloon(BalloonHandle),
     Memory(MemHandle),
+    Cdrom(CdromHandle),
     Net(UnixStream),
     Console(Arc<ConsolePorts>),
 }
@@ -117,8 +120,17 @@ struct Machine {
     starts: usize,
 }
 
+/// A medium of so many sectors of 512 bytes.
+fn medium(sectors: u8) -> Medium {
+    let size = usize::from(sectors) * 512;
+    Medium {
+        name: "cd.iso".into(),
+        disk: Arc::new(MemoryDisk::new(size)),
+    }
+}
+
 fn device(kind: u8, map: &GuestMap) -> (Box<dyn VirtioDevice>, Host) {
-    match kind % 7 {
+    match kind % 8 {
         0 | 1 => {
             let (backend, mut peers) = SocketBackend::new(2, Some(1500)).unwrap();
             let options = NetOptions {
@@ -150,6 +162,12 @@ fn device(kind: u8, map: &GuestMap) -> (Box<dyn VirtioDevice>, Host) {
             });
             let device = VirtioMem::new("memory", handle.clone(), memory);
             (Box::new(device), Host::Memory(handle))
+        }
+        7 => {
+            let handle = CdromHandle::new("cd", || ());
+            handle.insert(medium(16), false).unwrap();
+            let device = VirtioScsi::new("cd", handle.clone());
+            (Box::new(device), Host::Cdrom(handle))
         }
         large => {
             // Of four pages, so that an input can fill one.
@@ -311,6 +329,20 @@ impl Machine {
                 assert!(status.plugged <= status.region_size && status.requested == requested);
                 let mut config = [0; 64];
                 self.device.read_config(input.byte().into(), &mut config);
+            }
+            Host::Cdrom(handle) => {
+                let [what, sectors, at] = input.bytes();
+                let force = what & 2 != 0;
+                // Refused where the guest has locked the tray.
+                let _ = match what & 1 {
+                    0 => handle.insert(medium(sectors), force),
+                    _ => handle.eject(force),
+                };
+                self.device.write_config(at.into(), &input.bytes::<4>());
+                let mut config = [0; 64];
+                self.device.read_config(at.into(), &mut config);
+                let status = handle.status();
+                assert_eq!(status.medium.is_some(), status.size.is_some());
             }
             Host::Net(peer) => {
                 let mut frame = [0; 256];

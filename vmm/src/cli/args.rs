@@ -44,7 +44,7 @@ As a service
   With NOTIFY_SOCKET the service manager hears READY when the guest runs, the VM's state as STATUS, STOPPING, and a sign of life for \
 WATCHDOG_USEC. Logs for the journal have priorities and no times. A socket named api in LISTEN_FDS serves the API; systemd starts a VM that \
 was stopped again when somebody connects to such a socket, so the template for a unit per VM, vmm/systemd/paddock@.service, has none.
-  In place of the path of a disk, kernel, initramfs, firmware image, console file or socket, fd:N is descriptor N (3 or more) that was open when the process started, and \
+  In place of the path of a disk, medium, kernel, initramfs, firmware image, console file or socket, fd:N is descriptor N (3 or more) that was open when the process started, and \
 fd:NAME the one of that name in LISTEN_FDNAMES; the same for --kvm, --api-socket and tap=. So nothing needs to be opened by the process, and \
 it runs as any user. Each descriptor is used once, this very one, with its locks and flags, also after a reset; what failed with it \
 has used it as well. Only a rotated log (log=) is always opened by its path. A file of such a name is ./fd:….
@@ -67,7 +67,7 @@ Examples
 
   paddock run --firmware --variables vm-variables.fd --disk debian.raw --memory 1G
 
-  paddock run --firmware --disk root.img --disk install.iso,readonly --boot-order disk1,disk0
+  paddock run --firmware --disk root.img --cdrom install.iso --boot-order cdrom0,disk0
 
   paddock run --kernel vmlinuz --disk root.img \\
       --serial socket=/run/vm/serial.sock,log=/var/log/vm.log,log-size=8M
@@ -160,7 +160,7 @@ pub enum Command {
     /// Boot a VM and attach its console to the terminal
     ///
     /// The VM is described by flags, by a JSON or TOML file (--spec), or by both: flags replace what the file says and
-    /// add to its disks, NICs and ports. The command ends when the VM does.
+    /// add to its disks, CD-ROM drives, NICs and ports. The command ends when the VM does.
     #[command(after_long_help = RUN_NOTES, after_help = "Try `paddock run --help` for examples, the escape key and the exit status.")]
     Run(Box<RunArgs>),
     /// Offer the HTTP API on a unix socket, with no VM until a client makes one
@@ -170,7 +170,7 @@ pub enum Command {
     Serve(ServeArgs),
     /// Drive the VM of a process that offers the HTTP API
     ///
-    /// Every call of the API: the VM, its disks, NICs and balloon, jobs, events. The process is one that `paddock serve` or
+    /// Every call of the API: the VM, its disks, CD-ROM drives, NICs and balloon, jobs, events. The process is one that `paddock serve` or
     /// `paddock run --api-socket` started.
     #[command(after_long_help = ctl::args::NOTES, after_help = "Try `paddock ctl --help` for examples and the exit status.")]
     Ctl(CtlArgs),
@@ -327,7 +327,7 @@ pub struct SpecArgs {
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub variables_template: Option<PathBuf>,
 
-    /// Have firmware boot from these disks and NICs, by their ids, such as disk0,nic0; the first choice first
+    /// Have firmware boot from these disks, CD-ROM drives and NICs, by their ids, such as cdrom0,disk0,nic0; the first choice first
     #[arg(
         long,
         value_name = "IDS",
@@ -393,6 +393,18 @@ pub struct SpecArgs {
     /// engine=auto|io_uring|threads.
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
     pub disk: Vec<String>,
+
+    /// Add a CD-ROM drive: PATH of an image, or path=PATH,id=ID; without either the tray is empty
+    ///
+    /// The medium can be changed while the VM runs, with `paddock ctl cdroms`.
+    #[arg(
+        long,
+        value_name = "CDROM",
+        help_heading = "Devices",
+        num_args = 0..=1,
+        default_missing_value = ""
+    )]
+    pub cdrom: Vec<String>,
 
     /// Add a NIC: tap=NAME for an existing tap, or bridge=NAME to have one made on a bridge
     ///

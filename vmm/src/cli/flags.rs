@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use paddock_api::spec::{
-    BalloonConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig, DiskEngine,
-    MemoryConfig, NicConfig, PortConfig, TopologyConfig,
+    BalloonConfig, CdromConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig,
+    DiskEngine, MemoryConfig, NicConfig, PortConfig, TopologyConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -43,6 +43,12 @@ pub const DISK: Flag = Flag {
         "queue-size",
         "serial",
     ],
+};
+/// `--cdrom`
+pub const CDROM: Flag = Flag {
+    name: "--cdrom",
+    bare: Some("path"),
+    keys: &["path", "id"],
 };
 /// `--net`
 pub const NET: Flag = Flag {
@@ -149,6 +155,19 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
         serial: list.text("serial"),
     };
     list.finish(disk)
+}
+
+/// Reads `--cdrom`; without anything, a drive with an empty tray.
+pub fn cdrom(text: &str) -> Parsed<CdromConfig> {
+    if text.is_empty() {
+        return Ok(CdromConfig::default());
+    }
+    let mut list = OptionList::parse(CDROM, text);
+    let cdrom = CdromConfig {
+        id: list.text("id"),
+        path: list.text("path").map(PathBuf::from),
+    };
+    list.finish(cdrom)
 }
 
 /// Reads `--net`.
@@ -320,6 +339,23 @@ mod tests {
         );
         let many = disk("a.img,readonly=1,direct=yes,queues=x,nosuch").unwrap_err();
         assert_eq!(many.len(), 4, "{many:?}");
+    }
+
+    #[test]
+    fn cdroms() {
+        let drive = |id: Option<&str>, path: Option<&str>| {
+            Ok(CdromConfig {
+                id: id.map(ToOwned::to_owned),
+                path: path.map(PathBuf::from),
+            })
+        };
+        assert_eq!(cdrom("a.iso"), drive(None, Some("a.iso")));
+        assert_eq!(cdrom("a.iso,id=cd"), drive(Some("cd"), Some("a.iso")));
+        assert_eq!(cdrom("id=cd"), drive(Some("cd"), None));
+        assert_eq!(cdrom(""), drive(None, None));
+        for bad in ["a.iso,b.iso", "a.iso,readonly", "path"] {
+            assert!(cdrom(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -251,6 +251,11 @@ fn merge(
         origins.flag(at, flags::DISK.name, text);
         config.disks.extend(keep(flags::disk(text), errors));
     }
+    for text in &args.cdrom {
+        let at = root.key("cdroms").index(config.cdroms.len());
+        origins.flag(at, flags::CDROM.name, text);
+        config.cdroms.extend(keep(flags::cdrom(text), errors));
+    }
     for text in &args.net {
         let at = root.key("nics").index(config.nics.len());
         origins.flag(at, flags::NET.name, text);

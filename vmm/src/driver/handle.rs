@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Outcome;
 use super::changes::Changes;
+use super::media::MediaChanges;
 use super::release::Released;
 use super::resizing::CpuChanges;
 use crate::Error;
@@ -124,6 +125,7 @@ pub struct VmHandle {
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
     pub(super) variables: Variables,
+    pub(super) media: MediaChanges,
     pub(super) journal: Arc<Journal>,
     pub(super) meters: Arc<Meters>,
 }
@@ -189,6 +191,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&Balloon> {
         self.balloon.as_ref()
+    }
+
+    /// The VM's CD-ROM drives, and the way to change their media.
+    #[must_use]
+    pub fn media(&self) -> &MediaChanges {
+        &self.media
     }
 
     /// The VM's memory: how much it has, and may have.
@@ -270,6 +278,7 @@ mod tests {
     use super::super::inventory::Inventory;
     use super::super::release::Held;
     use super::*;
+    use crate::cdrom::Cdroms;
     use crate::processors::Processors;
 
     /// What stands behind a handle.
@@ -289,6 +298,11 @@ mod tests {
             jobs: Jobs::new(Arc::default()),
             to_driver: mpsc::channel(1).0,
         };
+        let media = MediaChanges {
+            drives: Cdroms::new(&spec),
+            status: status.clone(),
+            to_driver: mpsc::channel(1).0,
+        };
         let handle = VmHandle {
             requests,
             cpus,
@@ -298,6 +312,7 @@ mod tests {
             journal: Arc::default(),
             meters: Arc::new(Meters::new(&spec)),
             growth: Growth::new(&spec),
+            media,
             changes: Changes {
                 inventory: Inventory::new(Arc::new(spec)),
                 jobs: Jobs::new(Arc::default()),

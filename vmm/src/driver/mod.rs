@@ -17,6 +17,7 @@
 mod changes;
 mod handle;
 mod inventory;
+mod media;
 mod plugging;
 mod release;
 mod resizing;
@@ -38,6 +39,8 @@ use tokio::sync::{Notify, mpsc, watch};
 pub use changes::Changes;
 pub use handle::{Refused, Request, Status, VmHandle};
 use inventory::Inventory;
+use media::Media;
+pub use media::MediaChanges;
 use plugging::Plugging;
 pub use release::{Held, Released};
 pub use resizing::CpuChanges;
@@ -45,6 +48,7 @@ use resizing::Resizing;
 
 use crate::Error;
 use crate::balloon::Balloon;
+use crate::cdrom::Cdroms;
 use crate::console::ConsoleEnds;
 use crate::growth::Growth;
 use crate::machine::resources::Resources;
@@ -150,6 +154,7 @@ pub struct Driver {
 struct Changing {
     plugging: Plugging,
     resizing: Resizing,
+    media: Media,
 }
 
 impl fmt::Debug for Driver {
@@ -231,9 +236,17 @@ impl Driver {
             jobs: changes.jobs.clone(),
             to_driver,
         };
+        let cdroms = Cdroms::new(&spec);
+        let (to_driver, requests_for_media) = mpsc::channel(REQUESTS);
+        let media = MediaChanges {
+            drives: cdroms.clone(),
+            status: watch.clone(),
+            to_driver,
+        };
         let changing = Changing {
             plugging,
             resizing: Resizing::new(processors.clone(), resizes),
+            media: Media::new(requests_for_media, Arc::clone(&journal), held.clone()),
         };
         let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
         let meters = Arc::new(Meters::new(&spec));
@@ -243,6 +256,7 @@ impl Driver {
             variables: variables.clone(),
             balloon: balloon.clone(),
             growth: growth.clone(),
+            media,
             changes,
             cpus,
             status: watch,
@@ -256,6 +270,7 @@ impl Driver {
             life: Life { status, journal },
             balloon,
             growth,
+            cdroms,
             processors,
             variables,
             meters,
@@ -280,6 +295,9 @@ impl Driver {
         // Jobs that the end overtakes have failed before it is told.
         drop(self.changing);
         self.turns.processors.forget_job();
+        // Nobody waits for a host that does not close a file.
+        let media = self.turns.cdroms.empty();
+        drop(self.turns.blocking(move || drop(media)));
         self.turns.life.end(&result);
         result
     }
@@ -293,6 +311,7 @@ struct Turns {
     life: Life,
     balloon: Option<Balloon>,
     growth: Growth,
+    cdroms: Cdroms,
     processors: Processors,
     variables: Variables,
     meters: Arc<Meters>,
@@ -314,9 +333,12 @@ impl Turns {
         let balloon = balloon.map(|balloon| balloon.handle().clone());
         let growth = self.growth.handle().cloned();
         let (processors, meters) = (self.processors.clone(), Arc::clone(&self.meters));
+        let cdroms = self.cdroms.clone();
         let opening = self.blocking(move || {
             let consoles = consoles(&spec, &held)?;
-            Resources::open(&spec, consoles, balloon, growth, processors, meters)
+            Resources::open(
+                &spec, consoles, balloon, growth, &cdroms, processors, meters,
+            )
         });
         let Some(resources) = self.unless_stopped(opening, changing).await? else {
             return Ok(Outcome::Stopped);
@@ -409,6 +431,10 @@ impl Turns {
     async fn is_stopped_meanwhile(&mut self, changing: &mut Changing) -> bool {
         let request = tokio::select! {
             () = changing.plugging.advance_without_machine() => return false,
+            next = changing.media.next() => {
+                changing.media.apply(next);
+                return false;
+            }
             request = self.requests.recv() => request,
         };
         match request {
@@ -469,7 +495,11 @@ impl Turns {
         released: &Notify,
         changing: &mut Changing,
     ) -> Turn {
-        let Changing { plugging, resizing } = changing;
+        let Changing {
+            plugging,
+            resizing,
+            media,
+        } = changing;
         let over = |outcome| Turn::Over(Fate::End(outcome));
         loop {
             tokio::select! {
@@ -497,6 +527,7 @@ impl Turns {
                 }
                 next = plugging.next() => plugging.apply(next, machine),
                 next = resizing.next() => resizing.apply(next, machine),
+                next = media.next() => media.apply(next),
             }
         }
     }

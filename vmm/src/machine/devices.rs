@@ -19,6 +19,7 @@ use paddock_devices::virtio::console::{ConsolePorts, VirtioConsole};
 use paddock_devices::virtio::mem::{MemHandle, VirtioMem};
 use paddock_devices::virtio::net::{self, Net, NetOptions};
 use paddock_devices::virtio::rng::{self, VirtioRng};
+use paddock_devices::virtio::scsi::{CdromHandle, VirtioScsi};
 use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSource};
 use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
 
@@ -37,6 +38,8 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 pub enum DeviceKey {
     /// The disk of this id.
     Disk(String),
+    /// The CD-ROM drive of this id.
+    Cdrom(String),
     /// The NIC of this id.
     Nic(String),
     /// The virtio console.
@@ -53,6 +56,7 @@ impl fmt::Display for DeviceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disk(id) => write!(f, "disk {id}"),
+            Self::Cdrom(id) => write!(f, "CD-ROM drive {id}"),
             Self::Nic(id) => write!(f, "NIC {id}"),
             Self::Console => f.write_str("virtio console"),
             Self::Rng => f.write_str("entropy device"),
@@ -68,6 +72,7 @@ impl DeviceKey {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Disk(_) => "disk",
+            Self::Cdrom(_) => "cdrom",
             Self::Nic(_) => "nic",
             Self::Console => "console",
             Self::Rng => "rng",
@@ -80,7 +85,7 @@ impl DeviceKey {
     #[must_use]
     pub fn id(&self) -> &str {
         match self {
-            Self::Disk(id) | Self::Nic(id) => id,
+            Self::Disk(id) | Self::Cdrom(id) | Self::Nic(id) => id,
             Self::Console | Self::Rng | Self::Balloon | Self::Memory => self.kind(),
         }
     }
@@ -98,6 +103,7 @@ pub struct OpenDevice {
 #[derive(Debug)]
 enum Part {
     Disk(Box<spec::Disk>, OpenDisk),
+    Cdrom(String, CdromHandle),
     Nic(Box<spec::Nic>, Nic),
     Console(Arc<ConsolePorts>),
     Rng(Arc<rng::Counters>),
@@ -138,6 +144,12 @@ impl OpenDevice {
         Self::new(Part::Disk(Box::new(disk.clone()), open)).tried(pointer)
     }
 
+    /// A CD-ROM drive, with whatever is in its tray.
+    #[must_use]
+    pub fn cdrom(id: &str, handle: CdromHandle) -> Self {
+        Self::new(Part::Cdrom(id.to_owned(), handle))
+    }
+
     /// Opens a NIC's tap, or makes one. `pointer` is its place in the spec.
     ///
     /// # Errors
@@ -176,6 +188,7 @@ impl OpenDevice {
     pub fn key(&self) -> DeviceKey {
         match &self.part {
             Part::Disk(disk, _) => DeviceKey::Disk(disk.id.to_string()),
+            Part::Cdrom(id, _) => DeviceKey::Cdrom(id.clone()),
             Part::Nic(nic, _) => DeviceKey::Nic(nic.id.to_string()),
             Part::Console(_) => DeviceKey::Console,
             Part::Rng(_) => DeviceKey::Rng,
@@ -195,6 +208,7 @@ impl OpenDevice {
     pub fn meter(&self) -> Option<DeviceMeter> {
         match &self.part {
             Part::Disk(_, open) => Some(DeviceMeter::Disk(Arc::clone(&open.counters))),
+            Part::Cdrom(_, handle) => Some(DeviceMeter::Cdrom(handle.clone())),
             Part::Nic(_, nic) => Some(DeviceMeter::Nic(Arc::clone(&nic.counters))),
             Part::Console(ports) => Some(DeviceMeter::Console(ports.counters())),
             Part::Rng(counters) => Some(DeviceMeter::Rng(Arc::clone(counters))),
@@ -215,6 +229,7 @@ impl OpenDevice {
     ) -> Result<Box<dyn VirtioDevice>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(match &self.part {
             Part::Disk(disk, open) => Box::new(make_disk(disk, open)?),
+            Part::Cdrom(id, handle) => Box::new(VirtioScsi::new(id, handle.clone())),
             Part::Nic(nic, open) => Box::new(make_nic(nic, open)?),
             Part::Console(ports) => Box::new(VirtioConsole::new("console", Arc::clone(ports))),
             Part::Rng(counters) => {
@@ -244,7 +259,12 @@ impl OpenDevice {
         let is_last = || match &self.part {
             Part::Disk(_, open) => Arc::strong_count(&open.backend) == 1,
             Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
-            Part::Console(_) | Part::Rng(_) | Part::Balloon(..) | Part::Memory(..) => true,
+            // The medium is the tray's, which stays with the VM.
+            Part::Cdrom(..)
+            | Part::Console(_)
+            | Part::Rng(_)
+            | Part::Balloon(..)
+            | Part::Memory(..) => true,
         };
         while !is_last() {
             if Instant::now() >= end {
@@ -287,7 +307,7 @@ fn make_nic(nic: &spec::Nic, open: &Nic) -> Result<Net, paddock_devices::virtio:
 }
 
 /// The descriptor that stands at `pointer`.
-pub(super) fn take_passed(
+pub(crate) fn take_passed(
     pointer: &str,
     passed: Result<PassedFd, ValueError>,
 ) -> Result<OwnedFd, Error> {

@@ -13,6 +13,7 @@ use paddock_devices::firmware::fw_cfg::{FW_CFG_PORT, FW_CFG_PORTS, FwCfg};
 use paddock_devices::firmware::vars::{VarsOptions, VarsStore};
 use paddock_devices::pci::host_bridge::HostBridge;
 use paddock_devices::pci::lpc::LpcBridge;
+use paddock_devices::virtio::scsi::{DRIVE_LUN, DRIVE_TARGET};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::chipset::{Chipset, ChipsetError};
@@ -280,6 +281,13 @@ pub fn boot_places(order: &[DeviceId], devices: &[OpenDevice]) -> Vec<BootPlace>
     let place = |id: &DeviceId| {
         devices.iter().find_map(|device| match device.key() {
             DeviceKey::Disk(disk) if disk == id.as_str() => device.slot.map(BootPlace::Disk),
+            DeviceKey::Cdrom(cdrom) if cdrom == id.as_str() => {
+                device.slot.map(|controller| BootPlace::Scsi {
+                    controller,
+                    target: DRIVE_TARGET,
+                    lun: DRIVE_LUN,
+                })
+            }
             DeviceKey::Nic(nic) if nic == id.as_str() => device.slot.map(BootPlace::Network),
             _ => None,
         })

@@ -1,5 +1,5 @@
 //! What a VM keeps from one life of its machine to the next: RAM, firmware's variables, opened disks, taps, consoles, what is asked of the balloon and of the
-//! memory device, how many CPUs are wanted, the clock.
+//! memory device, the media in the CD-ROM drives, how many CPUs are wanted, the clock.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use super::devices::{DeviceKey, OpenDevice, take_passed};
 use super::firmware::OpenFirmware;
 use crate::Error;
 use crate::boot::{BootFiles, BootSource};
+use crate::cdrom::{Cdroms, open_medium};
 use crate::console::ConsoleEnds;
 use crate::console::place::open_socket;
 use crate::kvm::Kvm;
@@ -32,7 +33,7 @@ pub struct Resources {
     pub(super) consoles: Arc<ConsoleEnds>,
     /// Guest time minus host time, in seconds.
     pub(super) clock_offset: i64,
-    /// In the order they are plugged in: disks, NICs, consoles, the rest, and what was added since.
+    /// In the order they are plugged in: disks, CD-ROM drives, NICs, consoles, the rest, and what was added since.
     pub(super) devices: Vec<OpenDevice>,
     /// How many CPUs are wanted.
     pub(super) processors: Processors,
@@ -60,6 +61,7 @@ impl Resources {
         consoles: Arc<ConsoleEnds>,
         balloon: Option<BalloonHandle>,
         growth: Option<MemHandle>,
+        cdroms: &Cdroms,
         processors: Processors,
         meters: Arc<Meters>,
     ) -> Result<Self, Error> {
@@ -71,6 +73,14 @@ impl Resources {
         let mut devices = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
             devices.push(OpenDevice::disk(&format!("/disks/{index}"), disk)?);
+        }
+        for (index, drive) in cdroms.iter().enumerate() {
+            devices.push(OpenDevice::cdrom(drive.id(), drive.handle().clone()));
+            if let Some(path) = &drive.spec().path {
+                let medium = open_medium(&format!("/cdroms/{index}/path"), path)?;
+                // Nobody has another one in or has locked the tray before the guest runs.
+                let _ = drive.handle().insert(medium, true);
+            }
         }
         for (index, nic) in spec.nics.iter().enumerate() {
             devices.push(OpenDevice::nic(&format!("/nics/{index}"), nic)?);

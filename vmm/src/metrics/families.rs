@@ -14,7 +14,7 @@ use paddock_devices::virtio::console::PortCounters;
 use paddock_devices::virtio::net::{self, CounterValues};
 
 use super::process::Sample;
-use super::{DeviceMeter, Meters, timeline};
+use super::{DeviceMeter, Meters, cdroms, timeline};
 use crate::balloon::BalloonStatus;
 use crate::driver::VmHandle;
 use crate::growth::MemoryStatus;
@@ -255,19 +255,22 @@ fn describe_vcpus(to: &mut Exposition, meters: &Meters) {
 }
 
 fn describe_devices(to: &mut Exposition, meters: &Meters) {
-    let (mut disks, mut nics, mut ports, mut rng) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let (mut disks, mut cdroms, mut nics) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ports, mut rng) = (Vec::new(), None);
     for (key, meter) in meters.devices() {
         match (key, meter) {
             (DeviceKey::Disk(id), DeviceMeter::Disk(counters)) => disks.push((id, counters)),
+            (DeviceKey::Cdrom(id), DeviceMeter::Cdrom(handle)) => cdroms.push((id, handle)),
             (DeviceKey::Nic(id), DeviceMeter::Nic(counters)) => nics.push((id, counters)),
             (_, DeviceMeter::Console(counters)) => ports = counters,
             (_, DeviceMeter::Rng(counters)) => rng = Some(counters),
             // A device counts what it is.
-            (_, DeviceMeter::Disk(_) | DeviceMeter::Nic(_)) => {}
+            (_, DeviceMeter::Disk(_) | DeviceMeter::Cdrom(_) | DeviceMeter::Nic(_)) => {}
         }
     }
     describe_broken(to, meters);
     describe_disks(to, &disks);
+    cdroms::describe(to, &cdroms);
     describe_nics(to, &nics);
     describe_consoles(to, meters, &ports);
     if let Some(rng) = rng {
@@ -467,6 +470,7 @@ mod tests {
     use paddock_api::metrics::{FamilyKind, Snapshot};
     use paddock_api::spec::VmSpec;
     use paddock_devices::virtio::rng;
+    use paddock_devices::virtio::scsi::CdromHandle;
 
     use super::*;
     use crate::balloon::Balloon;
@@ -490,6 +494,9 @@ mod tests {
             Arc::default(),
             Some(disk()),
         );
+        let drive = DeviceMeter::Cdrom(CdromHandle::new("cd", || ()));
+        let key = DeviceKey::Cdrom("cd".to_owned());
+        meters.attach(key, Arc::default(), Some(drive));
         let nic = DeviceMeter::Nic(Arc::new(net::Counters::new(2)));
         meters.attach(DeviceKey::Nic("nic0".to_owned()), Arc::default(), Some(nic));
         let port = |name: &str| (name.to_owned(), Arc::default());
@@ -570,6 +577,8 @@ mod tests {
                 vec![("port", "serial")],
                 0.0,
             ),
+            ("paddock_cdrom_read_bytes_total", vec![("cdrom", "cd")], 0.0),
+            ("paddock_cdrom_loaded", vec![("cdrom", "cd")], 0.0),
             ("paddock_rng_bytes_total", vec![], 0.0),
             (
                 "paddock_device_needs_reset_total",

@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use paddock_api::spec::VmSpec;
 use paddock_devices::console::{ConsoleInput, ConsoleSink};
 use paddock_devices::virtio::console::{PortCounters, PortEvents};
+use paddock_devices::virtio::scsi::CdromHandle;
 use paddock_devices::virtio::{GuestMap, GuestRam, blk, net, rng};
 use parking_lot::Mutex;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
@@ -25,6 +26,8 @@ use crate::vcpu::exits::ExitCounters;
 pub enum DeviceMeter {
     /// A disk.
     Disk(Arc<blk::Counters>),
+    /// A CD-ROM drive, by the way to it.
+    Cdrom(CdromHandle),
     /// A NIC.
     Nic(Arc<net::Counters>),
     /// The virtio console's ports: names and counters. The one without a name is hvc0.

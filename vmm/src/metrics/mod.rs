@@ -9,6 +9,7 @@
 //! Reading is the control plane's work and stops nobody: counters are atomics that live longer than the devices they are of, so that a
 //! reset does not turn them back. They go with the device when it is removed, and with the VM.
 
+mod cdroms;
 mod families;
 mod meters;
 mod process;

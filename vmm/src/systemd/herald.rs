@@ -250,9 +250,10 @@ impl Script {
                 said
             }
             EventKind::Deleted => Said::status("no VM"),
-            EventKind::Action { .. } | EventKind::Job { .. } | EventKind::Variables { .. } => {
-                Said::default()
-            }
+            EventKind::Action { .. }
+            | EventKind::Medium { .. }
+            | EventKind::Job { .. }
+            | EventKind::Variables { .. } => Said::default(),
         }
     }
 

@@ -97,11 +97,35 @@ fn the_boot_order_names_each_device_once() {
         &json!({"boot": {"firmware": {}, "order": [["disk0"], 3]}, "name": "_"}),
         &[("/boot/order/0", WrongType), ("/name", Malformed)],
     );
-    let long = vec!["disk0"; 161];
+    let long = vec!["disk0"; 169];
     refuses(
         &json!({"boot": {"firmware": {}, "order": long}}),
         &[("/boot/order", OutOfRange)],
     );
+}
+
+#[test]
+fn a_cdrom_drive_may_be_first_and_alone() {
+    let order = |spec: &Value| -> Vec<_> {
+        let order = firmware(valid(spec)).order;
+        order.iter().map(ToString::to_string).collect()
+    };
+    let alone = json!({
+        "boot": {"firmware": {}, "order": ["cdrom0"]},
+        "cdroms": [{"path": "install.iso"}],
+    });
+    assert_eq!(order(&alone), ["cdrom0"]);
+    let mixed = json!({
+        "boot": {"firmware": {}, "order": ["tools", "disk0", "cdrom0"]},
+        "disks": [{"path": "a"}],
+        "cdroms": [{}, {"id": "tools", "path": "t.iso"}],
+    });
+    assert_eq!(order(&mixed), ["tools", "disk0", "cdrom0"]);
+    refuses(
+        &json!({"boot": {"firmware": {}, "order": ["cdrom1"]}, "cdroms": [{}]}),
+        &[("/boot/order/0", UnknownValue)],
+    );
+    valid(&json!({"boot": {"firmware": {}}, "cdroms": [{}]}));
 }
 
 #[test]

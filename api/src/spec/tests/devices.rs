@@ -1,4 +1,4 @@
-//! Disks and network interfaces.
+//! Disks, CD-ROM drives and network interfaces.
 
 use super::*;
 
@@ -132,4 +132,59 @@ fn nics() {
         &[("/nics/1/mac", Duplicate), ("/nics/1/tap", Duplicate)],
     );
     valid(&with("nics", json!([{"bridge": "a"}, {"bridge": "a"}])));
+}
+
+#[test]
+fn cdroms() {
+    let spec = valid(&with(
+        "cdroms",
+        json!([{"path": "a.iso"}, {}, {"id": "tools", "path": "fd:3"}]),
+    ));
+    let drives: Vec<_> = spec
+        .cdroms
+        .iter()
+        .map(|drive| (drive.id.as_str(), drive.path.as_deref()))
+        .collect();
+    let path = |text| Some(std::path::Path::new(text));
+    assert_eq!(
+        drives,
+        [
+            ("cdrom0", path("a.iso")),
+            ("cdrom1", None),
+            ("tools", path("fd:3"))
+        ]
+    );
+    assert_eq!(spec.passed().len(), 1);
+    // Several drives may have the same medium; nobody writes it.
+    valid(&with("cdroms", json!([{"path": "a"}, {"path": "a"}])));
+    let beside = |disk: Value| {
+        let mut spec = with("cdroms", json!([{"path": "a"}]));
+        spec["disks"] = json!([disk]);
+        spec
+    };
+    valid(&beside(json!({"path": "a", "read_only": true})));
+    refuses(
+        &beside(json!({"path": "a"})),
+        &[("/cdroms/0/path", Duplicate)],
+    );
+    let spec = valid(&beside(json!({"path": "b", "id": "cdrom0"})));
+    assert_eq!(spec.cdroms[0].id.as_str(), "cdrom1");
+    for (cdrom, at, code) in [
+        (json!({"path": ""}), "/cdroms/0/path", Malformed),
+        (json!({"path": "fd:0"}), "/cdroms/0/path", OutOfRange),
+        (json!({"id": "rng"}), "/cdroms/0/id", Duplicate),
+        (json!({"id": "a b"}), "/cdroms/0/id", Malformed),
+        (
+            json!({"read_only": true}),
+            "/cdroms/0/read_only",
+            UnknownField,
+        ),
+    ] {
+        refuses(&with("cdroms", json!([cdrom])), &[(at, code)]);
+    }
+    valid(&with("cdroms", json!([{}, {}, {}, {}, {}, {}, {}, {}])));
+    refuses(
+        &with("cdroms", vec![json!({}); 9].into()),
+        &[("/cdroms", OutOfRange)],
+    );
 }

@@ -8,22 +8,24 @@ use super::super::machine::{Boot, FirmwareBoot, KernelBoot};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems, quoted};
 use super::super::types::{DeviceId, PassedFd, ValueError};
+use super::cdroms::MAX_CDROMS;
+use super::devices::{MAX_DISKS, MAX_NICS};
 use super::passed::passed_or_path;
 use super::{at_most, optional, path};
 
 /// The kernel's `COMMAND_LINE_SIZE` on x86 is 2048 with the final zero.
 const MAX_COMMAND_LINE: usize = 2047;
-/// All disks and NICs.
-const MAX_ORDER: usize = 160;
+/// All devices of the kinds that firmware boots from.
+const MAX_ORDER: usize = MAX_DISKS + MAX_CDROMS + MAX_NICS;
 
-/// Checks it, in a VM with disks and NICs of these ids, if they are right.
+/// Checks it, in a VM whose devices have these ids, if they are right.
 pub(super) fn boot(
     config: Option<&BootConfig>,
     ids: Option<&HashSet<&DeviceId>>,
     root: &JsonPointer,
     problems: &mut Problems,
 ) -> Option<Boot> {
-    const NEEDED: &str = "say what to boot, such as {\"kernel\": \"/boot/vmlinuz\"}, or {\"firmware\": {}} to boot from a disk";
+    const NEEDED: &str = "say what to boot, such as {\"kernel\": \"/boot/vmlinuz\"}, or {\"firmware\": {}} to boot from a disk or CD-ROM";
     let Some(config) = config else {
         problems.missing(root, &["boot"], format!("boot is missing: {NEEDED}"));
         return None;
@@ -87,7 +89,7 @@ fn only_with_kernel(config: &BootConfig, at: &JsonPointer, problems: &mut Proble
         ("command_line", config.command_line.is_some()),
     ];
     for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-        let detail = "firmware boots what is on the disks; this goes with a kernel";
+        let detail = "firmware boots what is on a disk or CD-ROM; this goes with a kernel";
         problems.add(at.key(key), ProblemCode::Conflict, detail);
     }
 }
@@ -144,7 +146,10 @@ fn order(
             let detail = format!("{} is in the order already", quoted(id.as_str()));
             problems.add(at, ProblemCode::Duplicate, detail);
         } else if ids.is_some_and(|ids| !ids.contains(&id)) {
-            let detail = format!("no disk or NIC has the id {}", quoted(id.as_str()));
+            let detail = format!(
+                "no disk, CD-ROM drive or NIC has the id {}",
+                quoted(id.as_str())
+            );
             problems.add(at, ProblemCode::UnknownValue, detail);
         }
         checked.push(id);

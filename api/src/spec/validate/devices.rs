@@ -1,19 +1,20 @@
-//! Disks and network interfaces, and the ids they share.
+//! Disks, CD-ROM drives and network interfaces, and the ids they share.
 
 use std::collections::HashSet;
 
 use super::super::config::{DiskConfig, NicConfig, VmConfig};
-use super::super::machine::{Disk, Nic, NicAttachment};
+use super::super::machine::{Cdrom, Disk, Nic, NicAttachment};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems, quoted};
 use super::super::types::{
     DeviceId, MacAddr, Mtu, PassedFd, PassedTap, QueueSize, Uuid, ValueError, VlanId, in_range,
 };
+use super::cdroms::{MAX_CDROMS, cdrom, written_media};
 use super::passed::passed_or_path;
 use super::{at_most, optional, passed};
 
-const MAX_DISKS: usize = 128;
-const MAX_NICS: usize = 32;
+pub(super) const MAX_DISKS: usize = 128;
+pub(super) const MAX_NICS: usize = 32;
 const MAX_DISK_QUEUES: u64 = 64;
 const MAX_QUEUE_PAIRS: u64 = 8;
 /// More queues than this by default are memory and threads that few guests need.
@@ -21,61 +22,88 @@ const DEFAULT_DISK_QUEUES: u8 = 4;
 /// Ids of the devices that are in a VM without being listed in its spec.
 const RESERVED_IDS: [&str; 4] = ["balloon", "console", "memory", "rng"];
 
-/// Checks all disks and NICs of a VM with so many processors.
+/// All devices that a spec lists.
+pub(super) struct Devices {
+    pub(super) disks: Vec<Disk>,
+    pub(super) cdroms: Vec<Cdrom>,
+    pub(super) nics: Vec<Nic>,
+}
+
+impl Devices {
+    /// The ids of all of them.
+    pub(super) fn ids(&self) -> HashSet<&DeviceId> {
+        let disks = self.disks.iter().map(|disk| &disk.id);
+        let cdroms = self.cdroms.iter().map(|cdrom| &cdrom.id);
+        let nics = self.nics.iter().map(|nic| &nic.id);
+        disks.chain(cdroms).chain(nics).collect()
+    }
+}
+
+/// Checks all devices of a VM with so many processors.
 pub(super) fn devices(
     config: &VmConfig,
     processors: u8,
     uuid: Option<Uuid>,
     problems: &mut Problems,
-) -> Option<(Vec<Disk>, Vec<Nic>)> {
-    let (at_disks, at_nics) = (
-        JsonPointer::root().key("disks"),
-        JsonPointer::root().key("nics"),
-    );
+) -> Option<Devices> {
+    let [at_disks, at_cdroms, at_nics] =
+        ["disks", "cdroms", "nics"].map(|list| JsonPointer::root().key(list));
     // A longer list is not looked into: it would only make a long answer.
     let few_disks = at_most(problems, &at_disks, config.disks.len(), MAX_DISKS, "disks");
+    let drives = "CD-ROM drives";
+    let few_cdroms = at_most(
+        problems,
+        &at_cdroms,
+        config.cdroms.len(),
+        MAX_CDROMS,
+        drives,
+    );
     let few_nics = at_most(problems, &at_nics, config.nics.len(), MAX_NICS, "NICs");
-    few_disks.and(few_nics)?;
+    few_disks.and(few_cdroms).and(few_nics)?;
 
-    let (disk_ids, nic_ids) = ids(config, problems);
-    let disks: Vec<Option<Disk>> = config
-        .disks
-        .iter()
-        .zip(disk_ids)
-        .enumerate()
-        .map(|(index, (disk_config, id))| {
-            disk(
-                disk_config,
-                id,
-                processors,
-                &at_disks.index(index),
-                problems,
-            )
-        })
+    let Ids {
+        disks: disk_ids,
+        cdroms: cdrom_ids,
+        nics: nic_ids,
+    } = ids(config, problems);
+    let disks: Vec<Option<Disk>> = (0..)
+        .zip(config.disks.iter().zip(disk_ids))
+        .map(|(index, (config, id))| disk(config, id, processors, &at_disks.index(index), problems))
         .collect();
-    let nics: Vec<Option<Nic>> = config
-        .nics
-        .iter()
-        .zip(nic_ids)
-        .enumerate()
-        .map(|(index, (nic_config, id))| nic(nic_config, id, uuid, &at_nics.index(index), problems))
+    let cdroms: Vec<Option<Cdrom>> = (0..)
+        .zip(config.cdroms.iter().zip(cdrom_ids))
+        .map(|(index, (config, id))| cdrom(config, id, &at_cdroms.index(index), problems))
+        .collect();
+    let nics: Vec<Option<Nic>> = (0..)
+        .zip(config.nics.iter().zip(nic_ids))
+        .map(|(index, (config, id))| nic(config, id, uuid, &at_nics.index(index), problems))
         .collect();
     passed::each_once(config, problems);
     shared_files(&config.disks, &at_disks, problems);
+    written_media(config, &at_cdroms, problems);
     shared_taps_and_macs(&config.nics, &at_nics, problems);
-    let disks = disks.into_iter().collect::<Option<_>>()?;
-    Some((disks, nics.into_iter().collect::<Option<_>>()?))
+    Some(Devices {
+        disks: disks.into_iter().collect::<Option<_>>()?,
+        cdroms: cdroms.into_iter().collect::<Option<_>>()?,
+        nics: nics.into_iter().collect::<Option<_>>()?,
+    })
 }
 
-/// The ids of disks and NICs: those given, checked and unique, and for the others the first free `diskN` or `nicN`.
-fn ids(
-    config: &VmConfig,
-    problems: &mut Problems,
-) -> (Vec<Option<DeviceId>>, Vec<Option<DeviceId>>) {
+/// The ids of all listed devices; `None` where one is wrong.
+struct Ids {
+    disks: Vec<Option<DeviceId>>,
+    cdroms: Vec<Option<DeviceId>>,
+    nics: Vec<Option<DeviceId>>,
+}
+
+/// The ids: those given, checked and unique, and for the others the first free `diskN`, `cdromN` or `nicN`.
+fn ids(config: &VmConfig, problems: &mut Problems) -> Ids {
     let disks = config.disks.iter().map(|disk| &disk.id).enumerate();
+    let cdroms = config.cdroms.iter().map(|cdrom| &cdrom.id).enumerate();
     let nics = config.nics.iter().map(|nic| &nic.id).enumerate();
     let given = disks
         .map(|(index, id)| ("disks", index, id))
+        .chain(cdroms.map(|(index, id)| ("cdroms", index, id)))
         .chain(nics.map(|(index, id)| ("nics", index, id)));
     let mut taken: HashSet<String> = RESERVED_IDS.map(str::to_owned).into();
     let mut checked = Vec::new();
@@ -102,14 +130,19 @@ fn ids(
         Some(id) => Some(id),
         None => free(prefix, index),
     };
-    let nics = checked.split_off(config.disks.len());
+    let nics = checked.split_off(config.disks.len() + config.cdroms.len());
+    let cdroms = checked.split_off(config.disks.len());
     let mut fill = |prefix: &str, ids: Vec<Option<Option<DeviceId>>>| {
         ids.into_iter()
             .enumerate()
             .map(|(index, id)| complete(prefix, index, id))
             .collect()
     };
-    (fill("disk", checked), fill("nic", nics))
+    Ids {
+        disks: fill("disk", checked),
+        cdroms: fill("cdrom", cdroms),
+        nics: fill("nic", nics),
+    }
 }
 
 fn disk(

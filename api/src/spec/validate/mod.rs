@@ -5,6 +5,7 @@
 
 mod balloon;
 mod boot;
+pub(super) mod cdroms;
 mod console;
 mod devices;
 pub(super) mod passed;
@@ -40,10 +41,7 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
     let memory = memory(config.memory.as_ref(), &root.key("memory"), problems);
     let processors = cpus.as_ref().map_or(1, |cpus| cpus.max);
     let devices = devices::devices(config, processors, uuid.flatten(), problems);
-    let ids = devices.as_ref().map(|(disks, nics)| {
-        let disks = disks.iter().map(|disk| &disk.id);
-        disks.chain(nics.iter().map(|nic| &nic.id)).collect()
-    });
+    let ids = devices.as_ref().map(devices::Devices::ids);
     let boot = boot::boot(config.boot.as_ref(), ids.as_ref(), &root, problems);
     let smbios = smbios::smbios(config, &root.key("smbios"), problems);
     let console = console::console(config.console.as_ref(), &root.key("console"), problems);
@@ -51,7 +49,11 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
         .balloon
         .as_ref()
         .map(|balloon| balloon::balloon(balloon, memory.as_ref(), &root.key("balloon"), problems));
-    let (disks, nics) = devices?;
+    let devices::Devices {
+        disks,
+        cdroms,
+        nics,
+    } = devices?;
     Some(VmSpec {
         name: name?,
         uuid: uuid?,
@@ -59,6 +61,7 @@ pub(super) fn vm(config: &VmConfig, problems: &mut Problems) -> Option<VmSpec> {
         cpus: cpus?,
         memory: memory?,
         disks,
+        cdroms,
         nics,
         console: console?,
         rng: config.rng.unwrap_or(true),

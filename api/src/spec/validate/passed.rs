@@ -50,7 +50,11 @@ pub(in crate::spec) fn uses(config: &VmConfig) -> Vec<(JsonPointer, PassedFd)> {
     });
     let console = config.console.iter();
     let console = console.flat_map(|console| of_console(console, &at.key("console")));
-    let paths = boot.chain(disks).chain(console);
+    let cdroms = config.cdroms.iter().enumerate().map(|(index, cdrom)| {
+        let at = at.key("cdroms").index(index).key("path");
+        (at, cdrom.path.as_deref())
+    });
+    let paths = boot.chain(disks).chain(cdroms).chain(console);
     let paths = paths.filter_map(|(at, path)| {
         let passed = PassedFd::in_path(path?)?.ok()?;
         Some((at, passed))

@@ -59,6 +59,9 @@ pub struct RawOptions {
     /// Logical block size in bytes that the guest sees: a power of two from 512 to 4096. Default: the device's, or 512 for
     /// a file. A file keeps the same one wherever it is moved, for the guest's partition table depends on it.
     pub block_size: Option<u32>,
+    /// An image that does not end with a whole block is taken for longer, and what it lacks for zeros. Only where it is read only; it is
+    /// then read through the page cache.
+    pub pad: bool,
 }
 
 impl RawOptions {
@@ -71,6 +74,7 @@ impl RawOptions {
             direct: Direct::Auto,
             engine: Engine::Auto,
             block_size: None,
+            pad: false,
         }
     }
 }
@@ -81,6 +85,8 @@ struct Image {
     file: File,
     path: PathBuf,
     capabilities: Capabilities,
+    /// Where it ends, in bytes: less than its size in [`Capabilities`] where that is padded.
+    end: u64,
     /// What O_DIRECT asks of memory addresses in bytes; `None` through the page cache.
     direct: Option<usize>,
 }

@@ -96,17 +96,26 @@ fn examine(file: File, options: &RawOptions) -> Result<Image, OpenError> {
     let metadata = check_kind(&file, options)?;
     let kind = metadata.file_type();
     lock(&file, options)?;
-    let size = (&file).seek(SeekFrom::End(0)).map_err(io_error)?;
+    let end = (&file).seek(SeekFrom::End(0)).map_err(io_error)?;
     let device = Device::of(&file, kind.is_block_device(), metadata.rdev()).map_err(io_error)?;
     let logical = block_size(options, device.as_ref())?;
-    if size == 0 {
+    if end == 0 {
         return fail(OpenErrorKind::Empty);
     }
+    let pad = options.pad && options.read_only;
+    let size = match pad.then(|| end.checked_next_multiple_of(logical.into())) {
+        Some(Some(padded)) => padded,
+        _ => end,
+    };
     if size % u64::from(logical) != 0 {
         let block = logical;
         return fail(OpenErrorKind::Size { size, block });
     }
-    let direct = direct(&file, options, logical)?;
+    // O_DIRECT has no bytes beyond the last block of the host's.
+    let direct = match pad {
+        true => None,
+        false => direct(&file, options, logical)?,
+    };
     let punch = !options.read_only
         && device.as_ref().map_or_else(
             || punches_holes(&file, size),
@@ -133,6 +142,7 @@ fn examine(file: File, options: &RawOptions) -> Result<Image, OpenError> {
         file,
         path: path.clone(),
         capabilities,
+        end,
         direct,
     })
 }

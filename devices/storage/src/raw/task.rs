@@ -269,8 +269,12 @@ impl Task {
         }
     }
 
-    /// Moves on in the buffer. Nothing at all is the end of the file, which must have become shorter behind our back.
+    /// Moves on in the buffer. Nothing at all is the end of the file, which must have become shorter behind our back if it is not where
+    /// the padding begins.
     fn transferred(&mut self, bytes: u64, image: &Image) -> u64 {
+        if bytes == 0 && self.kind == Kind::Read && self.offset >= image.end {
+            return self.pad();
+        }
         // A short transfer is continued where O_DIRECT can continue: at a block.
         let bytes = if bytes < self.step && image.direct.is_some() {
             bytes - bytes % u64::from(image.capabilities.logical_block_size)
@@ -285,6 +289,18 @@ impl Task {
             self.cursor.advance(buffer, bytes);
         }
         bytes
+    }
+
+    /// Fills a piece of what is left with zeros.
+    fn pad(&mut self) -> u64 {
+        let Some(buffer) = &self.buffer else {
+            return 0;
+        };
+        let zeros = zeros().segment(usize::try_from(self.left).unwrap_or(usize::MAX));
+        copy(buffer, self.cursor, zeros, Direction::In);
+        self.step = zeros.iov_len as u64;
+        self.cursor.advance(buffer, self.step);
+        self.step
     }
 
     fn failed(&mut self, errno: i32) -> Progress {

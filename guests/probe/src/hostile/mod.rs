@@ -40,6 +40,8 @@ pub enum Kind {
     Rng,
     /// virtio-balloon.
     Balloon,
+    /// virtio-scsi with a CD-ROM drive.
+    Scsi,
     /// virtio-mem, asked to have [`MEM_BLOCKS`] blocks or more plugged in, and with none that anybody uses.
     Mem,
 }
@@ -49,13 +51,14 @@ pub const MEM_BLOCKS: u64 = 8;
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Blk,
         Self::Net,
         Self::Console,
         Self::Rng,
         Self::Balloon,
         Self::Mem,
+        Self::Scsi,
     ];
 
     /// The kind of the PCI function with this vendor and device id.
@@ -67,6 +70,7 @@ impl Kind {
             (0x1af4, 0x1043) => Some(Self::Console),
             (0x1af4, 0x1044) => Some(Self::Rng),
             (0x1af4, 0x1045) => Some(Self::Balloon),
+            (0x1af4, 0x1048) => Some(Self::Scsi),
             (0x1af4, 0x1058) => Some(Self::Mem),
             _ => None,
         }
@@ -88,6 +92,7 @@ impl Kind {
             Self::Rng => "rng",
             Self::Balloon => "balloon",
             Self::Mem => "mem",
+            Self::Scsi => "scsi",
         }
     }
 }
@@ -351,7 +356,7 @@ mod tests {
             assert_eq!(kind.name().parse(), Ok(kind));
         }
         let error = "floppy".parse::<Kind>().unwrap_err();
-        assert!(error.contains("'floppy'") && error.ends_with("rng, balloon, mem"));
+        assert!(error.contains("'floppy'") && error.ends_with("rng, balloon, mem, scsi"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a case works with: the device's driver, memory, and the ordinary request by which a device shows that it works.
 //!
-//! Each device has a main queue on which chains are broken: that of requests (blk, rng, mem), of frames to send (net), of control
+//! Each device has a main queue on which chains are broken: that of requests (blk, rng, mem, scsi), of frames to send (net), of control
 //! messages (console, with the queue of the answers beside it), of pages that are given away (balloon).
 
 use super::Kind;
@@ -50,6 +50,14 @@ const STATE: [u8; 8] = [3, 0, 0, 0, 0, 0, 0, 0];
 pub(super) const MEM_ADDRESS: u64 = 16;
 /// Bytes of a memory device's answer.
 pub(super) const MEM_ANSWER: u32 = 10;
+
+/// Bytes of a command for a SCSI adapter, and of its answer before the data, with the sizes that it begins with.
+pub(super) const SCSI_HEADER: u32 = 19 + 32;
+pub(super) const SCSI_RESPONSE: u32 = 12 + 96;
+/// Asks for 36 bytes of INQUIRY data.
+const INQUIRY: [u8; 5] = [0x12, 0, 0, 0, 36];
+/// The address of its first unit.
+const FIRST_UNIT: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
 
 /// The console's queue of messages from the device.
 const CONSOLE_CONTROL_RECEIVE: u16 = 2;
@@ -269,6 +277,14 @@ impl<'a> Rig<'a> {
                 ram.write(at + 0x20, &[0xff; 16]);
                 vec![(at, 24, false), (at + 0x20, MEM_ANSWER, true)]
             }
+            Kind::Scsi => {
+                ram.write(at, &scsi_command(FIRST_UNIT, &INQUIRY));
+                ram.write(at + 0x1000, &[0xff; SCSI_RESPONSE as usize + 36]);
+                vec![
+                    (at, SCSI_HEADER, false),
+                    (at + 0x1000, SCSI_RESPONSE + 36, true),
+                ]
+            }
         }
     }
 
@@ -332,8 +348,17 @@ impl<'a> Rig<'a> {
             Kind::Mem if used.length != MEM_ANSWER || self.half(self.buffers + 0x20) != 0 => {
                 wrong("the state is not told")
             }
+            Kind::Scsi if used.length != SCSI_RESPONSE + 36 || !self.is_cdrom() => {
+                wrong("the INQUIRY fails")
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the answer to an INQUIRY is that of a CD-ROM drive.
+    fn is_cdrom(&self) -> bool {
+        let answer = self.buffers + 0x1000;
+        self.half(answer + 10) == 0 && self.byte(answer + u64::from(SCSI_RESPONSE)) == 5
     }
 
     /// Reads the console's messages until it tells of a port, which is what it does when it is told that the driver is ready.
@@ -411,6 +436,16 @@ pub(super) fn page_number(address: u64) -> u32 {
     u32::try_from(address / PAGE).unwrap_or(u32::MAX)
 }
 
+/// A command for a SCSI adapter.
+pub(super) fn scsi_command(unit: [u8; 8], cdb: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; SCSI_HEADER as usize];
+    bytes[..8].copy_from_slice(&unit);
+    for (slot, byte) in bytes[19..].iter_mut().zip(cdb) {
+        *slot = *byte;
+    }
+    bytes
+}
+
 /// The lower half.
 pub(super) fn low(value: u64) -> u32 {
     u32::try_from(value & 0xffff_ffff).unwrap_or_default()
@@ -425,6 +460,7 @@ fn main_queue(kind: Kind) -> u16 {
     match kind {
         Kind::Blk | Kind::Rng | Kind::Balloon | Kind::Mem => 0,
         Kind::Net => 1,
+        Kind::Scsi => 2,
         Kind::Console => 3,
     }
 }
@@ -435,7 +471,7 @@ fn wanted(kind: Kind) -> u64 {
             Kind::Blk => BLK_FEATURES,
             Kind::Net => NET_FEATURES,
             Kind::Console => CONSOLE_FEATURES,
-            Kind::Rng => 0,
+            Kind::Rng | Kind::Scsi => 0,
             Kind::Balloon => BALLOON_FEATURES,
             Kind::Mem => MEM_FEATURES,
         }

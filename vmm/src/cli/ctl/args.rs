@@ -40,6 +40,9 @@ Examples
   paddock ctl disks remove data --deadline 60
   echo '{\"bridge\": \"br0\", \"vlan\": 100}' | paddock ctl nics add --spec -
 
+  paddock ctl cdroms insert cdrom0 install.iso
+  paddock ctl cdroms eject cdrom0
+
   paddock ctl cpus set 4
   paddock ctl memory set 2G
   paddock ctl balloon set 256M
@@ -89,6 +92,9 @@ pub enum CtlCommand {
     /// Its disks, added and removed while it runs
     #[command(subcommand, alias = "disk")]
     Disks(DisksCommand),
+    /// Its CD-ROM drives, and the media in them
+    #[command(subcommand, alias = "cdrom")]
+    Cdroms(CdromsCommand),
     /// Its network interfaces, added and removed while it runs
     #[command(subcommand, alias = "nic")]
     Nics(NicsCommand),
@@ -214,6 +220,56 @@ pub struct AddDiskArgs {
     /// How the description is given instead, and whether to wait.
     #[command(flatten)]
     pub more: AddArgs,
+}
+
+/// `paddock ctl cdroms`
+#[derive(Debug, Subcommand)]
+pub enum CdromsCommand {
+    /// All of them, with what is in them
+    List,
+    /// One of them
+    Show(DeviceArgs),
+    /// Insert a medium, in place of the one that is there
+    ///
+    /// One that the guest has mounted is locked in, and stays. The guest is asked to eject it; the command can be given again, or --force.
+    Insert(InsertArgs),
+    /// Eject the medium
+    ///
+    /// One that the guest has mounted is locked in, and stays. The guest is asked to eject it; the command can be given again, or --force.
+    Eject(EjectArgs),
+}
+
+/// `paddock ctl cdroms insert`
+#[derive(Debug, Args)]
+pub struct InsertArgs {
+    /// The drive's id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub id: String,
+    /// The medium: an image file or a block device. A relative PATH starts here, not where the process of the VM does
+    #[arg(value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    pub path: PathBuf,
+    /// Whether the guest is asked.
+    #[command(flatten)]
+    pub force: ForceArgs,
+}
+
+/// `paddock ctl cdroms eject`
+#[derive(Debug, Args)]
+pub struct EjectArgs {
+    /// The drive's id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub id: String,
+    /// Whether the guest is asked.
+    #[command(flatten)]
+    pub force: ForceArgs,
+}
+
+/// Whether a medium that is locked in is taken away.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ForceArgs {
+    /// Take a medium away that the guest has locked in; it does not get over that if it uses it
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `paddock ctl nics`
@@ -463,6 +519,8 @@ mod tests {
             "disks remove a --deadline 0",
             "disks remove a --deadline 3601",
             "nics add",
+            "cdroms insert cdrom0",
+            "cdroms eject",
             "balloon set 3MB",
             "balloon set",
             "cpus set",
@@ -482,6 +540,7 @@ mod tests {
         for words in [
             "disk list --json",
             "nic show lan",
+            "cdrom eject cdrom0 --force",
             "--json job wait 3 --max-wait 5",
             "vm create --spec - --timeout 3 --api-socket s",
         ] {

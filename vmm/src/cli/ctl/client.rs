@@ -121,7 +121,7 @@ impl Call {
     }
 
     /// With a parameter that is a number.
-    pub fn with(mut self, name: &str, value: u64) -> Self {
+    pub fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.target.push_str(&format!("?{name}={value}"));
         self
     }

@@ -1,7 +1,7 @@
 //! `paddock ctl`: every call of the HTTP API from a shell.
 //!
 //! ```text
-//!  args ──▶ vm, devices, cpus, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
+//!  args ──▶ vm, devices, cdroms, cpus, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
 //!                      │
 //!                      └──▶ render, output ──▶ standard output
 //! ```
@@ -11,6 +11,7 @@
 
 pub mod args;
 mod balloon;
+mod cdroms;
 mod client;
 mod cpus;
 mod devices;
@@ -123,6 +124,7 @@ async fn dispatch(session: &Session, command: &CtlCommand) -> Result<(), CtlErro
         CtlCommand::Vm(command) => vm::execute(session, command).await,
         CtlCommand::Disks(command) => devices::disks(session, command).await,
         CtlCommand::Nics(command) => devices::nics(session, command).await,
+        CtlCommand::Cdroms(command) => cdroms::execute(session, command).await,
         CtlCommand::Cpus(command) => cpus::execute(session, command).await,
         CtlCommand::Memory(command) => memory::execute(session, command).await,
         CtlCommand::Balloon(command) => balloon::execute(session, command).await,

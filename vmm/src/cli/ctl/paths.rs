@@ -24,6 +24,8 @@ pub fn make_all_absolute(config: &mut VmConfig) {
     }
     let disks = config.disks.iter_mut();
     paths.extend(disks.filter_map(|disk| disk.path.as_mut()));
+    let cdroms = config.cdroms.iter_mut();
+    paths.extend(cdroms.filter_map(|cdrom| cdrom.path.as_mut()));
     if let Some(console) = &mut config.console {
         for target in [&mut console.serial, &mut console.hvc0] {
             if let Some(ConsoleTarget::File(path) | ConsoleTarget::Socket(path)) = target {
@@ -60,6 +62,7 @@ mod tests {
         let mut config: VmConfig = serde_json::from_value(json!({
             "boot": {"kernel": "rel/k", "initramfs": "rel/i"},
             "disks": [{"path": "rel/a"}, {"path": "/abs"}, {"path": ""}],
+            "cdroms": [{"path": "rel/c"}, {}],
             "console": {
                 "serial": {"file": "rel/s"}, "serial_log": {"path": "rel/l"},
                 "hvc0": {"socket": "rel/h"}, "hvc0_log": {"path": "rel/m"},
@@ -75,7 +78,7 @@ mod tests {
         let changed = found
             .iter()
             .filter(|text| text.starts_with(here.to_str().unwrap()));
-        assert_eq!(changed.count(), 8, "{found:?}");
+        assert_eq!(changed.count(), 9, "{found:?}");
         assert!(
             !found.iter().any(|text| text.starts_with("rel")),
             "{found:?}"

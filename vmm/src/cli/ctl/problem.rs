@@ -52,7 +52,10 @@ impl Problem {
         Some(match self.code.as_str() {
             "no-vm" => "`paddock ctl vm create` makes one",
             "vm-exists" => "`paddock ctl vm delete` makes room for another",
-            "no-device" => "`paddock ctl disks list` and `paddock ctl nics list` show those it has",
+            "no-device" => {
+                "`paddock ctl disks list`, `paddock ctl cdroms list` and `paddock ctl nics list` show those it has"
+            }
+            "tray-locked" => "`--force` takes the medium away from the guest",
             "device-busy" => {
                 "`paddock ctl jobs wait N` waits for the job, `paddock ctl jobs cancel N` cancels it"
             }

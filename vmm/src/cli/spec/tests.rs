@@ -366,6 +366,15 @@ fn firmware_flags_are_named_in_problems() {
         ..firmware()
     });
     assert!(order.contains("--boot-order disk0,disk0: "), "{order}");
+    let from_cd = assemble(&SpecArgs {
+        cdrom: strings(&["install.iso"]),
+        boot_order: strings(&["cdrom0"]),
+        ..firmware()
+    });
+    let Boot::Firmware(from_cd) = from_cd.unwrap().0.boot else {
+        panic!("a kernel");
+    };
+    assert_eq!(from_cd.order[0].as_str(), "cdrom0");
     let oem = refused(&SpecArgs {
         oem_string: strings(&["fine", "a\nb"]),
         asset_tag: Some("t".into()),

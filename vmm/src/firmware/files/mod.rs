@@ -5,7 +5,7 @@
 //! | item 5, item 15 | CPUs that are there, CPUs that can be there |
 //! | `etc/e820` | where RAM is |
 //! | `etc/acpi/tables`, `etc/acpi/rsdp`, `etc/table-loader` | ACPI, and how to put it into memory |
-//! | `bootorder` | which disks and NICs to boot from |
+//! | `bootorder` | which disks, CD-ROM drives and NICs to boot from |
 //! | `etc/smbios/smbios-anchor`, `-tables` | SMBIOS |
 //! | `etc/reserved-memory-end` | where memory for growth ends, if the guest may grow |
 //! | `etc/sercon-port`, item 0x8002 | for a BIOS: its console on COM1, and that the PIT is wired as on every PC |

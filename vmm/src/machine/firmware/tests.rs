@@ -9,6 +9,7 @@ use paddock_devices::firmware::volume::VolumeKind;
 use paddock_devices::firmware::volume::double::volume;
 use paddock_devices::pci::root::{Ecam, PciRoot};
 use paddock_devices::pci::{DeviceFunction, PciFunction};
+use paddock_devices::virtio::scsi::CdromHandle;
 use serde_json::{Value, json};
 
 use super::*;
@@ -125,16 +126,37 @@ fn the_boot_order_is_one_of_places() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
     let spec = json!({
-        "boot": {"firmware": {}, "order": ["b", "a"]},
+        "boot": {"firmware": {}, "order": ["b", "cd", "a"]},
         "disks": [{"id": "a", "path": image.path(), "read_only": true}, {"id": "b", "path": "absent"}],
+        "cdroms": [{"id": "empty"}, {"id": "cd"}],
     });
     let order = boot(&spec).order;
     let spec = VmSpec::from_json(&spec.to_string()).unwrap();
     let mut disk = OpenDevice::disk("/disks/0", &spec.disks[0]).unwrap();
-    let devices = |disk| [OpenDevice::rng(), disk];
     disk.slot = DeviceFunction::new(3, 0);
-    let place = BootPlace::Disk(disk.slot.unwrap());
-    assert_eq!(boot_places(&order, &devices(disk)), [place]);
+    let cdrom = |id: &str, place| {
+        let mut cdrom = OpenDevice::cdrom(id, CdromHandle::new(id, || ()));
+        cdrom.slot = Some(place);
+        cdrom
+    };
+    let [four, five] = [4, 5].map(|device| DeviceFunction::new(device, 1).unwrap());
+    let places = [
+        BootPlace::Scsi {
+            controller: five,
+            target: 0,
+            lun: 0,
+        },
+        BootPlace::Disk(disk.slot.unwrap()),
+    ];
+    let devices = [
+        OpenDevice::rng(),
+        disk,
+        cdrom("empty", four),
+        cdrom("cd", five),
+    ];
+    assert_eq!(boot_places(&order, &devices), places);
+    let lines = "/pci@i0cf8/scsi@5,1/channel@0/disk@0,0\n/pci@i0cf8/scsi@3/disk@0,0\0";
+    assert_eq!(files::boot_order::list(&places), lines.as_bytes());
     assert_eq!(boot_places(&order, &[]), []);
 }
 

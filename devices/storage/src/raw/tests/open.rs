@@ -227,3 +227,43 @@ fn a_block_device_is_a_disk() {
         }
     }
 }
+
+#[test]
+fn what_an_image_lacks_of_its_last_block_reads_as_zeros() {
+    for directory in directories() {
+        let path = directory.path().join("odd.iso");
+        let data: Vec<u8> = (0..5000_u32).map(|i| (i % 251 + 1) as u8).collect();
+        std::fs::write(&path, &data).unwrap();
+        for engine in ENGINES {
+            let options = RawOptions {
+                read_only: true,
+                engine,
+                block_size: Some(2048),
+                pad: true,
+                ..RawOptions::new(&path)
+            };
+            let disk = RawDisk::open(&options).unwrap();
+            assert_eq!(disk.size(), 3 * 2048);
+            let mut queue = disk.open_queue(4).unwrap();
+            let mut padded = data.clone();
+            padded.resize(3 * 2048, 0);
+            // Whole, and only the block that ends early, in pieces that do not fit the end.
+            assert!(read(&mut *queue, 0, &[4096, 1000, 1048], 1) == padded);
+            assert!(read(&mut *queue, 4096, &[900, 9, 1139], 0) == padded[4096..]);
+            // What becomes shorter behind our back is not made up for.
+            std::fs::write(&path, &data[..4500]).unwrap();
+            let buffer = Buffer::zeroed(2048);
+            let offset = 4096;
+            let read = run(&mut *queue, Operation::Read { offset, buffer });
+            assert_eq!(read, Err(IoError::Os(libc::EIO)));
+            std::fs::write(&path, &data).unwrap();
+        }
+        // One that is written has no end but its own.
+        let writable = RawOptions {
+            pad: true,
+            ..RawOptions::new(&path)
+        };
+        let (size, block) = (5000, 512);
+        assert_eq!(kind(&writable), OpenErrorKind::Size { size, block });
+    }
+}

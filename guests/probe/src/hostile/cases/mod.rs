@@ -15,6 +15,7 @@ mod protocol;
 mod registers;
 mod rings;
 mod rng;
+mod scsi;
 mod setup;
 mod storms;
 mod sweeps;
@@ -45,6 +46,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("rng", rng::CASES),
     group("balloon", balloon::CASES),
     group("mem", mem::CASES),
+    group("scsi", scsi::CASES),
     group("chipset", chipset::CASES),
     of_firmware("flash", flash::CASES),
     of_firmware("fw_cfg", fw_cfg::CASES),

@@ -1,6 +1,7 @@
 //! Registers accessed with widths, alignments and in places that no driver uses.
 
 use super::super::driver::{COMMON_LENGTH, register};
+use super::super::rig::{SCSI_HEADER, SCSI_RESPONSE};
 use super::super::{Attack, Case, Expect, Kind, Rig};
 use super::{ALL, Noise, WIDTHS, check, same};
 
@@ -244,8 +245,12 @@ fn isr(rig: &mut Rig<'_>) -> Attack {
 fn device_config(rig: &mut Rig<'_>) -> Attack {
     let (start, _) = rig.driver.layout.device;
     let function = rig.driver.function;
-    // Two fields of a balloon's belong to its driver.
-    let own = |at: &u64| rig.kind == Kind::Balloon && matches!(at, 4..8 | 12..16);
+    // Two fields of a balloon's belong to its driver, and two of a SCSI adapter's.
+    let own = |at: &u64| match rig.kind {
+        Kind::Balloon => matches!(at, 4..8 | 12..16),
+        Kind::Scsi => matches!(at, 20..28),
+        _ => false,
+    };
     let read = || {
         let kept = (0..64).filter(|at| !own(at));
         kept.map(|at| function.read_bar(start + at, 1)).collect()
@@ -254,6 +259,12 @@ fn device_config(rig: &mut Rig<'_>) -> Attack {
     for width in WIDTHS {
         for at in 0..64 {
             function.write_bar(start + at, width, u64::MAX);
+        }
+    }
+    if rig.kind == Kind::Scsi {
+        // Taken at its word, it would wait for commands that nobody sends.
+        for (at, size) in [(20, SCSI_RESPONSE - 12), (24, SCSI_HEADER - 19)] {
+            function.write_bar(start + at, 4, size.into());
         }
     }
     same("the device's configuration", read(), before)

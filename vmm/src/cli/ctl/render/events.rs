@@ -58,6 +58,13 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
         "created" => Cell::new(text(fields, "name")),
         "state" => state(text(fields, "state"), ""),
         "action" => Cell::new(text(fields, "action")),
+        "medium" => {
+            let (cdrom, path) = (text(fields, "cdrom"), text(fields, "path"));
+            Cell::new(match path {
+                "" => format!("{cdrom} is empty"),
+                _ => format!("{cdrom} has {path}"),
+            })
+        }
         "job" => {
             let job = inner("job");
             let (state_now, phase) = (text(job, "state"), text(job, "phase"));
@@ -146,6 +153,14 @@ mod tests {
                 "state     running",
             ),
             (json!({"type": "action", "action": "nmi"}), "action    nmi"),
+            (
+                json!({"type": "medium", "cdrom": "cdrom0", "path": "/a.iso"}),
+                "medium    cdrom0 has /a.iso",
+            ),
+            (
+                json!({"type": "medium", "cdrom": "cdrom0"}),
+                "medium    cdrom0 is empty",
+            ),
             (
                 json!({"type": "job", "job": job("running")}),
                 "job       3 remove-device data: waiting-for-guest",

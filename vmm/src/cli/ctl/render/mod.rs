@@ -3,6 +3,7 @@
 //! Texts come from a server and through it from guests and users: see [`harmless`].
 
 mod balloon;
+mod cdroms;
 mod cpus;
 mod devices;
 mod events;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use balloon::{balloon, statistics};
+pub use cdroms::cdroms;
 pub use cpus::cpus;
 pub use devices::{disks, nics};
 pub use events::event;

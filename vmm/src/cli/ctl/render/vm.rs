@@ -36,6 +36,7 @@ pub fn vm(page: &mut Page, vm: &Vm) {
         ),
         ("balloon", balloon(spec)),
         ("disks", disks(spec)),
+        ("CD-ROM drives", cdroms(spec)),
         ("NICs", nics(spec)),
     ]);
     properties.extend(spec.console.as_ref().map(consoles).unwrap_or_default());
@@ -168,6 +169,16 @@ fn disks(spec: &VmConfig) -> Vec<Cell> {
         Cell::new(format!("{id}: {}{options}", path(disk)))
     });
     disks.collect()
+}
+
+fn cdroms(spec: &VmConfig) -> Vec<Cell> {
+    let drives = spec.cdroms.iter().map(|cdrom| {
+        let id = cdrom.id.as_deref().unwrap_or_default();
+        let path = cdrom.path.as_ref();
+        let medium = path.map_or_else(|| "empty".to_owned(), |path| path.display().to_string());
+        Cell::new(format!("{id}: {medium} at first"))
+    });
+    drives.collect()
 }
 
 fn nics(spec: &VmConfig) -> Vec<Cell> {

@@ -50,6 +50,11 @@ pub fn memory() -> Value {
     json!({"size": 512 << 20, "max": 4_u64 << 30, "requested": 1 << 30, "plugged": 768 << 20, "driver": true})
 }
 
+pub fn cdrom() -> Value {
+    json!({"id": "cdrom0", "medium": "/srv/a.iso", "size": 4 << 20, "open": false, "locked": true, "driver": true,
+           "spec": {"id": "cdrom0"}})
+}
+
 pub fn balloon() -> Value {
     json!({"target": 256 << 20, "actual": 64 << 20, "driver": true, "inflated_bytes": 4096, "reported_bytes": 0})
 }

@@ -10,7 +10,7 @@ use super::fake::{Fake, Request, answer, ctl, stream, text};
 use crate::cli::Status;
 
 /// A command line for each call of the API, and what it asks for.
-const CALLS: [(&str, &str, &str); 25] = [
+const CALLS: [(&str, &str, &str); 29] = [
     ("vm create --kernel k", "PUT /api/v1/vm", "PUT /api/v1/vm"),
     ("vm show", "GET /api/v1/vm", "GET /api/v1/vm"),
     ("vm delete", "DELETE /api/v1/vm", "DELETE /api/v1/vm"),
@@ -34,6 +34,26 @@ const CALLS: [(&str, &str, &str); 25] = [
         "disks remove data --deadline 5",
         "DELETE /api/v1/vm/disks/{id}",
         "DELETE /api/v1/vm/disks/data?deadline_ms=5000",
+    ),
+    (
+        "cdroms list",
+        "GET /api/v1/vm/cdroms",
+        "GET /api/v1/vm/cdroms",
+    ),
+    (
+        "cdroms show cdrom0",
+        "GET /api/v1/vm/cdroms/{id}",
+        "GET /api/v1/vm/cdroms/cdrom0",
+    ),
+    (
+        "cdroms insert cdrom0 a.iso",
+        "PUT /api/v1/vm/cdroms/{id}/medium",
+        "PUT /api/v1/vm/cdroms/cdrom0/medium",
+    ),
+    (
+        "cdroms eject cdrom0 --force",
+        "DELETE /api/v1/vm/cdroms/{id}/medium",
+        "DELETE /api/v1/vm/cdroms/cdrom0/medium?force=true",
     ),
     ("nics list", "GET /api/v1/vm/nics", "GET /api/v1/vm/nics"),
     (
@@ -116,6 +136,8 @@ fn right(request: &Request) -> Vec<u8> {
         ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
         ("GET", ["vm", "nics", _]) => (200, answers::nic()),
         (_, ["vm", "disks" | "nics", ..]) => (202, answers::job("succeeded")),
+        ("GET", ["vm", "cdroms"]) => (200, json!([answers::cdrom()])),
+        (_, ["vm", "cdroms", ..]) => (200, answers::cdrom()),
         ("GET", ["vm", "cpus"]) => (200, answers::cpus()),
         (_, ["vm", "cpus"]) => (202, answers::job("succeeded")),
         ("GET", ["vm", "memory"]) => (200, answers::memory()),
@@ -233,6 +255,13 @@ last event  2
         "\
 ID    STATE     PATH           OPTIONS              JOB
 data  removing  /srv/data.img  serial S1, io_uring  3
+"
+    );
+    assert_eq!(
+        fake.ctl("cdroms list").well(),
+        "\
+ID      TRAY    MEDIUM      SIZE
+cdrom0  locked  /srv/a.iso  4 MiB
 "
     );
     assert_eq!(
