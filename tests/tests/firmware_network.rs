@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use paddock_tests::firmware::{Scratch, Suite};
 use paddock_tests::netboot::BootNetwork;
-use paddock_tests::{Vm, within};
+use paddock_tests::{Vm, is_soak, within};
 
-/// From power-on to what comes from the network: firmware collects DHCP offers for some seconds.
-const NETWORK_DEADLINE: Duration = Duration::from_secs(240);
+/// From power-on to what comes from the network: firmware polls its NIC, which on a busy lab takes minutes.
+const NETWORK_DEADLINE: Duration = Duration::from_secs(400);
 
 /// Waits until `text` is on the console, as long as `paddock` runs.
 #[track_caller]
@@ -47,11 +47,9 @@ fn the_network_comes_before_the_disk(suite: Suite) {
 }
 
 #[test]
-fn pxe_before_a_disk_by_bookworm() {
-    the_network_comes_before_the_disk(Suite::Bookworm);
-}
-
-#[test]
-fn pxe_before_a_disk_by_trixie() {
+fn pxe_before_a_disk() {
     the_network_comes_before_the_disk(Suite::Trixie);
+    if is_soak() {
+        the_network_comes_before_the_disk(Suite::Bookworm);
+    }
 }
