@@ -256,9 +256,7 @@ impl Running {
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
-}
 
-impl Running {
     fn signal(&self, signal: Signal) -> Result<(), BenchError> {
         let process = rustix::process::Pid::from_child(&self.child);
         kill_process(process, signal).map_err(|error| BenchError::Host {
