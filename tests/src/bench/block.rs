@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use super::running::Measuring;
 use super::vmm::{Disk, Guest, Vmm};
 use super::{BenchError, Meter};
 
@@ -40,9 +41,23 @@ pub(super) fn meter(vmm: &Vmm, kind: Kind, depth: u32) -> Result<Meter, BenchErr
         task: Some(format!("{kind}:{depth}:{SLICE}:/dev/vda")),
         ..Guest::default()
     })?;
-    // Dropped in this order: the VMM has the device open.
-    let mut kept = (measuring, device);
-    Ok(Box::new(move || kept.0.value()))
+    let mut measured = Measured {
+        guest: measuring,
+        _device: device,
+    };
+    Ok(Box::new(move || measured.value()))
+}
+
+/// A guest and its device, dropped in this order: the VMM has the device open.
+struct Measured {
+    guest: Measuring,
+    _device: Loop,
+}
+
+impl Measured {
+    fn value(&mut self) -> Result<f64, BenchError> {
+        self.guest.value()
+    }
 }
 
 /// A loop device that goes with this.
