@@ -166,10 +166,6 @@ class EmulatedHost:
             return "(no console log)"
         return "\n".join(text.replace("\r", "").splitlines()[-lines:]) or "(the console log is empty)"
 
-    def has_described_itself(self) -> bool:
-        """True when the agent has answered DESCRIBE on the console."""
-        return "lab-agent: end of the state" in self.console_tail()
-
     def end(self) -> None:
         """Ends QEMU, and with it everything inside; returns when it is gone."""
         self.channel.close()
