@@ -9,13 +9,15 @@ pub fn paddock() -> PathBuf {
     std::env::var_os("PADDOCK_BIN").map_or_else(|| target().join("release/paddock"), PathBuf::from)
 }
 
-/// A file that `guests/build` made.
+/// A file that `guests/build` made, in `$PADDOCK_GUESTS` or where it makes them.
 ///
 /// # Panics
 /// When it is not there.
 #[must_use]
 pub fn guest(name: &str) -> PathBuf {
-    let path = target().join("guests").join(name);
+    let directory = std::env::var_os("PADDOCK_GUESTS");
+    let directory = directory.map_or_else(|| target().join("guests"), PathBuf::from);
+    let path = directory.join(name);
     assert!(
         path.exists(),
         "{} is missing: run guests/build",

@@ -10,7 +10,7 @@
 //                    E NAME=value;  T use a terminal;  W rows, columns (u16 each);  G go;  I stdin bytes;  F end of stdin;
 //                    K signal number (u8);  D describe the state on the console;  P power off
 //   from the agent:  H here (agent is up);  R ready (guest-setup done);  O stdout bytes;  N stderr bytes;
-//                    X exit status (u8);  M message: the command could not be started, and why
+//                    X exit status (u8);  M message: the command could not be started, and why;  D state described
 //
 // Single-threaded, one poll loop. When the runner's side of the port goes away the host powers off.
 #define _GNU_SOURCE
@@ -29,6 +29,7 @@
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 #include <utmp.h>
 
@@ -175,9 +176,13 @@ static void describe_state(void) {
         _exit(127);
     }
     if (pid > 0) waitpid(pid, NULL, 0);
+    // The kernel writes past the terminal's buffer: what is still in there would be torn apart by its lines.
+    tcdrain(STDOUT_FILENO);
     write_file("/proc/sysrq-trigger", "w");
     write_file("/proc/sysrq-trigger", "l");
     console("end of the state");
+    tcdrain(STDOUT_FILENO);
+    send_frame('D', NULL, 0);
 }
 
 static void guest_setup(char *data, size_t len) {

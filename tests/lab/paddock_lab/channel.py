@@ -15,7 +15,7 @@ SETUP, DIRECTORY, ARGUMENT, VARIABLE = b"S", b"C", b"A", b"E"
 TERMINAL, WINDOW, GO = b"T", b"W", b"G"
 STDIN, STDIN_END, SIGNAL, DESCRIBE, POWER_OFF = b"I", b"F", b"K", b"D", b"P"
 # From the agent.
-HERE, READY, STDOUT, STDERR, EXIT, MESSAGE = b"H", b"R", b"O", b"N", b"X", b"M"
+HERE, READY, STDOUT, STDERR, EXIT, MESSAGE, DESCRIBED = b"H", b"R", b"O", b"N", b"X", b"M", b"D"
 
 
 class ChannelError(Exception):

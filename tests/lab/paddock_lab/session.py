@@ -20,7 +20,7 @@ from paddock_lab.output import Output
 from paddock_lab.qemu import EmulatedHost
 from paddock_lab.status import DEADLINE, GRACE, LabError, say
 
-DESCRIBE_SECONDS = 20.0
+DESCRIBE_SECONDS = 60.0
 """How long a host may take to describe its state after a missed deadline."""
 
 CONGESTED = 1 << 20
@@ -62,6 +62,7 @@ class Session:
         self._here: set[int] = set()
         self._ready: set[int] = set()
         self._codes: dict[int, int] = {}
+        self._described: set[int] = set()
         self._running = False
         self._stdin = Stdin.CLOSED
         self._stdin_watched = False
@@ -174,7 +175,7 @@ class Session:
         with contextlib.suppress(LabError, KnownAbort, Interrupted):
             for host in late:
                 self._send(host, channel.frame(channel.DESCRIBE))
-            while time.monotonic() < until and not all(host.has_described_itself() for host in late):
+            while time.monotonic() < until and not all(host.number in self._described for host in late):
                 self._turn(time.monotonic() + 0.2)
         for host in late:
             which = f" of host {host.number}" if host.number else ""
@@ -290,6 +291,8 @@ class Session:
             self._output.write(host.number, payload, error=kind == channel.STDERR)
         elif kind == channel.EXIT:
             self._codes[host.number] = payload[0]
+        elif kind == channel.DESCRIBED:
+            self._described.add(host.number)
         elif kind == channel.HERE:
             self._here.add(host.number)
             # Both hosts of a pair are up before either looks for the other.
