@@ -266,7 +266,8 @@ impl Vm {
     /// # Panics
     /// When it does not come in time.
     pub fn wait_for_boot(&mut self, boot: usize) {
-        self.wait_for_console("paddock-probe: up", boot, BOOT_DEADLINE);
+        // What has `probe.announce` on its command line says that it is up before the agent does.
+        self.wait_for_console("paddock-probe: up, ", boot, BOOT_DEADLINE);
         self.connect();
     }
 
