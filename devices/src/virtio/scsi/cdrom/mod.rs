@@ -241,7 +241,9 @@ impl Drive {
         if start {
             self.open = false;
             if self.medium.is_some() {
-                self.was_inserted = true;
+                // Nor here. Linux closes the tray when the drive is opened and asks then whether it is ready: told of a change, it would
+                // refuse to read until it is opened again.
+                self.was_inserted = false;
                 self.news = Some(News::NewMedium);
             }
         } else {
