@@ -1,4 +1,5 @@
-//! Stock firmware boots from the network: an EFI application, by PXE. (A kernel takes its minutes: firmware polls its NIC, and the lab is slow.)
+//! Stock firmware boots from the network, by PXE: an EFI application, and a kernel. (That one's 20 MB take their minutes: firmware polls its
+//! NIC, and the lab is slow; QEMU's guests wait as long.)
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -46,10 +47,36 @@ fn the_network_comes_before_the_disk(suite: Suite) {
     vm.expect_exit(0);
 }
 
+/// A unified kernel image is all there is, and gets to its probe.
+fn a_kernel_comes_over_the_network(suite: Suite) {
+    let network = BootNetwork::new("pdkpxe", "uki.efi");
+    let mut vm = suite
+        .vm()
+        .memory("512M")
+        .args(["--net", &network.nic()])
+        .start();
+    wait_for(&network, &mut vm, "paddock-probe: up, ");
+    if !network.log().contains("uki.efi to 10.97.0.20") {
+        vm.fail(&format!("not from the network:\n{}", network.log()));
+    }
+    vm.connect();
+    let command_line = vm.shell("cat /proc/cmdline");
+    assert!(command_line.contains("probe.image=uki"), "{command_line}");
+    vm.power_off();
+}
+
 #[test]
 fn pxe_before_a_disk() {
-    the_network_comes_before_the_disk(Suite::Trixie);
+    the_network_comes_before_the_disk(Suite::Bookworm);
     if is_soak() {
-        the_network_comes_before_the_disk(Suite::Bookworm);
+        the_network_comes_before_the_disk(Suite::Trixie);
+    }
+}
+
+#[test]
+fn pxe_loads_a_kernel() {
+    a_kernel_comes_over_the_network(Suite::Trixie);
+    if is_soak() {
+        a_kernel_comes_over_the_network(Suite::Bookworm);
     }
 }
