@@ -30,6 +30,11 @@ fn debian_boots(suite: Suite, image: &str, cpus: u32) {
             .args(scratch.variables())
             .start();
         vm.wait_for_console("login:", 1, LOGIN_DEADLINE);
+        // Only then somebody there listens to the power button.
+        vm.connect();
+        vm.wait_until("no logind", LOGIN_DEADLINE, || {
+            vm.shell("systemctl is-active systemd-logind || true") == "active\n"
+        });
         vm.signal("TERM");
         vm.expect_exit(0);
     }

@@ -30,8 +30,8 @@ fn wait_for(network: &BootNetwork, vm: &mut Vm, text: &str) {
     }
 }
 
-/// The NIC is the first choice although there is a disk that boots; what comes from the NIC gives way to the disk.
-fn the_network_comes_before_the_disk(suite: Suite) {
+/// What comes from the NIC, the first choice, ends; the disk, the second one, is booted then.
+fn the_network_gives_way_to_the_disk(suite: Suite) {
     let network = BootNetwork::new("pdkpxe", "efi-app.efi");
     let scratch = Scratch::new();
     let mut vm = suite
@@ -47,13 +47,15 @@ fn the_network_comes_before_the_disk(suite: Suite) {
     vm.expect_exit(0);
 }
 
-/// A unified kernel image is all there is, and gets to its probe.
+/// A unified kernel image gets to its probe, although there is a disk that boots.
 fn a_kernel_comes_over_the_network(suite: Suite) {
     let network = BootNetwork::new("pdkpxe", "uki.efi");
+    let scratch = Scratch::new();
     let mut vm = suite
         .vm()
         .memory("512M")
-        .args(["--net", &network.nic()])
+        .args(scratch.disk("efi-app.raw"))
+        .args(["--net", &network.nic(), "--boot-order", "nic0,disk0"])
         .start();
     wait_for(&network, &mut vm, "paddock-probe: up, ");
     if !network.log().contains("uki.efi to 10.97.0.20") {
@@ -67,16 +69,10 @@ fn a_kernel_comes_over_the_network(suite: Suite) {
 
 #[test]
 fn pxe_before_a_disk() {
-    the_network_comes_before_the_disk(Suite::Bookworm);
-    if is_soak() {
-        the_network_comes_before_the_disk(Suite::Trixie);
-    }
-}
-
-#[test]
-fn pxe_loads_a_kernel() {
     a_kernel_comes_over_the_network(Suite::Trixie);
     if is_soak() {
         a_kernel_comes_over_the_network(Suite::Bookworm);
+        the_network_gives_way_to_the_disk(Suite::Bookworm);
+        the_network_gives_way_to_the_disk(Suite::Trixie);
     }
 }

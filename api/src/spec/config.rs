@@ -62,7 +62,7 @@ pub struct VmConfig {
     /// What happens when the guest asks for a reset; `"reboot"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_reset: Option<OnReset>,
-    /// What the machine calls itself to its guest, beside the VM's UUID. Only with firmware.
+    /// What the machine calls itself to its guest, beside the VM's UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smbios: Option<SmbiosConfig>,
 }

@@ -45,7 +45,7 @@ pub struct VmSpec {
     pub balloon: Option<Balloon>,
     /// What happens when the guest asks for a reset.
     pub on_reset: OnReset,
-    /// What the machine calls itself; empty unless there is firmware.
+    /// What the machine calls itself.
     pub smbios: Smbios,
 }
 

@@ -17,18 +17,19 @@ use std::time::Duration;
 use paddock_api::journal::Journal;
 use paddock_api::resource::{EventKind, VmState};
 use paddock_api::service::Refusal;
-use paddock_devices::virtio::scsi::Medium;
+use paddock_devices::virtio::scsi::{CdromError, Medium};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::handle::Status;
+use super::opening::Opening;
 use super::release::Held;
 use crate::cdrom::{Cdrom, Cdroms, open_medium};
 use crate::error::chain;
 
 /// How long the host may take to open a medium.
 const OPENING_DEADLINE: Duration = Duration::from_secs(20);
-/// Media that are being opened at once: a host that does not open them shall not have all blocking threads.
+/// Media that are being opened, or wait for it.
 const MAX_OPENING: usize = 8;
 
 /// A change that is asked for.
@@ -105,6 +106,10 @@ impl MediaChanges {
     }
 }
 
+fn locked(error: &CdromError) -> Refusal {
+    Refusal::TrayLocked(error.to_string())
+}
+
 fn ended() -> Refusal {
     let state = VmState::Ended;
     Refusal::MediumNotNow { state }
@@ -123,16 +128,23 @@ pub struct Media {
     requests: mpsc::Receiver<Change>,
     opening: JoinSet<Next>,
     journal: Arc<Journal>,
+    threads: Opening,
     held: Held,
 }
 
 impl Media {
     /// For the changes that come this way, which are told to the journal.
-    pub fn new(requests: mpsc::Receiver<Change>, journal: Arc<Journal>, held: Held) -> Self {
+    pub fn new(
+        requests: mpsc::Receiver<Change>,
+        journal: Arc<Journal>,
+        threads: Opening,
+        held: Held,
+    ) -> Self {
         Self {
             requests,
             opening: JoinSet::new(),
             journal,
+            threads,
             held,
         }
     }
@@ -160,17 +172,22 @@ impl Media {
             let _ = change.answer.send(Err(Refusal::Busy));
             return;
         }
+        if !change.force {
+            // Before it is opened: a descriptor that was passed in can be had only once.
+            if let Err(error) = change.drive.handle().ask_to_eject() {
+                let _ = change.answer.send(Err(locked(&error)));
+                return;
+            }
+        }
         let path = change.path.clone().unwrap_or_default();
-        let held = self.held.clone();
+        let threads = self.threads.clone();
         self.opening.spawn(async move {
-            // Left behind when it takes too long: it closes what it may have opened, and is held until then.
-            let opening = tokio::task::spawn_blocking(move || (open_medium("/path", &path), held));
+            let opening = threads.run(move || open_medium("/path", &path));
             let medium = match tokio::time::timeout(OPENING_DEADLINE, opening).await {
-                Ok(Ok((opened, _))) => opened.map(Some).map_err(|error| {
+                Ok(opened) => opened.map(Some).map_err(|error| {
                     let cause = error.at_pointer().unwrap_or(&error);
                     Refusal::NoMedium(chain(cause))
                 }),
-                Ok(Err(_)) => Err(Refusal::Ending),
                 Err(_) => Err(Refusal::NoMedium(format!(
                     "the host has not opened it within {OPENING_DEADLINE:?}"
                 ))),
@@ -209,7 +226,7 @@ impl Media {
             }
             Err(error) => {
                 self.close(medium);
-                Err(Refusal::TrayLocked(error.to_string()))
+                Err(locked(&error))
             }
         }
     }
@@ -262,7 +279,12 @@ mod tests {
                     status: watch,
                     to_driver,
                 },
-                media: Media::new(requests, Arc::clone(&journal), held),
+                media: Media::new(
+                    requests,
+                    Arc::clone(&journal),
+                    Opening::new(held.clone()),
+                    held,
+                ),
                 status,
                 journal,
                 released,

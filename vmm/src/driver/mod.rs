@@ -18,6 +18,7 @@ mod changes;
 mod handle;
 mod inventory;
 mod media;
+mod opening;
 mod plugging;
 mod release;
 mod resizing;
@@ -41,6 +42,7 @@ pub use handle::{Refused, Request, Status, VmHandle};
 use inventory::Inventory;
 use media::Media;
 pub use media::MediaChanges;
+use opening::Opening;
 use plugging::Plugging;
 pub use release::{Held, Released};
 pub use resizing::CpuChanges;
@@ -221,9 +223,10 @@ impl Driver {
             end: None,
         });
         let (held, released) = Held::new();
+        let opening = Opening::new(held.clone());
         let inventory = Inventory::new(Arc::clone(&spec));
         let (to_driver, changes) = mpsc::channel(MAX_RUNNING);
-        let plugging = Plugging::new(inventory.clone(), changes, held.clone());
+        let plugging = Plugging::new(inventory.clone(), changes, opening.clone(), held.clone());
         let changes = Changes {
             inventory,
             jobs,
@@ -246,7 +249,12 @@ impl Driver {
         let changing = Changing {
             plugging,
             resizing: Resizing::new(processors.clone(), resizes),
-            media: Media::new(requests_for_media, Arc::clone(&journal), held.clone()),
+            media: Media::new(
+                requests_for_media,
+                Arc::clone(&journal),
+                opening,
+                held.clone(),
+            ),
         };
         let (balloon, growth) = (Balloon::new(&spec), Growth::new(&spec));
         let meters = Arc::new(Meters::new(&spec));

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::inventory::{self, Inventory};
+use super::opening::Opening;
 use super::release::Held;
 use crate::Error;
 use crate::error::chain;
@@ -103,6 +104,7 @@ struct Removal {
 pub struct Plugging {
     changes: mpsc::Receiver<Change>,
     inventory: Inventory,
+    opening: Opening,
     held: Held,
     steps: JoinSet<Step>,
     /// Devices that were opened while there was no machine to plug them into.
@@ -115,10 +117,16 @@ pub struct Plugging {
 
 impl Plugging {
     /// For the VM of this inventory.
-    pub fn new(inventory: Inventory, changes: mpsc::Receiver<Change>, held: Held) -> Self {
+    pub fn new(
+        inventory: Inventory,
+        changes: mpsc::Receiver<Change>,
+        opening: Opening,
+        held: Held,
+    ) -> Self {
         Self {
             changes,
             inventory,
+            opening,
             held,
             steps: JoinSet::new(),
             waiting: VecDeque::new(),
@@ -229,17 +237,11 @@ impl Plugging {
     }
 
     fn open(&mut self, kind: DeviceKind, id: String, job: JobHandle) {
-        let (spec, held, name) = (self.inventory.spec(), self.held.clone(), id.clone());
+        let (spec, opening, name) = (self.inventory.spec(), self.opening.clone(), id.clone());
         self.steps.spawn(async move {
-            // Left behind when it is cancelled: it closes what it may have opened.
-            let opening = tokio::task::spawn_blocking(move || {
-                let _held = held;
-                open(&spec, kind, &name)
-            });
+            let opening = opening.run(move || open(&spec, kind, &name));
             let result = tokio::select! {
-                result = opening => Some(result.unwrap_or_else(|error| {
-                    Err(Error::host("opening a device")(std::io::Error::other(error)))
-                })),
+                result = opening => Some(result),
                 () = job.cancelled() => None,
             };
             Step::Opened { id, job, result }
@@ -441,7 +443,12 @@ mod tests {
             let text = r#"{"boot": {"kernel": "/k"}, "disks": [{"path": "/absent"}]}"#;
             let inventory = Inventory::new(Arc::new(VmSpec::from_json(text).unwrap()));
             let (to_driver, changes) = mpsc::channel(1);
-            let plugging = Plugging::new(inventory.clone(), changes, Held::new().0);
+            let plugging = Plugging::new(
+                inventory.clone(),
+                changes,
+                Opening::new(Held::new().0),
+                Held::new().0,
+            );
             Self {
                 jobs: Jobs::new(Arc::default()),
                 inventory,

@@ -101,10 +101,12 @@ pub struct Descriptors {
 /// Where descriptors are looked for, the highest precedence first: the user's, the administrator's, the distribution's.
 #[must_use]
 pub fn directories() -> Vec<PathBuf> {
-    let user = std::env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
-    let user = user.filter(|path| path.is_absolute());
+    // One that is empty or relative counts as not set (XDG Base Directory Specification).
+    let variable = |name| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    let user = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")));
     let system = ["/etc", "/usr/share"].map(PathBuf::from);
     user.into_iter()
         .chain(system)

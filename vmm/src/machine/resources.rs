@@ -156,12 +156,12 @@ impl Resources {
 }
 
 fn open_kernel(kernel: &KernelBoot) -> Result<BootFiles, Error> {
+    let file = boot_file("/boot/kernel", &kernel.kernel)?;
     let initramfs = match &kernel.initramfs {
         Some(path) => Some(boot_file("/boot/initramfs", path)?),
         None => None,
     };
-    let kernel = boot_file("/boot/kernel", &kernel.kernel)?;
-    Ok(BootFiles::open(kernel, initramfs)?)
+    Ok(BootFiles::open(file, initramfs)?)
 }
 
 /// Where a file to boot from is: at its path, or passed in.

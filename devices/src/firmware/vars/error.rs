@@ -67,6 +67,8 @@ pub enum VarsErrorKind {
     Content(NotVariables),
     /// What it was to be made from is no store for this firmware.
     Template(NotVariables),
+    /// What is in the flash is no store any more: the guest has erased it.
+    Erased(NotVariables),
     /// It is not written yet after this long.
     Slow(Duration),
     /// It cannot be written.
@@ -109,6 +111,10 @@ impl fmt::Display for VarsErrorKind {
             Self::Template(error) => write!(
                 f,
                 "cannot be made: its template {error}; use the template that belongs to the firmware"
+            ),
+            Self::Erased(error) => write!(
+                f,
+                "is kept as it was: what the guest has left in its flash {error}; a reset has the firmware mend that, or the VM starts again with what is kept"
             ),
             Self::Slow(patience) => {
                 write!(f, "is not written after {patience:?}; does the host's disk hang?")

@@ -73,8 +73,11 @@ impl VarsFile {
         }
     }
 
-    /// Puts a file with these contents in the place of the present one. After an error the old one is still there.
+    /// Puts a file with these contents in the place of the present one, if they are variables. After an error the old one is still
+    /// there, or the new one that may not have reached the disk.
     pub(super) fn replace(&mut self, image: &[u8]) -> Result<(), VarsError> {
+        volume::check_variables(image)
+            .map_err(|error| VarsError::new(&self.path, VarsErrorKind::Erased(error)))?;
         let failed = |error: io::Error| VarsError::because(&self.path, VarsErrorKind::Write, error);
         let mut new = NewFile::make(&self.directory, &self.name).map_err(failed)?;
         new.inherit(&self.file).map_err(failed)?;
@@ -305,21 +308,23 @@ impl<'a> NewFile<'a> {
         })
     }
 
-    /// Gives it the owner and the mode of the one it replaces, as far as this process may.
+    /// Gives it the mode and the owner of the one it replaces, as far as this process may.
     fn inherit(&mut self, old: &File) -> io::Result<()> {
         let (Some(file), old) = (&self.file, old.metadata()?) else {
             return Ok(());
         };
+        // First: it is this process's file still.
+        file.set_permissions(old.permissions())?;
         let new = file.metadata()?;
         if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
             let (owner, group) = (Uid::from_raw(old.uid()), Gid::from_raw(old.gid()));
-            match rustix::fs::fchown(file, Some(owner), Some(group)) {
-                // It is readable to its user, which is this one.
-                Ok(()) | Err(Errno::PERM) => {}
-                Err(error) => return Err(error.into()),
+            let both = rustix::fs::fchown(file, Some(owner), Some(group));
+            // The group alone may be possible. If not, it is readable to its user, which is this one, and no variable is lost for that.
+            if both.is_err() {
+                let _ = rustix::fs::fchown(file, None, Some(group));
             }
         }
-        file.set_permissions(old.permissions())
+        Ok(())
     }
 
     /// Fills it, brings it to disk, and gives it the other's name.

@@ -12,7 +12,9 @@
 //! A file that cannot be replaced, such as a mount of its own or a block device, is therefore refused when it is opened. One process has
 //! it: the file is locked, and so is each that replaces it, before it does.
 //!
-//! The guest chooses the bytes and how often they change. That costs memory twice the flash, and a write per delay.
+//! The guest chooses the bytes and how often they change. That costs memory twice the flash, and a write per delay. A flash that is no
+//! variable store any more, as after a kernel has erased it, is not written: the VM could not be started again from that. The
+//! file keeps the last whole store, until the flash is one again.
 
 mod error;
 mod file;
@@ -30,6 +32,7 @@ pub use file::VarsOptions;
 
 use self::file::VarsFile;
 use super::flash::{FlashChanged, FlashMemory};
+use crate::threads;
 
 /// How long changes are collected before they are written.
 pub const WRITE_DELAY: Duration = Duration::from_millis(200);
@@ -197,7 +200,7 @@ impl VarsStore {
             FlashMemory::new(&image).map_err(|error| failed(std::io::Error::other(error)))?;
         let memory = Arc::new(memory);
         let shared = Arc::new(Shared::default());
-        let writer = std::thread::Builder::new().name("vars-writer".to_owned());
+        let writer = threads::named("vars-writer");
         let writer = {
             let (memory, shared) = (Arc::clone(&memory), Arc::clone(&shared));
             writer.spawn(move || write_changes(&memory, &shared, file))

@@ -1,6 +1,6 @@
 //! The owner's side of a CD-ROM drive: the medium goes in and out, and one sees what the guest makes of it.
 //!
-//! Shared by the VM's owner and the device's worker. The lock is held while a command is looked at, which does no I/O; no vCPU takes it.
+//! Shared by the VM's owner and the device's worker. The lock is held while a command is looked at, which does no I/O.
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,9 +85,15 @@ struct Tray {
     medium: Option<Medium>,
     /// Counts media: reads of an earlier one go on no longer.
     generation: u64,
+    /// Queues of this medium that were given up although the host had not answered.
+    abandoned: u32,
     /// Counts what the owner did that a driver may want to hear of.
     notices: u64,
 }
+
+/// How often the queue of a medium may be given up with reads that the host does not answer. Each costs their memory and maybe threads until it
+/// does, and the guest can have it happen by resets.
+pub(super) const ABANDONED_MOST: u32 = 4;
 
 /// The medium that a command reads.
 #[derive(Debug)]
@@ -114,6 +120,7 @@ impl CdromHandle {
             drive: Drive::new(serial),
             medium: None,
             generation: 0,
+            abandoned: 0,
             notices: 0,
         };
         Self(Arc::new(Shared {
@@ -143,6 +150,22 @@ impl CdromHandle {
         self.exchange(None, force)
     }
 
+    /// Asks the guest to eject the medium, if it has locked one in.
+    ///
+    /// # Errors
+    /// When it has.
+    pub fn ask_to_eject(&self) -> Result<(), CdromError> {
+        let mut tray = self.0.tray.lock();
+        if tray.medium.is_none() || !tray.drive.looks().locked {
+            return Ok(());
+        }
+        tray.notices += 1;
+        tray.drive.request_eject();
+        drop(tray);
+        self.ring();
+        Err(CdromError::Locked)
+    }
+
     fn exchange(&self, medium: Option<Medium>, force: bool) -> Result<Option<Medium>, CdromError> {
         let mut tray = self.0.tray.lock();
         tray.notices += 1;
@@ -152,6 +175,7 @@ impl CdromHandle {
             Err(CdromError::Locked)
         } else {
             tray.generation += 1;
+            tray.abandoned = 0;
             tray.drive.remove();
             if let Some(medium) = &medium {
                 tray.drive.insert(medium.disk.size());
@@ -159,14 +183,33 @@ impl CdromHandle {
             Ok(std::mem::replace(&mut tray.medium, medium))
         };
         drop(tray);
-        if let Some(doorbell) = &*self.0.doorbell.lock() {
-            // A full counter means that it rings already.
-            let _ = doorbell.write(1);
-        }
+        self.ring();
         if result.is_ok() {
             (self.0.changed)();
         }
         result
+    }
+
+    /// The host has not answered reads of the medium of this generation, and nobody waits for it any more.
+    pub(super) fn note_abandoned(&self, generation: u64) {
+        let mut tray = self.0.tray.lock();
+        if tray.generation == generation {
+            tray.abandoned += 1;
+        }
+    }
+
+    /// Whether the host has left so many reads of the medium unanswered that it is asked no more until there is another one.
+    pub(super) fn is_given_up(&self, generation: u64) -> bool {
+        let tray = self.0.tray.lock();
+        tray.generation == generation && tray.abandoned >= ABANDONED_MOST
+    }
+
+    /// Has the guest told of the notices that were left.
+    fn ring(&self) {
+        if let Some(doorbell) = &*self.0.doorbell.lock() {
+            // A full counter means that it rings already.
+            let _ = doorbell.write(1);
+        }
     }
 
     /// Everything at once.

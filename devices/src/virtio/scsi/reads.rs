@@ -22,6 +22,8 @@ use crate::virtio::worker::EventLoop;
 
 /// The most bytes that the host is asked for at once; a multiple of a block.
 const PIECE: u64 = 256 << 10;
+/// How long a queue that is closed may take to end what nobody waits for any more.
+const CLOSING: Duration = Duration::from_secs(1);
 /// The most pieces on their way at once.
 const MAX_PIECES: u16 = 16;
 
@@ -137,6 +139,11 @@ impl Reads {
             return Ok(());
         }
         self.close(events);
+        if self.handle.is_given_up(loaded.generation) {
+            return Err(io::Error::other(
+                "the host has left too many reads of it unanswered: insert it again",
+            ));
+        }
         let queue = loaded.disk.open_queue(MAX_PIECES)?;
         events.add(queue.completion_event(), token)?;
         self.backend = Some(Backend {
@@ -152,10 +159,15 @@ impl Reads {
         self.backend.as_ref().map(|backend| backend.generation)
     }
 
-    /// Lets go of the medium. A host that does not answer is waited for for a second at most.
+    /// Lets go of the medium. A host that does not answer is waited for for two seconds at most, half of them by the queue's own end.
     pub(super) fn close(&mut self, events: &EventLoop) {
-        if let Some(backend) = self.backend.take() {
+        if let Some(mut backend) = self.backend.take() {
             let _ = events.remove(backend.queue.completion_event());
+            let drained = backend.queue.drain(CLOSING, &mut self.completions);
+            self.completions.clear();
+            if drained.is_err() {
+                self.handle.note_abandoned(backend.generation);
+            }
         }
         self.pieces.clear();
     }
@@ -351,8 +363,10 @@ impl Reads {
         if let Some(backend) = self.backend.as_mut().filter(|_| waited_for) {
             let drained = backend.queue.drain(deadline, &mut self.completions);
             if let Err(error) = drained {
-                let cdrom = &self.id;
-                tracing::error!(cdrom, %error, "the host does not read the medium in time");
+                if let Some(held_back) = self.brakes.failures.pass() {
+                    let cdrom = &self.id;
+                    tracing::error!(cdrom, %error, held_back, "the host does not read the medium in time");
+                }
             }
         }
         let taken = self.take_completions(memory, ended);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use paddock_storage::testing::{Fault, MemoryDisk};
 use paddock_storage::{Capabilities, IoError};
 
+use super::handle::ABANDONED_MOST;
 use super::request::DRIVE;
 use super::*;
 use crate::virtio::test_driver::{Driver, Guest, Used, wait_for};
@@ -411,6 +412,15 @@ fn events_go_to_those_who_subscribed() {
 }
 
 impl Machine {
+    /// A driver that starts anew.
+    fn restart(&mut self) {
+        self.device.reset();
+        let [control, events, requests] = [0, 1, 2].map(|index| self.guest.queue(index, 64));
+        (self.control, self.events, self.requests) = (control, events, requests);
+        self.start();
+        assert_eq!(self.run(&[0], 0).check, Some([6, 0x29, 0]));
+    }
+
     /// [`settle`](Self::settle) without a medium.
     fn settle_empty(&mut self) {
         while self.run(&[0], 0).check != Some([2, 0x3a, 1]) {}
@@ -434,13 +444,28 @@ fn a_stopped_queue_leaves_nothing_behind() {
     assert_eq!(disk.open_queues(), 0, "the worker has let go");
     assert!(machine.device.is_quiet());
     disk.release();
-    // A driver that starts anew.
-    machine.device.reset();
-    let [control, events, requests] = [0, 1, 2].map(|index| machine.guest.queue(index, 64));
-    (machine.control, machine.events, machine.requests) = (control, events, requests);
-    machine.start();
-    assert_eq!(machine.run(&[0], 0).check, Some([6, 0x29, 0]));
+    machine.restart();
     assert!(machine.read(2, 2).is_blocks(2, 2));
+}
+
+/// What a host that hangs costs is bounded, however often the guest resets its drive.
+#[test]
+fn a_medium_that_hangs_is_given_up_until_it_is_inserted_again() {
+    let disk = disk(1000 * BLOCK);
+    let mut machine = Machine::with(&disk);
+    for _ in 0..ABANDONED_MOST {
+        disk.script([Fault::Stuck]);
+        machine.send(&read(1, 1), BLOCK);
+        wait_for("the read", || (machine.manage(7, 0) == 10).then_some(()));
+        machine.stop();
+        machine.restart();
+    }
+    let refused = machine.read(1, 1);
+    assert_eq!((refused.status, refused.data.len()), (8, 0), "busy");
+    machine.handle.insert(medium(&disk), false).unwrap();
+    machine.settle();
+    assert!(machine.read(1, 1).is_blocks(1, 1));
+    disk.release();
 }
 
 #[test]

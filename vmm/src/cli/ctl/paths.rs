@@ -21,6 +21,11 @@ pub fn make_all_absolute(config: &mut VmConfig) {
     if let Some(boot) = &mut config.boot {
         paths.extend(boot.kernel.as_mut());
         paths.extend(boot.initramfs.as_mut());
+        if let Some(firmware) = &mut boot.firmware {
+            paths.extend(firmware.path.as_mut());
+            paths.extend(firmware.variables.as_mut());
+            paths.extend(firmware.template.as_mut());
+        }
     }
     let disks = config.disks.iter_mut();
     paths.extend(disks.filter_map(|disk| disk.path.as_mut()));
@@ -85,6 +90,20 @@ mod tests {
         );
         assert!(found.contains(&"/abs") && found.contains(&""), "{found:?}");
     }
+
+    #[test]
+    fn those_of_firmware() {
+        let firmware = json!({"path": "rel/c", "variables": "rel/v", "template": "rel/t"});
+        let config = json!({"boot": {"firmware": firmware}});
+        let mut config: VmConfig = serde_json::from_value(config).unwrap();
+        make_all_absolute(&mut config);
+        let tree = json!(config);
+        let mut found = Vec::new();
+        texts(&tree, &mut found);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found.iter().all(|text| text.starts_with('/')), "{found:?}");
+    }
+
     #[test]
     fn descriptors_are_no_paths() {
         let described = json!({
