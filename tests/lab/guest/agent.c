@@ -180,7 +180,6 @@ static void describe_state(void) {
     tcdrain(STDOUT_FILENO);
     write_file("/proc/sysrq-trigger", "w");
     write_file("/proc/sysrq-trigger", "l");
-    console("end of the state");
     tcdrain(STDOUT_FILENO);
     send_frame('D', NULL, 0);
 }

@@ -179,6 +179,8 @@ class Session:
                 self._turn(time.monotonic() + 0.2)
         for host in late:
             which = f" of host {host.number}" if host.number else ""
+            if host.number not in self._described:
+                say(f"the state{which} is not all there after {DESCRIBE_SECONDS:.0f} s")
             say(f"console log{which}, its end ({host.console_log}):")
             sys.stderr.write(host.console_tail(lines=200) + "\n")
         return DEADLINE
