@@ -275,7 +275,7 @@ class Here(unittest.TestCase):
             said = result.stderr.decode(errors="replace")
             self.assertIn("sleep 4712", said)
             self.assertIn("Show backtrace of all active CPUs", said)
-            # What the kernel writes last may tear the agent's own last line apart.
+            # Not by a last line of the agent's: what the kernel writes late tears it apart.
             self.assertNotIn("is not all there", said)
 
     def test_ends_by_a_signal(self) -> None:
