@@ -163,7 +163,7 @@ async function main([socket, kernel, initramfs, disk, other]: string[]): Promise
   await step("the events are all there, in their order", async () => {
     assert.deepEqual(events.seen.map((event) => event.seq), events.seen.map((_, index) => index + 1));
     const kinds = new Set(events.seen.map((event) => event.type));
-    assert.deepEqual([...kinds].sort(), ["action", "created", "deleted", "ended", "job", "state"]);
+    assert.deepEqual([...kinds].sort(), ["action", "created", "deleted", "ended", "job", "medium", "state"]);
     await events.close();
   });
 }
