@@ -9,6 +9,7 @@ mod frozen;
 mod model;
 mod open;
 mod passed;
+mod waits;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -17,6 +18,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Direct, Engine, RawDisk, RawOptions};
 use crate::testing::scattered;
@@ -72,6 +74,24 @@ fn alias(buffer: &Buffer) -> Buffer {
 
 const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Threads];
 
+/// How queues are used: by which engine, and whether their user waits in them.
+const USES: [(Engine, bool); 3] = [
+    (Engine::IoUring, false),
+    (Engine::IoUring, true),
+    (Engine::Threads, false),
+];
+
+/// Opens a queue, and has it watch something of ours if its user is to wait in it.
+fn open_queue(disk: &RawDisk, depth: u16, waits: bool) -> Box<dyn DiskQueue> {
+    let mut queue = disk.open_queue(depth).unwrap();
+    if waits {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let can = queue.watch(crate::fd::borrow(&event), 0).unwrap();
+        assert!(can, "the tests' host has Linux 6.1 or newer");
+    }
+    queue
+}
+
 const BLOCKS_PER_REGION: u64 = 48;
 const REGIONS: u64 = 12;
 const SIZE: u64 = REGIONS * BLOCKS_PER_REGION * 512;
@@ -87,11 +107,11 @@ fn cut(length: usize, count: usize) -> Vec<usize> {
 #[test]
 fn long_requests_are_carried_out_in_steps() {
     for directory in directories() {
-        for (engine, gap) in ENGINES.into_iter().flat_map(|e| [(e, 0), (e, 1)]) {
+        for ((engine, waits), gap) in USES.into_iter().flat_map(|way| [(way, 0), (way, 1)]) {
             let length = 9 << 20;
             let path = image(directory.path(), 2 * length as u64);
             let disk = open_image(&path, engine, Direct::Auto);
-            let mut queue = disk.open_queue(4).unwrap();
+            let mut queue = open_queue(&disk, 4, waits);
             let data: Vec<u8> = (0..length).map(|i| (i * 7 / 512) as u8).collect();
             // 2000 segments are more than one system call takes.
             let lengths = cut(length, 2000);
@@ -121,9 +141,9 @@ fn long_requests_are_carried_out_in_steps() {
 #[test]
 fn more_requests_than_the_queue_is_deep_all_complete() {
     let [directory, _] = directories();
-    for engine in ENGINES {
+    for (engine, waits) in USES {
         let disk = open_image(&image(directory.path(), 1 << 20), engine, Direct::Auto);
-        let mut queue = disk.open_queue(2).unwrap();
+        let mut queue = open_queue(&disk, 2, waits);
         for tag in 0..500 {
             // Every other one needs a bounce buffer, of which there are fewer.
             let buffer = scattered(&[4096], tag as usize % 2);
@@ -176,11 +196,11 @@ fn the_event_is_readable_exactly_while_there_is_something_to_reap() {
 #[test]
 fn a_queue_can_be_dropped_with_requests_in_flight() {
     let [directory, _] = directories();
-    for engine in ENGINES {
+    for (engine, waits) in USES {
         let path = image(directory.path(), 64 << 20);
         let disk = open_image(&path, engine, Direct::Auto);
         for _ in 0..20 {
-            let mut queue = disk.open_queue(64).unwrap();
+            let mut queue = open_queue(&disk, 64, waits);
             for tag in 0..64 {
                 let buffer = Buffer::from(vec![1; 256 << 10]);
                 let offset = tag * (256 << 10);
@@ -204,11 +224,11 @@ fn a_queue_can_be_dropped_with_requests_in_flight() {
 #[test]
 fn discard_frees_space_and_zeroes_read_back() {
     let [directory, _] = directories();
-    for engine in ENGINES {
+    for (engine, waits) in USES {
         let path = image(directory.path(), 8 << 20);
         let disk = open_image(&path, engine, Direct::Auto);
         assert!(disk.capabilities().discard);
-        let mut queue = disk.open_queue(4).unwrap();
+        let mut queue = open_queue(&disk, 4, waits);
         let buffer = Buffer::from(vec![0xab; 8 << 20]);
         run(&mut *queue, Operation::Write { offset: 0, buffer }).unwrap();
         run(&mut *queue, Operation::Flush).unwrap();
@@ -242,11 +262,11 @@ fn discard_frees_space_and_zeroes_read_back() {
 #[test]
 fn a_file_that_shrinks_under_a_disk_is_an_io_error() {
     let [directory, _] = directories();
-    for engine in ENGINES {
+    for (engine, waits) in USES {
         for direct in [Direct::Auto, Direct::Off] {
             let path = image(directory.path(), 1 << 20);
             let disk = open_image(&path, engine, direct);
-            let mut queue = disk.open_queue(4).unwrap();
+            let mut queue = open_queue(&disk, 4, waits);
             OpenOptions::new()
                 .write(true)
                 .open(&path)
@@ -269,10 +289,10 @@ fn a_full_file_system_is_enospc() {
         return left_out("mounting a tmpfs, which takes root");
     }
     let result = std::panic::catch_unwind(|| {
-        for engine in ENGINES {
+        for (engine, waits) in USES {
             let path = image(&mount, 8 << 20);
             let disk = open_image(&path, engine, Direct::Auto);
-            let mut queue = disk.open_queue(4).unwrap();
+            let mut queue = open_queue(&disk, 4, waits);
             let buffer = Buffer::from(vec![1; 4 << 20]);
             let result = run(&mut *queue, Operation::Write { offset: 0, buffer });
             assert_eq!(result, Err(IoError::Os(libc::ENOSPC)));
@@ -302,7 +322,7 @@ fn mount_tmpfs(path: &Path) -> bool {
 #[test]
 fn a_read_only_disk_refuses_to_write() {
     let [directory, _] = directories();
-    for engine in ENGINES {
+    for (engine, waits) in USES {
         let path = image(directory.path(), 1 << 20);
         let options = RawOptions {
             read_only: true,
@@ -312,7 +332,7 @@ fn a_read_only_disk_refuses_to_write() {
         let disk = RawDisk::open(&options).unwrap();
         let capabilities = disk.capabilities();
         assert!(capabilities.read_only && !capabilities.discard && !capabilities.write_zeroes);
-        let mut queue = disk.open_queue(4).unwrap();
+        let mut queue = open_queue(&disk, 4, waits);
         let (offset, length) = (0, 512);
         for operation in [
             Operation::Write {

@@ -52,14 +52,14 @@ fn a_host_that_does_not_answer_hangs_nothing_and_loses_nothing() {
             "mounting an ext4 of its own, which takes root, mkfs.ext4 and the module loop",
         );
     };
-    for (engine, direct) in ENGINES
+    for ((engine, waits), direct) in USES
         .into_iter()
-        .flat_map(|engine| [(engine, Direct::On), (engine, Direct::Off)])
+        .flat_map(|way| [(way, Direct::On), (way, Direct::Off)])
     {
         let path = image(&frozen.0, 1 << 20);
         let disk = open_image(&path, engine, direct);
-        let mut kept = disk.open_queue(8).unwrap();
-        let mut dropped = disk.open_queue(8).unwrap();
+        let mut kept = open_queue(&disk, 8, waits);
+        let mut dropped = open_queue(&disk, 8, waits);
         frozen.freeze();
         let start = Instant::now();
         for (queue, byte) in [(&mut kept, 1), (&mut dropped, 2)] {

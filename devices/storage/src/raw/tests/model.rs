@@ -134,13 +134,13 @@ impl Model {
 }
 
 /// Each batch works on all regions at once, each operation on its own, so that they are independent.
-fn check(disk: &RawDisk, path: &Path, batches: &[Vec<Op>]) {
+fn check(disk: &RawDisk, waits: bool, path: &Path, batches: &[Vec<Op>]) {
     let mut model = Model {
         bytes: vec![0; SIZE as usize],
         unknown: vec![false; (SIZE / 512) as usize],
         reads: BTreeMap::new(),
     };
-    let mut queue = disk.open_queue(8).unwrap();
+    let mut queue = open_queue(disk, 8, waits);
     for batch in batches {
         for (tag, op) in (0..).zip(batch) {
             let operation = model.apply(tag, tag * BLOCKS_PER_REGION, op);
@@ -179,11 +179,11 @@ proptest! {
         batches in prop::collection::vec(prop::collection::vec(op(), 1..=REGIONS as usize), 1..6)
     ) {
         for directory in directories() {
-            for engine in ENGINES {
+            for (engine, waits) in USES {
                 for direct in [Direct::Auto, Direct::Off] {
                     let path = image(directory.path(), SIZE);
                     let disk = open_image(&path, engine, direct);
-                    check(&disk, &path, &batches);
+                    check(&disk, waits, &path, &batches);
                 }
             }
         }

@@ -1,11 +1,14 @@
 //! The engine on io_uring: one ring per queue, used by the queue's worker alone.
 //!
 //! The ring's own descriptor is the completion event: it is readable while there are completions, so nothing has to
-//! be reset. At most as many operations are in the kernel as the completion queue holds; the others wait here.
+//! be reset. Where the kernel lets the ring wait for its user's descriptors too, one system call hands requests to it and waits
+//! for whatever comes next. At most as many operations are in the kernel as the completion queue holds; the others wait here.
 #![expect(
     unsafe_code,
     reason = "submission entries point to memory that must outlive the operation"
 )]
+
+mod watch;
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,8 +16,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
+use self::watch::Watches;
 use super::Image;
 use super::memory::Bounces;
 use super::task::{Progress, Step, Task};
@@ -23,8 +27,11 @@ use crate::{Completion, DiskQueue, IoError, Request};
 /// Bounce buffers of one queue: 4 MiB of them.
 const MAX_BOUNCES: usize = 16;
 
-/// User data of operations that stand for no task.
-const NO_TASK: u64 = u64::MAX;
+/// Set in the user data of what stands for no task.
+const NO_TASK: u64 = 1 << 63;
+
+/// User data of what nobody waits for.
+const NOBODY: u64 = u64::MAX;
 
 /// How long the kernel may refuse to take anything, for lack of memory, while nothing is in flight.
 const BUSY_DEADLINE: Duration = Duration::from_secs(1);
@@ -58,6 +65,11 @@ pub(super) fn probe() -> io::Result<()> {
 /// A queue served by a ring.
 pub(super) struct UringQueue {
     ring: IoUring,
+    /// As many requests will be in flight.
+    depth: u16,
+    /// The user waits by [`wait`](DiskQueue::wait). The kernel then works on completions only when it is entered for them, by the
+    /// thread that made the ring: nothing wakes up whoever polls the ring's descriptor.
+    waits: bool,
     image: Arc<Image>,
     /// The image's descriptor. It is not registered with the ring: the kernel frees a ring some time after it is closed, and
     /// until then would hold the image and its lock against whoever opens it next.
@@ -70,27 +82,48 @@ pub(super) struct UringQueue {
     /// Tasks that wait for a bounce buffer.
     starved: VecDeque<usize>,
     bounces: Bounces,
-    /// What is in the submission queue and not yet the kernel's, in order: indices of tasks, or [`NO_TASK`].
+    /// The user data of what is in the submission queue and not yet the kernel's, in order.
     pushed: VecDeque<u64>,
     /// Tasks in the submission queue or in the kernel.
     submitted: usize,
     /// Answered without the kernel, or after it failed us.
     done: Vec<Completion>,
+    watches: Watches,
     /// The kernel no longer takes anything from us, for this reason.
     dead: Option<i32>,
 }
 
+fn entries(depth: u16) -> u32 {
+    u32::from(depth).clamp(16, 1024).next_power_of_two()
+}
+
+/// A ring whose descriptor can be polled.
+fn make_ring(depth: u16) -> io::Result<IoUring> {
+    let entries = entries(depth);
+    IoUring::builder()
+        .dontfork()
+        .setup_coop_taskrun()
+        .build(entries)
+        // Linux before 5.19.
+        .or_else(|_| IoUring::builder().dontfork().build(entries))
+}
+
+/// A ring to be waited for by entering the kernel; it exists since Linux 6.1.
+fn make_waiting_ring(depth: u16) -> io::Result<IoUring> {
+    IoUring::builder()
+        .dontfork()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(entries(depth))
+}
+
 impl UringQueue {
     pub(super) fn new(image: Arc<Image>, depth: u16) -> io::Result<Self> {
-        let entries = u32::from(depth).clamp(4, 1024).next_power_of_two();
-        let ring = IoUring::builder()
-            .dontfork()
-            .setup_coop_taskrun()
-            .build(entries)
-            // Linux before 5.19.
-            .or_else(|_| IoUring::builder().dontfork().build(entries))?;
         Ok(Self {
-            ring,
+            ring: make_ring(depth)?,
+            depth,
+            waits: false,
             file: types::Fd(image.file.as_raw_fd()),
             image,
             tasks: Vec::with_capacity(usize::from(depth)),
@@ -101,8 +134,19 @@ impl UringQueue {
             pushed: VecDeque::new(),
             submitted: 0,
             done: Vec::new(),
+            watches: Watches::default(),
             dead: None,
         })
+    }
+
+    /// How many tasks the kernel may have: for each there is a place in the completion queue, and for each watch.
+    fn limit(&self) -> usize {
+        self.ring.params().cq_entries() as usize - watch::MAX - 1
+    }
+
+    /// Whether the submission queue is to be filled again.
+    fn has_more(&self) -> bool {
+        !self.ready.is_empty() && self.submitted < self.limit()
     }
 
     /// Puts steps of ready tasks into the submission queue, and hands it to the kernel.
@@ -120,7 +164,7 @@ impl UringQueue {
 
     /// Fills the submission queue as far as the completion queue allows.
     fn fill(&mut self) {
-        let limit = self.ring.params().cq_entries() as usize - 1;
+        let limit = self.limit();
         while self.submitted < limit && !self.ring.submission().is_full() {
             let Some(index) = self.ready.pop_front() else {
                 return;
@@ -154,10 +198,7 @@ impl UringQueue {
         let mut since = None;
         while !self.ring.submission().is_empty() {
             let result = self.ring.submit();
-            let waiting = self.ring.submission().len();
-            // The kernel takes them in order.
-            self.pushed
-                .drain(..self.pushed.len().saturating_sub(waiting));
+            let waiting = self.note_taken();
             let Err(error) = result else {
                 continue;
             };
@@ -173,20 +214,27 @@ impl UringQueue {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 errno => {
-                    tracing::error!(path = %self.image.path.display(), %error, "io_uring failed");
-                    self.dead = Some(errno.unwrap_or(libc::EIO));
+                    self.die(errno.unwrap_or(libc::EIO));
                     return false;
                 }
             }
         }
-        let limit = self.ring.params().cq_entries() as usize - 1;
-        !self.ready.is_empty() && self.submitted < limit
+        self.has_more()
+    }
+
+    /// Takes note of what the kernel has taken from the submission queue, and says how much is left there.
+    fn note_taken(&mut self) -> usize {
+        let waiting = self.ring.submission().len();
+        // The kernel takes them in order.
+        self.pushed
+            .drain(..self.pushed.len().saturating_sub(waiting));
+        waiting
     }
 
     /// Answers what will never reach the kernel, for `dead` is for good. What is already there stays, and completes.
     fn bury(&mut self, errno: i32) {
         let mut lost: Vec<usize> = self.ready.drain(..).chain(self.starved.drain(..)).collect();
-        for user_data in self.pushed.drain(..).filter(|&data| data != NO_TASK) {
+        for user_data in self.pushed.drain(..).filter(|data| data & NO_TASK == 0) {
             self.submitted -= 1;
             lost.extend(usize::try_from(user_data));
         }
@@ -212,7 +260,7 @@ impl UringQueue {
             return;
         };
         let Some(task) = self.tasks.get_mut(index).and_then(Option::as_mut) else {
-            return; // A wake-up or a cancellation.
+            return;
         };
         self.submitted -= 1;
         match task.finish(result, &self.image) {
@@ -221,15 +269,87 @@ impl UringQueue {
         }
     }
 
-    /// Submits something that stands for no task. If there is no room there are others in flight.
-    fn push_extra(&mut self, entry: &squeue::Entry) {
-        if self.dead.is_some() {
-            return;
-        }
+    /// Puts something that stands for no task into the submission queue. Whether there was room: if not, there are others in flight.
+    fn push_extra(&mut self, entry: squeue::Entry, user_data: u64) -> bool {
+        let entry = entry.user_data(user_data);
         // SAFETY: the entry refers to no memory.
-        let pushed = unsafe { self.ring.submission().push(entry) };
-        if pushed.is_ok() {
-            self.pushed.push_back(NO_TASK);
+        let pushed = self.dead.is_none() && unsafe { self.ring.submission().push(&entry) }.is_ok();
+        if pushed {
+            self.pushed.push_back(user_data);
+        }
+        pushed
+    }
+
+    /// Takes a ring to wait with, before the first request. Whether the kernel has one.
+    fn turn_into_waiting(&mut self) -> bool {
+        if self.in_flight() > 0 {
+            return false;
+        }
+        match make_waiting_ring(self.depth) {
+            Ok(ring) => {
+                self.ring = ring;
+                self.waits = true;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(path = %self.image.path.display(), %error, "no ring to wait with");
+                false
+            }
+        }
+    }
+
+    /// Asks the kernel for the watches that it does not have.
+    fn arm(&mut self) {
+        while let Some((entry, user_data)) = self.watches.next_to_arm() {
+            if !self.push_extra(entry, user_data) {
+                return;
+            }
+            self.watches.note_armed(user_data);
+        }
+    }
+
+    /// Has the kernel take what there is for it, and waits unless there is something to look at already.
+    fn wait_in_ring(&mut self, timeout: Option<Duration>) {
+        self.arm();
+        self.fill();
+        let something = self.watches.has_woken() || !self.done.is_empty() || self.has_more();
+        let timeout = if something {
+            Some(Duration::ZERO)
+        } else {
+            timeout
+        };
+        let ring = self.ring.submission();
+        let idle = ring.is_empty() && !ring.taskrun() && !ring.cq_overflow();
+        drop(ring);
+        if !(idle && timeout == Some(Duration::ZERO)) && self.turn(timeout).is_err() {
+            // Finds out whether it is for good.
+            self.flush();
+        }
+        self.collect();
+    }
+
+    fn die(&mut self, errno: i32) {
+        let error = io::Error::from_raw_os_error(errno);
+        tracing::error!(path = %self.image.path.display(), %error, "io_uring failed");
+        self.dead = Some(errno);
+    }
+
+    /// Enters the kernel once: to hand over what is in the submission queue, to have it work on completions, and to wait for one
+    /// of them if `patience` is not zero; `None` has no end.
+    fn turn(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        let result = match patience {
+            None => submitter.submit_and_wait(1),
+            Some(Duration::ZERO) => submitter.submit(),
+            Some(patience) => {
+                let patience = types::Timespec::from(patience);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&patience))
+            }
+        };
+        self.note_taken();
+        match result {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME)) => Ok(()),
+            other => other.map(drop),
         }
     }
 
@@ -238,7 +358,15 @@ impl UringQueue {
             let Some(entry) = self.ring.completion().next() else {
                 return;
             };
-            self.completed(entry.user_data(), entry.result());
+            let user_data = entry.user_data();
+            if user_data & NO_TASK == 0 {
+                self.completed(user_data, entry.result());
+            } else {
+                let last = !cqueue::more(entry.flags());
+                if let Err(errno) = self.watches.hear(user_data, entry.result(), last) {
+                    self.die(errno);
+                }
+            }
         }
     }
 }
@@ -279,9 +407,15 @@ impl DiskQueue for UringQueue {
     }
 
     fn kick(&mut self) {
-        if !self.done.is_empty() {
+        if self.waits && self.dead.is_none() {
+            // The next wait hands it over.
+            self.fill();
+            if !self.has_more() {
+                return;
+            }
+        } else if !self.done.is_empty() {
             // Makes the ring readable.
-            self.push_extra(&opcode::Nop::new().build().user_data(NO_TASK));
+            self.push_extra(opcode::Nop::new().build(), NOBODY);
         }
         self.flush();
     }
@@ -291,11 +425,41 @@ impl DiskQueue for UringQueue {
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
+        if self.waits && self.dead.is_some() {
+            // For what it already has.
+            let _ = self.turn(Some(Duration::ZERO));
+        }
         self.collect();
-        if !self.ready.is_empty() || !self.pushed.is_empty() {
+        let all_handed_over = self.ready.is_empty() && self.pushed.is_empty();
+        if self.dead.is_some() || !self.waits && !all_handed_over {
             self.flush();
         }
         completions.append(&mut self.done);
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<bool> {
+        if self.dead.is_some() || !self.waits && !self.turn_into_waiting() {
+            return Ok(false);
+        }
+        self.watches.add(fd, token)?;
+        Ok(true)
+    }
+
+    fn unwatch(&mut self, token: u32) {
+        if let Some(user_data) = self.watches.remove(token) {
+            // Without room for it the kernel goes on, and is not listened to.
+            self.push_extra(opcode::PollRemove::new(user_data).build(), NOBODY);
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<u64> {
+        if self.dead.is_none() {
+            self.wait_in_ring(timeout);
+        }
+        match self.dead {
+            None => Ok(self.watches.take_woken()),
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -310,7 +474,22 @@ impl DiskQueue for UringQueue {
             if self.in_flight() == 0 {
                 return Ok(());
             }
-            crate::fd::wait_readable(self.completion_event(), end)?;
+            if !self.waits || self.dead.is_some() {
+                crate::fd::wait_readable(self.completion_event(), end)?;
+                continue;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            self.fill();
+            if self.turn(Some(left)).is_err() {
+                self.flush();
+            }
+            if left.is_zero() {
+                self.reap(completions);
+                return match self.in_flight() {
+                    0 => Ok(()),
+                    _ => Err(io::ErrorKind::TimedOut.into()),
+                };
+            }
         }
     }
 }
@@ -322,7 +501,7 @@ impl Drop for UringQueue {
         }
         // Not everything can be cancelled; nothing may be freed that the kernel still has.
         let any = types::CancelBuilder::any();
-        self.push_extra(&opcode::AsyncCancel2::new(any).build().user_data(NO_TASK));
+        self.push_extra(opcode::AsyncCancel2::new(any).build(), NOBODY);
         let _ = self.drain(DROP_DEADLINE, &mut Vec::new());
         if self.submitted > 0 {
             tracing::error!(path = %self.image.path.display(), requests = self.submitted,
@@ -331,3 +510,6 @@ impl Drop for UringQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
