@@ -187,6 +187,13 @@ impl EventLoop {
     }
 }
 
+impl AsFd for EventLoop {
+    /// Readable while something is ready.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 /// An eventfd as an I/O-safe descriptor; `vmm_sys_util` does not implement `AsFd`.
 #[expect(unsafe_code, reason = "vmm_sys_util::EventFd does not implement AsFd")]
 pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {

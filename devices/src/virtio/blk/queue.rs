@@ -19,6 +19,10 @@ use super::request::{self, Action, Reply, Serial, Status};
 use crate::virtio::chain::{self, RingError};
 use crate::virtio::{GuestMap, GuestRam, QueueInterrupt, QueueResources};
 
+/// How many requests are taken from the ring before what the disk has completed meanwhile goes to the driver: the driver then works on the
+/// first answers while the disk works on the rest, and the first of a full ring does not wait for the last.
+const BATCH: u16 = 8;
+
 /// A queue being served: ring, disk queue, and what is between the two.
 pub struct BlkQueue {
     id: Arc<str>,
@@ -49,6 +53,14 @@ struct InFlight {
     reply: Reply,
     /// When it was taken from the ring.
     taken: Instant,
+}
+
+/// What was taken from the ring in one go.
+struct Taken {
+    /// Some requests were answered on the spot.
+    answered: bool,
+    /// It was a whole batch: there may be more.
+    full: bool,
 }
 
 impl BlkQueue {
@@ -107,6 +119,27 @@ impl BlkQueue {
         self.disk.completion_event()
     }
 
+    /// Has the disk wait for this, too: see [`DiskQueue::watch`].
+    ///
+    /// # Errors
+    /// When the host gives no descriptor.
+    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<bool> {
+        self.disk.watch(fd, token)
+    }
+
+    /// Ends a watch.
+    pub(super) fn unwatch(&mut self, token: u32) {
+        self.disk.unwatch(token);
+    }
+
+    /// Hands requests to the disk, and waits for it and for what it watches: see [`DiskQueue::wait`].
+    ///
+    /// # Errors
+    /// When the disk can wait no longer.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<u64> {
+        self.disk.wait(timeout)
+    }
+
     /// Whether the driver broke the ring.
     #[must_use]
     pub fn is_broken(&self) -> bool {
@@ -150,23 +183,29 @@ impl BlkQueue {
         let taken = self.take(memory);
         // Also after an error: what was submitted before it is the disk's.
         self.disk.kick();
-        let answered = taken?;
+        let Taken { answered, full } = taken?;
         let completed = self.complete(memory)?;
         if answered || completed {
             self.notify(memory)?;
+        }
+        if full {
+            return Ok(true);
         }
         // Looks again after asking for kicks: whatever became available before is seen here, whatever comes later kicks.
         Ok(self.queue.enable_notification(&**memory)?)
     }
 
-    /// Takes what is available, at most a full ring of it. Returns whether some were answered on the spot.
-    fn take(&mut self, memory: &Arc<GuestMap>) -> Result<bool, RingError> {
+    /// Takes what is available, at most a batch of it.
+    fn take(&mut self, memory: &Arc<GuestMap>) -> Result<Taken, RingError> {
         let mut answered = false;
         // Read once for all of them, which are taken in no time.
         let mut taken = None;
-        for _ in 0..self.queue.size() {
+        for _ in 0..BATCH {
             let Some(chain) = chain::pop(&mut self.queue, memory)? else {
-                break;
+                return Ok(Taken {
+                    answered,
+                    full: false,
+                });
             };
             let head = chain.head;
             let slot = usize::from(head);
@@ -192,7 +231,10 @@ impl BlkQueue {
                 }
             }
         }
-        Ok(answered)
+        Ok(Taken {
+            answered,
+            full: true,
+        })
     }
 
     /// Answers what the disk has completed. Returns whether there was something.

@@ -5,6 +5,7 @@
 //! a deadline. Nothing here is the guest's but what [`BlkQueue`] looks at.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -22,6 +23,8 @@ use crate::virtio::worker::{EventLoop, Wake, Worker, borrow};
 const ORDER: u32 = 0;
 const KICK: u32 = 1;
 const COMPLETION: u32 = 2;
+/// That the event loop has something, where the disk waits for that.
+const EVENTS: u32 = 3;
 
 /// How much longer than the disk's deadline an answer may take before the thread is taken to be stuck in the host.
 const GRACE: Duration = Duration::from_secs(5);
@@ -81,6 +84,7 @@ impl QueueThread {
             rest: Arc::clone(&rest),
             core: None,
             kick: None,
+            disk_waits: false,
             host_errors: 0,
         };
         let worker = Worker::spawn(&name, move |events| {
@@ -166,6 +170,8 @@ struct Host {
     core: Option<BlkQueue>,
     /// What the driver notifies; `Some` while the queue runs.
     kick: Option<Arc<EventFd>>,
+    /// The disk waits for the event loop and the driver's notifications, and not the event loop for them and the disk.
+    disk_waits: bool,
     /// Failures on the host so far: a guest that resets the device does not begin anew in the log.
     host_errors: u64,
 }
@@ -176,7 +182,7 @@ impl Host {
         let mut more = false;
         loop {
             // With more to do this only looks for orders: a guest that never pauses must not keep us from them.
-            let wake = events.wait(more.then_some(Duration::ZERO))?;
+            let wake = self.wait(events, more.then_some(Duration::ZERO))?;
             if wake == Wake::Stop {
                 return Ok(());
             }
@@ -188,7 +194,7 @@ impl Host {
             }
             more = match (&mut self.core, &self.kick) {
                 (Some(core), Some(kick)) => {
-                    if wake.has(KICK) {
+                    if wake.has(KICK) && !self.disk_waits {
                         // Non-blocking, and only to reset it.
                         let _ = kick.read();
                     }
@@ -200,6 +206,31 @@ impl Host {
                 }
                 _ => false,
             };
+        }
+    }
+
+    /// Waits for orders, the driver and the disk, by way of whichever of the event loop and the disk's queue can wait for all of them.
+    fn wait(&mut self, events: &EventLoop, timeout: Option<Duration>) -> io::Result<Wake> {
+        let core = match &mut self.core {
+            Some(core) if self.disk_waits => core,
+            _ => return events.wait(timeout),
+        };
+        match core.wait(timeout) {
+            Ok(ready) if ready & 1 << EVENTS == 0 => Ok(Wake::Ready(ready)),
+            Ok(ready) => Ok(match events.wait(Some(Duration::ZERO))? {
+                Wake::Stop => Wake::Stop,
+                Wake::Ready(more) => Wake::Ready(ready | more),
+            }),
+            Err(error) => {
+                tracing::warn!(disk = %self.setup.id, queue = self.setup.index, %error,
+                    "the disk's queue waits in the event loop from now on");
+                self.disk_waits = false;
+                events.add(core.completion_event(), COMPLETION)?;
+                if let Some(kick) = &self.kick {
+                    events.add_event(kick, KICK)?;
+                }
+                events.wait(Some(Duration::ZERO))
+            }
         }
     }
 
@@ -239,30 +270,43 @@ impl Host {
             core.resume(resources).map_err(|_| {
                 io::Error::other("requests of another ring are in flight; reset the device first")
             })?;
-            events.add_event(&kick, KICK)?;
+            self.listen(&kick, events)?;
         } else {
             let disk = self.setup.disk.open_queue(resources.queue.size())?;
-            events.add_event(&kick, KICK)?;
-            if let Err(error) = events.add(disk.completion_event(), COMPLETION) {
-                let _ = events.remove(borrow(&kick));
-                return Err(error);
-            }
             let id = Arc::clone(&self.setup.id);
             let serial = self.setup.serial.as_bytes();
             let counters = Arc::clone(&self.setup.counters);
             let mut core =
                 BlkQueue::new(id, self.setup.index, resources, serial, disk).counting_in(counters);
             core.host_errors = self.host_errors;
+            self.disk_waits = core.watch(events.as_fd(), EVENTS)?;
+            if !self.disk_waits {
+                events.add(core.completion_event(), COMPLETION)?;
+            }
             self.core = Some(core);
+            if let Err(error) = self.listen(&kick, events) {
+                self.forget(events);
+                return Err(error);
+            }
         }
         self.kick = Some(kick);
         self.set_rest(Rest::None);
         Ok(())
     }
 
+    /// Has the driver's notifications wake the thread.
+    fn listen(&mut self, kick: &EventFd, events: &EventLoop) -> io::Result<()> {
+        match &mut self.core {
+            Some(core) if self.disk_waits => core.watch(borrow(kick), KICK).map(drop),
+            _ => events.add_event(kick, KICK),
+        }
+    }
+
     fn stop(&mut self, patience: Duration, events: &EventLoop) -> Option<Queue> {
-        if let Some(kick) = self.kick.take() {
-            let _ = events.remove(borrow(&kick));
+        match (self.kick.take(), &mut self.core) {
+            (Some(_), Some(core)) if self.disk_waits => core.unwatch(KICK),
+            (Some(kick), _) => drop(events.remove(borrow(&kick))),
+            (None, _) => {}
         }
         let Some(core) = self.core.as_mut() else {
             self.set_rest(Rest::None);
@@ -296,7 +340,9 @@ impl Host {
     fn forget(&mut self, events: &EventLoop) {
         if let Some(core) = self.core.take() {
             self.host_errors = core.host_errors;
-            let _ = events.remove(core.completion_event());
+            if !std::mem::take(&mut self.disk_waits) {
+                let _ = events.remove(core.completion_event());
+            }
         }
         self.set_rest(Rest::None);
     }
@@ -339,6 +385,7 @@ mod tests {
             rest: Arc::default(),
             core: None,
             kick: None,
+            disk_waits: false,
             host_errors: 0,
         };
         let worker = Worker::spawn("lives", move |events| {
