@@ -1,11 +1,17 @@
 //! What a disk does: requests a second that the guest's init counts, on the same block device of the host.
 //!
-//! The device is a loop device on a file in memory, so that all of it is the VMM's and the kernel's doing; each guest has one of its own.
+//! The devices are RAM disks, one for each guest: they answer within the call that asks them, on the thread that does, so that what is
+//! measured is the VMM's and the guest's doing, and no thread of the host's competes with theirs.
 //!
 //! The guests of all VMMs live through all rounds and take turns of a second, so that what else the machine does meets them alike.
 
+use std::fs::OpenOptions;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::OFlags;
 
 use super::running::Measuring;
 use super::vmm::{Disk, Guest, Vmm};
@@ -27,7 +33,13 @@ pub(super) enum Kind {
 
 /// Requests of 4 KiB a second, `depth` at a time.
 pub(super) fn meter(vmm: &Vmm, kind: Kind, depth: u32) -> Result<Meter, BenchError> {
-    let device = Loop::new()?;
+    let device = RamDisk::new().map_err(|source| BenchError::Host {
+        what: format!(
+            "taking a RAM disk of {SIZE} bytes (modprobe brd rd_nr=8 rd_size={})",
+            SIZE >> 10
+        ),
+        source,
+    })?;
     let kind = match kind {
         Kind::Read => "read",
         Kind::Write => "write",
@@ -51,7 +63,7 @@ pub(super) fn meter(vmm: &Vmm, kind: Kind, depth: u32) -> Result<Meter, BenchErr
 /// A guest and its device, dropped in this order: the VMM has the device open.
 struct Measured {
     guest: Measuring,
-    _device: Loop,
+    _device: RamDisk,
 }
 
 impl Measured {
@@ -60,42 +72,49 @@ impl Measured {
     }
 }
 
-/// A loop device that goes with this.
-struct Loop {
+/// The RAM disks that guests have.
+static TAKEN: [AtomicBool; 8] = [const { AtomicBool::new(false) }; 8];
+
+/// A RAM disk of the kernel's, for one guest while this lives.
+struct RamDisk {
+    number: usize,
     path: PathBuf,
-    _file: tempfile::NamedTempFile,
 }
 
-impl Loop {
-    fn new() -> Result<Self, BenchError> {
-        let failed = |source| BenchError::Host {
-            what: "making a loop device".to_owned(),
-            source,
+impl RamDisk {
+    fn new() -> io::Result<Self> {
+        let number = TAKEN
+            .iter()
+            .position(|taken| !taken.swap(true, Ordering::Relaxed))
+            .ok_or_else(|| io::Error::other("there are no more"))?;
+        let this = Self {
+            number,
+            path: format!("/dev/ram{number}").into(),
         };
-        let file = tempfile::NamedTempFile::new().map_err(failed)?;
-        // Filled: what was never written costs nothing to read.
-        let mut left = SIZE;
-        while left > 0 {
-            let chunk = [0xa5; 1 << 16];
-            std::io::Write::write_all(&mut file.as_file(), &chunk).map_err(failed)?;
-            left -= chunk.len() as u64;
+        this.fill()?;
+        Ok(this)
+    }
+
+    /// Writes all of it: what was never written costs nothing to read.
+    fn fill(&self) -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            // Not one that somebody has mounted.
+            .custom_flags(OFlags::EXCL.bits().cast_signed())
+            .open(&self.path)?;
+        if file.seek(SeekFrom::End(0))? < SIZE {
+            return Err(io::Error::other("it is too small"));
         }
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(file.path())
-            .output()
-            .map_err(failed)?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(failed(std::io::Error::other(said)));
+        file.rewind()?;
+        for _ in 0..SIZE >> 16 {
+            file.write_all(&[0xa5; 1 << 16])?;
         }
-        let path = String::from_utf8_lossy(&output.stdout).trim().into();
-        Ok(Self { path, _file: file })
+        file.sync_all()
     }
 }
 
-impl Drop for Loop {
+impl Drop for RamDisk {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+        TAKEN[self.number].store(false, Ordering::Relaxed);
     }
 }
