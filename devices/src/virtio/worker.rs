@@ -81,7 +81,7 @@ impl Wake {
 /// The token of the stop event.
 const STOP: u64 = u64::MAX;
 
-/// Level-triggered waiting on a handful of descriptors.
+/// Waiting on a handful of descriptors, level-triggered unless said otherwise.
 #[derive(Debug)]
 pub struct EventLoop {
     epoll: rustix::fd::OwnedFd,
@@ -120,6 +120,16 @@ impl EventLoop {
     /// When epoll refuses the descriptor.
     pub fn add_event(&self, event: &EventFd, token: u32) -> io::Result<()> {
         self.add(borrow(event), token)
+    }
+
+    /// [`add_event`](Self::add_event), edge-triggered: each write to the event wakes once, and it need not be read.
+    ///
+    /// # Errors
+    /// When epoll refuses the descriptor.
+    pub fn add_edge(&self, event: &EventFd, token: u32) -> io::Result<()> {
+        assert!(token < 64, "tokens are bits of a u64");
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        self.register(borrow(event), u64::from(token), flags)
     }
 
     /// Changes what `fd` is waited for: readable, writable, both or neither.

@@ -186,47 +186,42 @@ pub trait Disk: Send + Sync + fmt::Debug {
 /// A queue of one disk, used by one thread.
 ///
 /// The loop of a user is: `submit` a batch, `kick`, `reap` (some of it may have ended at once: what was refused, what the page
-/// cache had), and wait for `completion_event` as long as something is in flight. A queue may be able to wait for more than that:
-/// a user that has it [`watch`](Self::watch) what else it waits for needs no other wait, and makes fewer system calls.
+/// cache had), and wait for `completion_event` as long as something is in flight. A queue may be able to wait itself: a user that has
+/// it [`watch`](Self::watch) what else it waits for makes fewer system calls.
 ///
 /// The thread that uses a queue is the one that opened it.
 pub trait DiskQueue: Send {
     /// Takes a request over. It may wait to be handed to the host until [`kick`](Self::kick).
     fn submit(&mut self, request: Request);
 
-    /// Hands what was submitted to the host. Call once after a batch.
+    /// Hands what was submitted to the host, unless the next [`wait`](Self::wait) does. Call once after a batch.
     fn kick(&mut self);
 
-    /// Becomes readable when there is something to [`reap`](Self::reap). The queue resets it itself.
+    /// Becomes readable when there is something to [`reap`](Self::reap), unless the user waits by [`wait`](Self::wait). The queue resets
+    /// it itself.
     fn completion_event(&self) -> BorrowedFd<'_>;
 
     /// Appends what has completed. Never blocks.
     fn reap(&mut self, completions: &mut Vec<Completion>);
 
-    /// Has [`wait`](Self::wait) wait for `fd`, too, which it does from now on each time that something wakes those who poll it: an eventfd
-    /// need not be read. `token` (below 64, of no other watch) is what `wait` calls it. Whether the queue can do that: from the first
-    /// time it says so the user waits by `wait` and no longer for `completion_event`, and `kick` may leave requests to the next `wait`.
+    /// Has [`wait`](Self::wait) wait for `fd`, too; to be asked for before the first request. Whether the queue can do that: if so, the user
+    /// waits by `wait` while something is in flight, for nothing wakes up who waits for [`completion_event`](Self::completion_event).
     ///
     /// # Errors
     /// When the host gives no descriptor.
-    fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<bool> {
-        let _ = (fd, token);
+    fn watch(&mut self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        let _ = fd;
         Ok(false)
     }
 
-    /// Ends a watch. None of that name is no harm.
-    fn unwatch(&mut self, token: u32) {
-        let _ = token;
-    }
-
-    /// Waits until there may be something to [`reap`](Self::reap), or something that is watched became readable, or the timeout
-    /// passes. Returns the tokens of what became readable, a bit each.
+    /// Hands to the host what was submitted, and waits until there may be something to [`reap`](Self::reap), until somebody wakes those who
+    /// poll what is watched, or until the timeout passes. Returns whether the latter may be readable.
     ///
-    /// # Errors
-    /// When the queue can wait no longer: the user is to wait for `completion_event` from now on, and elsewhere for the rest.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<u64> {
+    /// Only for a queue that can [`watch`](Self::watch), and only while something is in flight: the kernel counts who waits in it as
+    /// waiting for a disk.
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
         let _ = timeout;
-        Err(io::ErrorKind::Unsupported.into())
+        true
     }
 
     /// Requests submitted and not yet reaped.

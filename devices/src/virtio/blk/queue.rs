@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use paddock_storage::{Completion, DiskQueue, IoError, Request};
@@ -59,7 +60,7 @@ struct InFlight {
 struct Taken {
     /// Some requests were answered on the spot.
     answered: bool,
-    /// It was a whole batch: there may be more.
+    /// It was a whole batch, and there is more.
     full: bool,
 }
 
@@ -119,24 +120,8 @@ impl BlkQueue {
         self.disk.completion_event()
     }
 
-    /// Has the disk wait for this, too: see [`DiskQueue::watch`].
-    ///
-    /// # Errors
-    /// When the host gives no descriptor.
-    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<bool> {
-        self.disk.watch(fd, token)
-    }
-
-    /// Ends a watch.
-    pub(super) fn unwatch(&mut self, token: u32) {
-        self.disk.unwatch(token);
-    }
-
     /// Hands requests to the disk, and waits for it and for what it watches: see [`DiskQueue::wait`].
-    ///
-    /// # Errors
-    /// When the disk can wait no longer.
-    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<u64> {
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> bool {
         self.disk.wait(timeout)
     }
 
@@ -231,9 +216,10 @@ impl BlkQueue {
                 }
             }
         }
+        let next = self.queue.next_avail();
         Ok(Taken {
             answered,
-            full: true,
+            full: self.queue.avail_idx(&**memory, Ordering::Acquire)?.0 != next,
         })
     }
 

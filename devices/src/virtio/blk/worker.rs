@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use paddock_storage::Disk;
+use paddock_storage::{Disk, DiskQueue};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -23,8 +23,6 @@ use crate::virtio::worker::{EventLoop, Wake, Worker, borrow};
 const ORDER: u32 = 0;
 const KICK: u32 = 1;
 const COMPLETION: u32 = 2;
-/// That the event loop has something, where the disk waits for that.
-const EVENTS: u32 = 3;
 
 /// How much longer than the disk's deadline an answer may take before the thread is taken to be stuck in the host.
 const GRACE: Duration = Duration::from_secs(5);
@@ -170,7 +168,7 @@ struct Host {
     core: Option<BlkQueue>,
     /// What the driver notifies; `Some` while the queue runs.
     kick: Option<Arc<EventFd>>,
-    /// The disk waits for the event loop and the driver's notifications, and not the event loop for them and the disk.
+    /// While the disk has requests it waits for the event loop, too, and not the other way round.
     disk_waits: bool,
     /// Failures on the host so far: a guest that resets the device does not begin anew in the log.
     host_errors: u64,
@@ -193,13 +191,7 @@ impl Host {
                 }
             }
             more = match (&mut self.core, &self.kick) {
-                (Some(core), Some(kick)) => {
-                    if wake.has(KICK) && !self.disk_waits {
-                        // Non-blocking, and only to reset it.
-                        let _ = kick.read();
-                    }
-                    core.serve()
-                }
+                (Some(core), Some(_)) => core.serve(),
                 (Some(_), None) => {
                     self.hold(events);
                     false
@@ -209,28 +201,14 @@ impl Host {
         }
     }
 
-    /// Waits for orders, the driver and the disk, by way of whichever of the event loop and the disk's queue can wait for all of them.
+    /// Waits for orders, for the driver and for the disk.
     fn wait(&mut self, events: &EventLoop, timeout: Option<Duration>) -> io::Result<Wake> {
-        let core = match &mut self.core {
-            Some(core) if self.disk_waits => core,
-            _ => return events.wait(timeout),
-        };
-        match core.wait(timeout) {
-            Ok(ready) if ready & 1 << EVENTS == 0 => Ok(Wake::Ready(ready)),
-            Ok(ready) => Ok(match events.wait(Some(Duration::ZERO))? {
-                Wake::Stop => Wake::Stop,
-                Wake::Ready(more) => Wake::Ready(ready | more),
-            }),
-            Err(error) => {
-                tracing::warn!(disk = %self.setup.id, queue = self.setup.index, %error,
-                    "the disk's queue waits in the event loop from now on");
-                self.disk_waits = false;
-                events.add(core.completion_event(), COMPLETION)?;
-                if let Some(kick) = &self.kick {
-                    events.add_event(kick, KICK)?;
-                }
-                events.wait(Some(Duration::ZERO))
-            }
+        match &mut self.core {
+            Some(core) if self.disk_waits && core.in_flight() > 0 => match core.wait(timeout) {
+                true => events.wait(Some(Duration::ZERO)),
+                false => Ok(Wake::Ready(0)),
+            },
+            _ => events.wait(timeout),
         }
     }
 
@@ -270,43 +248,33 @@ impl Host {
             core.resume(resources).map_err(|_| {
                 io::Error::other("requests of another ring are in flight; reset the device first")
             })?;
-            self.listen(&kick, events)?;
+            events.add_edge(&kick, KICK)?;
         } else {
-            let disk = self.setup.disk.open_queue(resources.queue.size())?;
+            let mut disk = self.setup.disk.open_queue(resources.queue.size())?;
+            events.add_edge(&kick, KICK)?;
+            match listen(disk.as_mut(), events) {
+                Ok(waits) => self.disk_waits = waits,
+                Err(error) => {
+                    let _ = events.remove(borrow(&kick));
+                    return Err(error);
+                }
+            }
             let id = Arc::clone(&self.setup.id);
             let serial = self.setup.serial.as_bytes();
             let counters = Arc::clone(&self.setup.counters);
             let mut core =
                 BlkQueue::new(id, self.setup.index, resources, serial, disk).counting_in(counters);
             core.host_errors = self.host_errors;
-            self.disk_waits = core.watch(events.as_fd(), EVENTS)?;
-            if !self.disk_waits {
-                events.add(core.completion_event(), COMPLETION)?;
-            }
             self.core = Some(core);
-            if let Err(error) = self.listen(&kick, events) {
-                self.forget(events);
-                return Err(error);
-            }
         }
         self.kick = Some(kick);
         self.set_rest(Rest::None);
         Ok(())
     }
 
-    /// Has the driver's notifications wake the thread.
-    fn listen(&mut self, kick: &EventFd, events: &EventLoop) -> io::Result<()> {
-        match &mut self.core {
-            Some(core) if self.disk_waits => core.watch(borrow(kick), KICK).map(drop),
-            _ => events.add_event(kick, KICK),
-        }
-    }
-
     fn stop(&mut self, patience: Duration, events: &EventLoop) -> Option<Queue> {
-        match (self.kick.take(), &mut self.core) {
-            (Some(_), Some(core)) if self.disk_waits => core.unwatch(KICK),
-            (Some(kick), _) => drop(events.remove(borrow(&kick))),
-            (None, _) => {}
+        if let Some(kick) = self.kick.take() {
+            let _ = events.remove(borrow(&kick));
         }
         let Some(core) = self.core.as_mut() else {
             self.set_rest(Rest::None);
@@ -340,7 +308,7 @@ impl Host {
     fn forget(&mut self, events: &EventLoop) {
         if let Some(core) = self.core.take() {
             self.host_errors = core.host_errors;
-            if !std::mem::take(&mut self.disk_waits) {
+            if !self.disk_waits {
                 let _ = events.remove(core.completion_event());
             }
         }
@@ -350,6 +318,15 @@ impl Host {
     fn set_rest(&self, rest: Rest) {
         self.rest.store(rest as u8, Ordering::Release);
     }
+}
+
+/// Has the disk wait for the event loop, if it can, or the event loop for the disk. Whether it is the disk.
+fn listen(disk: &mut dyn DiskQueue, events: &EventLoop) -> io::Result<bool> {
+    let waits = disk.watch(events.as_fd())?;
+    if !waits {
+        events.add(disk.completion_event(), COMPLETION)?;
+    }
+    Ok(waits)
 }
 
 #[cfg(test)]

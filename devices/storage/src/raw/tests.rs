@@ -86,7 +86,7 @@ fn open_queue(disk: &RawDisk, depth: u16, waits: bool) -> Box<dyn DiskQueue> {
     let mut queue = disk.open_queue(depth).unwrap();
     if waits {
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
-        let can = queue.watch(crate::fd::borrow(&event), 0).unwrap();
+        let can = queue.watch(crate::fd::borrow(&event)).unwrap();
         assert!(can, "the tests' host has Linux 6.1 or newer");
     }
     queue

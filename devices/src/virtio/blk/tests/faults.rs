@@ -1,11 +1,8 @@
 //! A disk that fails, is late, or does not answer at all.
 
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-
 use super::*;
+use paddock_storage::IoError;
 use paddock_storage::testing::Fault;
-use paddock_storage::{Capabilities, Completion, DiskQueue, IoError, Request};
 
 const SIZE: usize = 64 * 512;
 
@@ -244,101 +241,5 @@ fn options_that_cannot_be_are_named() {
             message.contains(word) && message.contains("disk0"),
             "{message}"
         );
-    }
-}
-
-/// A disk whose queues wait themselves, so many times.
-#[derive(Debug)]
-struct Weary(MemoryDisk, usize);
-
-struct WearyQueue {
-    inner: Box<dyn DiskQueue>,
-    watched: Vec<(OwnedFd, u32)>,
-    left: usize,
-}
-
-impl Disk for Weary {
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-
-    fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
-        Ok(Box::new(WearyQueue {
-            inner: self.0.open_queue(depth)?,
-            watched: Vec::new(),
-            left: self.1,
-        }))
-    }
-}
-
-impl DiskQueue for WearyQueue {
-    fn submit(&mut self, request: Request) {
-        self.inner.submit(request);
-    }
-
-    fn kick(&mut self) {
-        self.inner.kick();
-    }
-
-    fn completion_event(&self) -> BorrowedFd<'_> {
-        self.inner.completion_event()
-    }
-
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
-        self.inner.reap(completions);
-    }
-
-    fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<bool> {
-        self.watched.push((fd.try_clone_to_owned()?, token));
-        Ok(true)
-    }
-
-    fn unwatch(&mut self, token: u32) {
-        self.watched.retain(|(_, theirs)| *theirs != token);
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<u64> {
-        if self.left == 0 {
-            return Err(io::Error::other("tired"));
-        }
-        // A poll that is over at once or soon counts for little.
-        self.left -= usize::from(timeout.is_none());
-        let end = timeout.unwrap_or(Duration::from_millis(10));
-        std::thread::sleep(end);
-        Ok(self
-            .watched
-            .iter()
-            .fold(0, |bits, (_, token)| bits | 1 << token))
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight()
-    }
-
-    fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
-        self.inner.drain(deadline, completions)
-    }
-}
-
-#[test]
-fn a_disk_that_can_wait_no_longer_is_waited_for() {
-    for waits in [0, 1, 3] {
-        let disk = Weary(MemoryDisk::new(SIZE), waits);
-        let mut blk = Blk::new("disk0", Arc::new(disk), BlkOptions::default()).unwrap();
-        let guest = Guest::new();
-        let mut driver = guest.queue(0, 16);
-        blk.start_queue(0, driver.resources(blk.features()))
-            .unwrap();
-        for _ in 0..10 {
-            driver.add_bytes(&[&header(VIRTIO_BLK_T_IN, 0)], &[512, 1]);
-            driver.kick();
-            assert_eq!(driver.wait_used().written.last(), Some(&OK));
-        }
-        // Both ways of letting go of a queue.
-        let queue = blk.stop_queue(0).unwrap();
-        blk.start_queue(0, driver.resources_with(queue, blk.features()))
-            .unwrap();
-        blk.stop_queue(0).unwrap();
-        assert_eq!(guest.broken(), None);
     }
 }

@@ -1,24 +1,22 @@
 //! The engine on io_uring: one ring per queue, used by the queue's worker alone.
 //!
 //! The ring's own descriptor is the completion event: it is readable while there are completions, so nothing has to
-//! be reset. Where the kernel lets the ring wait for its user's descriptors too, one system call hands requests to it and waits
-//! for whatever comes next. At most as many operations are in the kernel as the completion queue holds; the others wait here.
+//! be reset. A user may wait in the ring instead, for a descriptor of its own too: one system call then hands requests to the
+//! kernel and waits for whatever comes next. At most as many operations are in the kernel as the completion queue holds; the others wait here.
 #![expect(
     unsafe_code,
     reason = "submission entries point to memory that must outlive the operation"
 )]
 
-mod watch;
-
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use rustix::event::PollFlags;
 
-use self::watch::Watches;
 use super::Image;
 use super::memory::Bounces;
 use super::task::{Progress, Step, Task};
@@ -32,6 +30,21 @@ const NO_TASK: u64 = 1 << 63;
 
 /// User data of what nobody waits for.
 const NOBODY: u64 = u64::MAX;
+
+/// User data of the operation that polls what the user has us watch.
+const WATCH: u64 = NO_TASK | 1;
+
+/// Places in the completion queue for what stands for no task.
+const SPARE: usize = 8;
+
+/// How long a wait lasts at most that the user's descriptor may not end.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// How long to leave a kernel alone that lacks memory.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// `IORING_ENTER_GETEVENTS` and `IORING_ENTER_EXT_ARG` (linux/io_uring.h).
+const GET_EVENTS: u32 = 1 | 1 << 3;
 
 /// How long the kernel may refuse to take anything, for lack of memory, while nothing is in flight.
 const BUSY_DEADLINE: Duration = Duration::from_secs(1);
@@ -62,6 +75,19 @@ pub(super) fn probe() -> io::Result<()> {
     }
 }
 
+/// A descriptor of the user's that the ring waits for: polled by one operation, which completes whenever somebody wakes those who poll it, and
+/// stays. The kernel may end it; it is then asked for it again.
+struct Watch {
+    /// Ours: the kernel may be asked for it again.
+    fd: OwnedFd,
+    /// The kernel has it, or will with what is in the submission queue.
+    armed: bool,
+    /// It became ready, and that was not told yet.
+    woken: bool,
+    /// The kernel cannot do it.
+    failed: bool,
+}
+
 /// A queue served by a ring.
 pub(super) struct UringQueue {
     ring: IoUring,
@@ -88,9 +114,19 @@ pub(super) struct UringQueue {
     submitted: usize,
     /// Answered without the kernel, or after it failed us.
     done: Vec<Completion>,
-    watches: Watches,
+    watch: Option<Watch>,
+    /// Since when the kernel takes nothing for want of memory, as far as a user who waits in the ring has seen.
+    busy: Option<Instant>,
     /// The kernel no longer takes anything from us, for this reason.
     dead: Option<i32>,
+}
+
+/// A wait that was interrupted, or that took its time, is over.
+fn over(result: io::Result<usize>) -> io::Result<()> {
+    match result {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME)) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 fn entries(depth: u16) -> u32 {
@@ -134,14 +170,15 @@ impl UringQueue {
             pushed: VecDeque::new(),
             submitted: 0,
             done: Vec::new(),
-            watches: Watches::default(),
+            watch: None,
+            busy: None,
             dead: None,
         })
     }
 
-    /// How many tasks the kernel may have: for each there is a place in the completion queue, and for each watch.
+    /// How many tasks the kernel may have: for each there is a place in the completion queue.
     fn limit(&self) -> usize {
-        self.ring.params().cq_entries() as usize - watch::MAX - 1
+        self.ring.params().cq_entries() as usize - SPARE
     }
 
     /// Whether the submission queue is to be filled again.
@@ -198,20 +235,20 @@ impl UringQueue {
         let mut since = None;
         while !self.ring.submission().is_empty() {
             let result = self.ring.submit();
-            let waiting = self.note_taken();
+            self.note_taken();
             let Err(error) = result else {
                 continue;
             };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 // Out of memory or room for completions: completions in flight will bring us back here.
-                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.submitted > waiting => {
+                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.in_kernel() > 0 => {
                     return false;
                 }
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
                     if since.get_or_insert_with(Instant::now).elapsed() < BUSY_DEADLINE =>
                 {
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(PAUSE);
                 }
                 errno => {
                     self.die(errno.unwrap_or(libc::EIO));
@@ -222,13 +259,18 @@ impl UringQueue {
         self.has_more()
     }
 
-    /// Takes note of what the kernel has taken from the submission queue, and says how much is left there.
-    fn note_taken(&mut self) -> usize {
+    /// Takes note of what the kernel has taken from the submission queue.
+    fn note_taken(&mut self) {
         let waiting = self.ring.submission().len();
         // The kernel takes them in order.
         self.pushed
             .drain(..self.pushed.len().saturating_sub(waiting));
-        waiting
+    }
+
+    /// Tasks that the kernel has.
+    fn in_kernel(&self) -> usize {
+        let waiting = self.pushed.iter().filter(|&data| data & NO_TASK == 0);
+        self.submitted - waiting.count()
     }
 
     /// Answers what will never reach the kernel, for `dead` is for good. What is already there stays, and completes.
@@ -282,7 +324,7 @@ impl UringQueue {
 
     /// Takes a ring to wait with, before the first request. Whether the kernel has one.
     fn turn_into_waiting(&mut self) -> bool {
-        if self.in_flight() > 0 {
+        if self.waits || self.dead.is_some() || self.in_flight() > 0 {
             return false;
         }
         match make_waiting_ring(self.depth) {
@@ -298,34 +340,78 @@ impl UringQueue {
         }
     }
 
-    /// Asks the kernel for the watches that it does not have.
-    fn arm(&mut self) {
-        while let Some((entry, user_data)) = self.watches.next_to_arm() {
-            if !self.push_extra(entry, user_data) {
-                return;
+    /// Asks the kernel for what it is to watch, unless it has that already. Whether a wait ends when there is something.
+    fn arm(&mut self) -> bool {
+        let Some(watch) = &self.watch else {
+            return false;
+        };
+        if watch.armed || watch.failed {
+            return watch.armed;
+        }
+        let fd = types::Fd(watch.fd.as_raw_fd());
+        let poll = opcode::PollAdd::new(fd, u32::from(PollFlags::IN.bits())).multi(true);
+        let armed = self.push_extra(poll.build(), WATCH);
+        if let Some(watch) = &mut self.watch {
+            watch.armed = armed;
+        }
+        armed
+    }
+
+    /// What the kernel says of the watch: that it is ready, and whether that was the last word.
+    fn hear(&mut self, result: i32, last: bool) {
+        let Some(watch) = &mut self.watch else {
+            return;
+        };
+        watch.armed &= !last;
+        match result {
+            0.. => watch.woken = true,
+            // It is asked for again.
+            _ if -result == libc::ECANCELED => {}
+            errno => {
+                watch.failed = true;
+                let error = io::Error::from_raw_os_error(-errno);
+                tracing::warn!(path = %self.image.path.display(), %error, "io_uring cannot poll");
             }
-            self.watches.note_armed(user_data);
         }
     }
 
-    /// Has the kernel take what there is for it, and waits unless there is something to look at already.
-    fn wait_in_ring(&mut self, timeout: Option<Duration>) {
-        self.arm();
-        self.fill();
-        let something = self.watches.has_woken() || !self.done.is_empty() || self.has_more();
-        let timeout = if something {
-            Some(Duration::ZERO)
-        } else {
-            timeout
-        };
-        let ring = self.ring.submission();
-        let idle = ring.is_empty() && !ring.taskrun() && !ring.cq_overflow();
-        drop(ring);
-        if !(idle && timeout == Some(Duration::ZERO)) && self.turn(timeout).is_err() {
-            // Finds out whether it is for good.
-            self.flush();
+    /// Enters the kernel once for a user who waits in the ring: hands over what there is, and waits for something to complete.
+    fn go_round(&mut self, patience: Option<Duration>) {
+        if self.dead.is_some() {
+            // What was answered is still in the submission queue: nothing may be handed over any more.
+            let patience = patience.unwrap_or(MOMENT).min(MOMENT);
+            if self.gather(patience).is_err() {
+                std::thread::sleep(patience);
+            }
+            return;
         }
-        self.collect();
+        let Err(error) = self.turn(patience) else {
+            self.busy = None;
+            return;
+        };
+        match error.raw_os_error() {
+            // Out of memory or room for completions, which completions give back.
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+                if self.in_kernel() > 0
+                    || self.busy.get_or_insert_with(Instant::now).elapsed() < BUSY_DEADLINE =>
+            {
+                if self.gather(PAUSE).is_err() {
+                    std::thread::sleep(PAUSE);
+                }
+            }
+            errno => self.die(errno.unwrap_or(libc::EIO)),
+        }
+    }
+
+    /// Has the kernel work on completions, and waits for one if `patience` is not zero. Hands nothing over.
+    fn gather(&mut self, patience: Duration) -> io::Result<()> {
+        let want = u32::from(!patience.is_zero());
+        let patience = types::Timespec::from(patience);
+        let arguments = types::SubmitArgs::new().timespec(&patience);
+        let submitter = self.ring.submitter();
+        // SAFETY: the arguments are what the flags say they are and outlive the call; nothing is submitted.
+        let result = unsafe { submitter.enter(0, want, GET_EVENTS, Some(&arguments)) };
+        over(result)
     }
 
     fn die(&mut self, errno: i32) {
@@ -347,10 +433,7 @@ impl UringQueue {
             }
         };
         self.note_taken();
-        match result {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME)) => Ok(()),
-            other => other.map(drop),
-        }
+        over(result)
     }
 
     fn collect(&mut self) {
@@ -361,11 +444,8 @@ impl UringQueue {
             let user_data = entry.user_data();
             if user_data & NO_TASK == 0 {
                 self.completed(user_data, entry.result());
-            } else {
-                let last = !cqueue::more(entry.flags());
-                if let Err(errno) = self.watches.hear(user_data, entry.result(), last) {
-                    self.die(errno);
-                }
+            } else if user_data == WATCH {
+                self.hear(entry.result(), !cqueue::more(entry.flags()));
             }
         }
     }
@@ -425,10 +505,6 @@ impl DiskQueue for UringQueue {
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
-        if self.waits && self.dead.is_some() {
-            // For what it already has.
-            let _ = self.turn(Some(Duration::ZERO));
-        }
         self.collect();
         let all_handed_over = self.ready.is_empty() && self.pushed.is_empty();
         if self.dead.is_some() || !self.waits && !all_handed_over {
@@ -437,29 +513,43 @@ impl DiskQueue for UringQueue {
         completions.append(&mut self.done);
     }
 
-    fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<bool> {
-        if self.dead.is_some() || !self.waits && !self.turn_into_waiting() {
+    fn watch(&mut self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        let watch = Watch {
+            fd: fd.try_clone_to_owned()?,
+            armed: false,
+            woken: false,
+            failed: false,
+        };
+        if !self.turn_into_waiting() {
             return Ok(false);
         }
-        self.watches.add(fd, token)?;
+        self.watch = Some(watch);
         Ok(true)
     }
 
-    fn unwatch(&mut self, token: u32) {
-        if let Some(user_data) = self.watches.remove(token) {
-            // Without room for it the kernel goes on, and is not listened to.
-            self.push_extra(opcode::PollRemove::new(user_data).build(), NOBODY);
-        }
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<u64> {
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        let mut timeout = timeout;
         if self.dead.is_none() {
-            self.wait_in_ring(timeout);
+            if !self.arm() {
+                timeout = Some(timeout.map_or(MOMENT, |timeout| timeout.min(MOMENT)));
+            }
+            self.fill();
         }
-        match self.dead {
-            None => Ok(self.watches.take_woken()),
-            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        let woken = self.watch.as_ref().is_some_and(|watch| watch.woken);
+        if woken || !self.done.is_empty() || self.has_more() {
+            timeout = Some(Duration::ZERO);
         }
+        let ring = self.ring.submission();
+        let idle = ring.is_empty() && !ring.taskrun() && !ring.cq_overflow();
+        drop(ring);
+        if !(idle && timeout == Some(Duration::ZERO)) {
+            self.go_round(timeout);
+        }
+        self.collect();
+        // Where the kernel does not watch it, the user has to look.
+        self.watch
+            .as_mut()
+            .is_none_or(|watch| std::mem::take(&mut watch.woken) || !watch.armed)
     }
 
     fn in_flight(&self) -> usize {
@@ -474,15 +564,15 @@ impl DiskQueue for UringQueue {
             if self.in_flight() == 0 {
                 return Ok(());
             }
-            if !self.waits || self.dead.is_some() {
+            if !self.waits {
                 crate::fd::wait_readable(self.completion_event(), end)?;
                 continue;
             }
             let left = end.saturating_duration_since(Instant::now());
-            self.fill();
-            if self.turn(Some(left)).is_err() {
-                self.flush();
+            if self.dead.is_none() {
+                self.fill();
             }
+            self.go_round(Some(left));
             if left.is_zero() {
                 self.reap(completions);
                 return match self.in_flight() {

@@ -1,55 +1,105 @@
 //! What takes a look inside.
 
 use super::*;
-use crate::{Disk, RawDisk, RawOptions};
+use crate::{Buffer, Disk, Operation, RawDisk, RawOptions};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-fn open() -> (tempfile::NamedTempFile, UringQueue) {
+/// A queue whose user waits in it.
+fn open() -> (tempfile::NamedTempFile, EventFd, UringQueue) {
     let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(4096).unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
     let disk = RawDisk::open(&RawOptions::new(file.path())).unwrap();
-    assert_eq!(disk.size(), 4096);
-    let queue = UringQueue::new(Arc::clone(&disk.image), 4).unwrap();
-    (file, queue)
+    assert_eq!(disk.size(), 1 << 20);
+    let mut queue = UringQueue::new(Arc::clone(&disk.image), 4).unwrap();
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    assert!(queue.watch(crate::fd::borrow(&event)).unwrap());
+    (file, event, queue)
+}
+
+fn write(queue: &mut UringQueue, tag: u64) {
+    let buffer = Buffer::from(vec![0xee; 4096]);
+    let offset = 4096 * tag;
+    queue.submit(Request {
+        tag,
+        operation: Operation::Write { offset, buffer },
+    });
+}
+
+fn is_armed(queue: &UringQueue) -> bool {
+    queue.watch.as_ref().unwrap().armed
 }
 
 #[test]
 fn a_watch_that_the_kernel_ends_is_asked_for_again() {
-    let (_file, mut queue) = open();
-    let event = EventFd::new(EFD_NONBLOCK).unwrap();
-    assert!(queue.watch(crate::fd::borrow(&event), 3).unwrap());
+    let (_file, event, mut queue) = open();
     for _ in 0..3 {
         event.write(1).unwrap();
-        assert_eq!(queue.wait(None).unwrap(), 1 << 3);
-        let end = opcode::PollRemove::new(queue.watches.armed()[0]).build();
+        assert!(queue.wait(None));
+        let end = opcode::PollRemove::new(WATCH).build();
         assert!(queue.push_extra(end, NOBODY));
-        queue.turn(Some(Duration::ZERO)).unwrap();
-        while !queue.watches.armed().is_empty() {
+        while is_armed(&queue) {
+            queue.turn(Some(PAUSE)).unwrap();
             queue.collect();
-            queue.turn(Some(Duration::from_millis(1))).unwrap();
         }
         // It was written to before, which the kernel tells anew.
-        assert_eq!(queue.wait(None).unwrap(), 1 << 3);
+        assert!(queue.wait(None));
+        assert!(is_armed(&queue));
     }
 }
 
 #[test]
-fn a_ring_that_fails_says_so_once_and_answers_everything() {
-    let (_file, mut queue) = open();
-    let event = EventFd::new(EFD_NONBLOCK).unwrap();
-    assert!(queue.watch(crate::fd::borrow(&event), 3).unwrap());
-    queue.die(libc::EBADF);
-    let buffer = crate::Buffer::zeroed(512);
-    queue.submit(Request {
-        tag: 9,
-        operation: crate::Operation::Read { offset: 0, buffer },
-    });
-    let error = queue.wait(None).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+fn who_waits_looks_for_himself_where_the_kernel_cannot_poll() {
+    let (_file, _event, mut queue) = open();
+    queue.hear(-libc::EINVAL, true);
+    let start = Instant::now();
+    assert!(queue.wait(None));
+    assert!((MOMENT..100 * MOMENT).contains(&start.elapsed()));
+    write(&mut queue, 1);
     queue.kick();
     let mut done = Vec::new();
+    queue.drain(Duration::from_secs(20), &mut done).unwrap();
+    assert_eq!(done[0].result, Ok(()));
+}
+
+#[test]
+fn what_a_dead_ring_has_answered_never_happens_and_what_the_kernel_has_is_awaited() {
+    let (file, _event, mut queue) = open();
+    write(&mut queue, 1);
+    queue.kick();
+    queue.turn(Some(Duration::ZERO)).unwrap();
+    for tag in 2..6 {
+        write(&mut queue, tag);
+    }
+    queue.kick();
+    assert_eq!(queue.pushed.len(), 4);
+    queue.die(libc::EBADF);
+    let mut done = Vec::new();
     queue.reap(&mut done);
+    let end = Instant::now() + Duration::from_secs(20);
+    while queue.in_flight() > 0 && Instant::now() < end {
+        queue.wait(Some(Duration::from_secs(1)));
+        queue.reap(&mut done);
+    }
+    let results = done.iter().map(|done| (done.tag, done.result));
+    let results: std::collections::BTreeMap<_, _> = results.collect();
+    assert_eq!((done.len(), results.len()), (5, 5));
+    for (tag, result) in results {
+        let expected = match tag {
+            1 => Ok(()),
+            _ => Err(IoError::Os(libc::EBADF)),
+        };
+        assert_eq!(result, expected);
+    }
+    // Refused from now on.
+    write(&mut queue, 6);
+    done.clear();
+    queue.drain(Duration::from_secs(1), &mut done).unwrap();
     assert_eq!(done[0].result, Err(IoError::Os(libc::EBADF)));
-    assert_eq!(queue.in_flight(), 0);
-    assert!(!queue.watch(crate::fd::borrow(&event), 4).unwrap());
+    drop(queue);
+    std::thread::sleep(10 * PAUSE);
+    let bytes = std::fs::read(file.path()).unwrap();
+    for tag in 0..8 {
+        let expected = if tag == 1 { 0xee } else { 0 };
+        assert_eq!(bytes[4096 * tag], expected, "block {tag}");
+    }
 }
