@@ -6,14 +6,8 @@ use std::process::Command;
 use super::{Boot, Firmware, Guest};
 
 const QUIET: [&str; 4] = ["-nodefaults", "-no-user-config", "-display", "none"];
+/// With the devices that every q35 has, whatever boots it.
 const MACHINE: [&str; 2] = ["-machine", "q35,accel=kvm"];
-/// Without what firmware would spend its time on: a keyboard controller that is polled for seconds, disk controllers without disks, SMM, which
-/// this firmware does not use.
-const MACHINE_OF_FIRMWARE: [&str; 2] = [
-    "-machine",
-    "q35,accel=kvm,smm=off,i8042=off,hpet=off,sata=off,smbus=off",
-];
-
 pub(super) fn guest(command: &mut Command, guest: &Guest, boot: &Boot) {
     command.args(MACHINE);
     machine(command, guest);
@@ -23,7 +17,7 @@ pub(super) fn guest(command: &mut Command, guest: &Guest, boot: &Boot) {
 }
 
 pub(super) fn guest_of_firmware(command: &mut Command, guest: &Guest, firmware: &Firmware) {
-    command.args(MACHINE_OF_FIRMWARE);
+    command.args(MACHINE);
     machine(command, guest);
     for (unit, how, path) in [
         (0, "readonly=on", &firmware.code),
