@@ -9,15 +9,16 @@ pub fn paddock() -> PathBuf {
     std::env::var_os("PADDOCK_BIN").map_or_else(|| target().join("release/paddock"), PathBuf::from)
 }
 
-/// A file that `guests/build` made, in `$PADDOCK_GUESTS` or where it makes them.
+/// A file that `guests/build` made: in `$PADDOCK_GUESTS`, where some of them may be, or where it makes them.
 ///
 /// # Panics
 /// When it is not there.
 #[must_use]
 pub fn guest(name: &str) -> PathBuf {
-    let directory = std::env::var_os("PADDOCK_GUESTS");
-    let directory = directory.map_or_else(|| target().join("guests"), PathBuf::from);
-    let path = directory.join(name);
+    let nearby = std::env::var_os("PADDOCK_GUESTS").map(|nearby| Path::new(&nearby).join(name));
+    let path = nearby
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| target().join("guests").join(name));
     assert!(
         path.exists(),
         "{} is missing: run guests/build",
