@@ -21,6 +21,7 @@ pub mod driver;
 mod error;
 pub mod firmware;
 pub mod growth;
+pub mod heap;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

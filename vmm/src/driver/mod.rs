@@ -377,6 +377,7 @@ impl Turns {
                 machine.start();
                 self.life.set(VmState::Running);
             }
+            crate::heap::trim();
             if tell {
                 tracing::info!("guest started");
             }
