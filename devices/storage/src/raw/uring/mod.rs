@@ -262,9 +262,12 @@ impl UringQueue {
     /// Takes note of what the kernel has taken from the submission queue.
     fn note_taken(&mut self) {
         let waiting = self.ring.submission().len();
+        let taken = self.pushed.len().saturating_sub(waiting);
+        if taken > 0 {
+            self.busy = None;
+        }
         // The kernel takes them in order.
-        self.pushed
-            .drain(..self.pushed.len().saturating_sub(waiting));
+        self.pushed.drain(..taken);
     }
 
     /// Tasks that the kernel has.
@@ -546,10 +549,12 @@ impl DiskQueue for UringQueue {
             self.go_round(timeout);
         }
         self.collect();
-        // Where the kernel does not watch it, the user has to look.
-        self.watch
+        let told = self
+            .watch
             .as_mut()
-            .is_none_or(|watch| std::mem::take(&mut watch.woken) || !watch.armed)
+            .is_none_or(|watch| std::mem::take(&mut watch.woken) || !watch.armed);
+        // Where the kernel does not watch it, the user has to look; a dead ring may never have handed the watch over.
+        told || self.dead.is_some()
     }
 
     fn in_flight(&self) -> usize {

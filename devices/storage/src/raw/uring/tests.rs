@@ -62,6 +62,38 @@ fn who_waits_looks_for_himself_where_the_kernel_cannot_poll() {
 }
 
 #[test]
+fn who_waits_in_a_dead_ring_looks_for_himself() {
+    let (_file, event, mut queue) = open();
+    write(&mut queue, 1);
+    queue.kick();
+    queue.turn(Some(Duration::ZERO)).unwrap();
+    // Never handed over.
+    assert!(queue.arm());
+    queue.die(libc::EBADF);
+    event.write(1).unwrap();
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert!(queue.wait(None));
+        assert!(start.elapsed() < 100 * MOMENT);
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_something_is_no_longer_busy() {
+    let (_file, _event, mut queue) = open();
+    queue.busy = Some(Instant::now());
+    // More than the submission queue holds: some of it is handed over at once.
+    for tag in 0..20 {
+        write(&mut queue, tag);
+    }
+    queue.kick();
+    assert_eq!(queue.busy, None);
+    let mut done = Vec::new();
+    queue.drain(Duration::from_secs(20), &mut done).unwrap();
+    assert_eq!(done.len(), 20);
+}
+
+#[test]
 fn what_a_dead_ring_has_answered_never_happens_and_what_the_kernel_has_is_awaited() {
     let (file, _event, mut queue) = open();
     write(&mut queue, 1);
