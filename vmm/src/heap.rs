@@ -10,8 +10,8 @@ pub fn limit() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, HEAPS) };
 }
 
-/// Gives back to the host what is free, of which much is left once a VM was made: its specification, its tables, what loaded its kernel. Some
-/// hundred microseconds.
+/// Gives back to the host what is free, of which much is left once a VM was made: its specification, its tables, what loaded its kernel.
+/// It walks through every heap, locked meanwhile: for once in a VM's life, not for where anybody waits.
 pub fn trim() {
     // SAFETY: it works on free memory, under the heaps' own locks.
     unsafe { libc::malloc_trim(0) };
