@@ -1,92 +1,22 @@
-//! The names, units and meanings of all metrics of a process and its VM.
+//! The names, units and meanings of the metrics of a process and its VM. Devices of which there can be many have rooms of their own.
 //!
 //! On the control plane's thread; nothing here waits. Ids and names are the user's.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::VmState;
 use paddock_api::timeline::Timeline;
 use paddock_devices::firmware::vars::VarsStatus;
-use paddock_devices::virtio::blk::{self, DURATION_BOUNDS, KindValues};
-use paddock_devices::virtio::console::PortCounters;
-use paddock_devices::virtio::net::{self, CounterValues};
 
 use super::process::Sample;
-use super::{DeviceMeter, Meters, cdroms, timeline};
+use super::{DeviceMeter, Meters, cdroms, consoles, disks, nics, timeline};
 use crate::balloon::BalloonStatus;
 use crate::driver::VmHandle;
 use crate::growth::MemoryStatus;
 use crate::machine::devices::DeviceKey;
 use crate::processors::ProcessorsStatus;
 use crate::vcpu::exits::ExitKind;
-
-/// A family of counters: its name, its meaning, and where its number is.
-type Counter<T> = (&'static str, &'static str, fn(&T) -> u64);
-
-/// What is told of each queue of a disk, for each kind of requests.
-const OF_QUEUES: [Counter<KindValues>; 3] = [
-    (
-        "paddock_disk_requests_total",
-        "Requests that the disk answered.",
-        |values| values.requests,
-    ),
-    (
-        "paddock_disk_bytes_total",
-        "Bytes of the requests that went well.",
-        |values| values.bytes,
-    ),
-    (
-        "paddock_disk_errors_total",
-        "Requests that were answered with an error.",
-        |values| values.errors,
-    ),
-];
-
-/// What is told of each queue pair of a NIC.
-const OF_PAIRS: [Counter<CounterValues>; 8] = [
-    (
-        "paddock_nic_receive_packets_total",
-        "Frames that the guest received.",
-        |values| values.rx_frames,
-    ),
-    (
-        "paddock_nic_receive_bytes_total",
-        "Bytes of the frames that the guest received.",
-        |values| values.rx_bytes,
-    ),
-    (
-        "paddock_nic_receive_dropped_total",
-        "Frames for which the guest had no room in time.",
-        |values| values.rx_dropped,
-    ),
-    (
-        "paddock_nic_receive_errors_total",
-        "Frames that could not be read from the host, or made no sense.",
-        |values| values.rx_errors,
-    ),
-    (
-        "paddock_nic_transmit_packets_total",
-        "Frames that the guest sent.",
-        |values| values.tx_frames,
-    ),
-    (
-        "paddock_nic_transmit_bytes_total",
-        "Bytes of the frames that the guest sent.",
-        |values| values.tx_bytes,
-    ),
-    (
-        "paddock_nic_transmit_dropped_total",
-        "Frames that the host did not take.",
-        |values| values.tx_dropped,
-    ),
-    (
-        "paddock_nic_transmit_errors_total",
-        "Frames that the guest made wrong.",
-        |values| values.tx_malformed,
-    ),
-];
 
 /// What the process is and costs.
 pub fn describe_process(to: &mut Exposition, sample: Option<&Sample>) {
@@ -269,10 +199,10 @@ fn describe_devices(to: &mut Exposition, meters: &Meters) {
         }
     }
     describe_broken(to, meters);
-    describe_disks(to, &disks);
+    disks::describe(to, &disks);
     cdroms::describe(to, &cdroms);
-    describe_nics(to, &nics);
-    describe_consoles(to, meters, &ports);
+    nics::describe(to, &nics);
+    consoles::describe(to, meters, &ports);
     if let Some(rng) = rng {
         to.counter("paddock_rng_requests_total", "Requests for entropy.")
             .sample(&[], rng.requests());
@@ -289,121 +219,6 @@ fn describe_broken(to: &mut Exposition, meters: &Meters) {
     for (key, count) in meters.broken() {
         let labels = [("kind", &key.kind() as _), ("device", &key.id() as _)];
         family.sample(&labels, count);
-    }
-}
-
-/// As a label.
-fn kind_name(kind: blk::Kind) -> &'static str {
-    match kind {
-        blk::Kind::Read => "read",
-        blk::Kind::Write => "write",
-        blk::Kind::Flush => "flush",
-        blk::Kind::Discard => "discard",
-        blk::Kind::WriteZeroes => "write-zeroes",
-        blk::Kind::Other => "other",
-    }
-}
-
-fn describe_disks(to: &mut Exposition, disks: &[(String, Arc<blk::Counters>)]) {
-    for (name, help, of) in OF_QUEUES {
-        let mut family = to.counter(name, help);
-        for_each_queue(disks, |labels, values| {
-            family.sample(labels, of(values));
-        });
-    }
-    let mut family = to.counter(
-        "paddock_disk_request_seconds_total",
-        "Time from taking each request to its answer.",
-    );
-    for_each_queue(disks, |labels, values| {
-        family.sample(labels, Duration::from_nanos(values.nanoseconds));
-    });
-    let mut family = to.histogram(
-        "paddock_disk_request_duration_seconds",
-        "Times from taking a request to its answer, over all queues.",
-    );
-    for (id, counters) in disks {
-        for kind in blk::Kind::ALL {
-            let values = counters.values(kind);
-            let labels = [("disk", id as _), ("kind", &kind_name(kind) as _)];
-            let sum = Duration::from_nanos(values.nanoseconds);
-            family.durations(&labels, &DURATION_BOUNDS, &values.classes, sum);
-        }
-    }
-}
-
-/// Calls `each` with labels and values of each queue's requests of each kind.
-fn for_each_queue(
-    disks: &[(String, Arc<blk::Counters>)],
-    mut each: impl FnMut(&paddock_api::metrics::Labels<'_>, &KindValues),
-) {
-    for (id, counters) in disks {
-        for queue in 0..counters.queues() {
-            for kind in blk::Kind::ALL {
-                let name = kind_name(kind);
-                let labels = [
-                    ("disk", id as _),
-                    ("queue", &queue as _),
-                    ("kind", &name as _),
-                ];
-                each(&labels, &counters.queue(queue, kind));
-            }
-        }
-    }
-}
-
-fn describe_nics(to: &mut Exposition, nics: &[(String, Arc<net::Counters>)]) {
-    for (name, help, of) in OF_PAIRS {
-        let mut family = to.counter(name, help);
-        for (id, counters) in nics {
-            for queue in 0..counters.queue_pairs() {
-                let labels = [("nic", id as _), ("queue", &queue as _)];
-                family.sample(&labels, of(&counters.pair(queue)));
-            }
-        }
-    }
-    let mut family = to.counter(
-        "paddock_nic_control_errors_total",
-        "Commands of the guest's that the NIC refused.",
-    );
-    for (id, counters) in nics {
-        family.sample(&[("nic", id)], counters.values().control_errors);
-    }
-}
-
-fn describe_consoles(to: &mut Exposition, meters: &Meters, ports: &[(String, Arc<PortCounters>)]) {
-    let hvc0 = ports.iter().find(|(name, _)| name.is_empty());
-    let named = || ports.iter().filter(|(name, _)| !name.is_empty());
-    let (printed, typed) = meters.serial();
-    let mut family = to.counter(
-        "paddock_console_output_bytes_total",
-        "Bytes that the guest printed.",
-    );
-    family.sample(&[("console", &"serial")], printed);
-    if let Some((_, counters)) = hvc0 {
-        family.sample(&[("console", &"hvc0")], counters.from_guest());
-    }
-    let mut family = to.counter(
-        "paddock_console_input_bytes_total",
-        "Bytes that were typed and that the guest's port took.",
-    );
-    family.sample(&[("console", &"serial")], typed);
-    if let Some((_, counters)) = hvc0 {
-        family.sample(&[("console", &"hvc0")], counters.to_guest());
-    }
-    let mut family = to.counter(
-        "paddock_port_output_bytes_total",
-        "Bytes that a client of the port took from the guest.",
-    );
-    for (name, counters) in named() {
-        family.sample(&[("port", name)], counters.from_guest());
-    }
-    let mut family = to.counter(
-        "paddock_port_input_bytes_total",
-        "Bytes that the guest took from a client of the port.",
-    );
-    for (name, counters) in named() {
-        family.sample(&[("port", name)], counters.to_guest());
     }
 }
 
@@ -464,165 +279,4 @@ fn describe_variables(to: &mut Exposition, status: &VarsStatus) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicU64;
-
-    use paddock_api::metrics::{FamilyKind, Snapshot};
-    use paddock_api::spec::VmSpec;
-    use paddock_devices::virtio::rng;
-    use paddock_devices::virtio::scsi::CdromHandle;
-
-    use super::*;
-    use crate::balloon::Balloon;
-    use crate::growth::Growth;
-    use crate::metrics::Share;
-    use crate::processors::Processors;
-
-    /// All families that a VM with one of each device has.
-    fn everything() -> Snapshot {
-        let spec = r#"{"boot": {"kernel": "/k"}, "cpus": {"count": 2, "max": 4}, "balloon": {"size": "8MiB"}, "memory": {"max": "1GiB"}}"#;
-        let spec = VmSpec::from_json(spec).unwrap();
-        let meters = Arc::new(Meters::new(&spec));
-        let disk = || DeviceMeter::Disk(Arc::new(blk::Counters::new(2)));
-        meters.attach(
-            DeviceKey::Disk("root".to_owned()),
-            Arc::default(),
-            Some(disk()),
-        );
-        meters.attach(
-            DeviceKey::Disk("data".to_owned()),
-            Arc::default(),
-            Some(disk()),
-        );
-        let drive = DeviceMeter::Cdrom(CdromHandle::new("cd", || ()));
-        let key = DeviceKey::Cdrom("cd".to_owned());
-        meters.attach(key, Arc::default(), Some(drive));
-        let nic = DeviceMeter::Nic(Arc::new(net::Counters::new(2)));
-        meters.attach(DeviceKey::Nic("nic0".to_owned()), Arc::default(), Some(nic));
-        let port = |name: &str| (name.to_owned(), Arc::default());
-        let ports = ["", "serial", "org.qemu.guest_agent.0"].map(port);
-        let console = DeviceMeter::Console(ports.into());
-        meters.attach(DeviceKey::Console, Arc::default(), Some(console));
-        let entropy = DeviceMeter::Rng(Arc::<rng::Counters>::default());
-        meters.attach(DeviceKey::Rng, Arc::default(), Some(entropy));
-        meters.attach(DeviceKey::Balloon, Arc::new(AtomicU64::new(7)), None);
-        meters.times.machine_built.set();
-        let mut to = Exposition::default();
-        let sample = Sample {
-            cpu: Some((Duration::from_millis(1230), Duration::from_millis(10))),
-            resident: Some(1),
-            threads: Some(2),
-            open_fds: Some(3),
-            max_fds: None,
-            share: Some(Share {
-                guest: 4,
-                overhead: 5,
-            }),
-        };
-        describe_process(&mut to, Some(&sample));
-        describe_timeline(&mut to, &meters.times.timeline());
-        describe_vcpus(&mut to, &meters);
-        describe_devices(&mut to, &meters);
-        describe_cpus(&mut to, &Processors::new(&spec).status());
-        describe_memory(&mut to, &Growth::new(&spec).status());
-        describe_balloon(&mut to, &Balloon::new(&spec).unwrap().status());
-        let variables = VarsStatus {
-            unsaved: true,
-            error: None,
-            writes: 3,
-            failures: 2,
-        };
-        describe_variables(&mut to, &variables);
-        Snapshot::parse(&to.into_text()).unwrap()
-    }
-
-    #[test]
-    fn each_device_has_its_series() {
-        let all = everything();
-        for (name, labels, value) in [
-            (
-                "paddock_process_cpu_seconds_total",
-                vec![("mode", "user")],
-                1.23,
-            ),
-            ("paddock_process_overhead_memory_bytes", vec![], 5.0),
-            ("paddock_guest_resident_memory_bytes", vec![], 4.0),
-            (
-                "paddock_vcpu_exits_total",
-                vec![("vcpu", "1"), ("kind", "port-write")],
-                0.0,
-            ),
-            (
-                "paddock_disk_requests_total",
-                vec![("disk", "data"), ("queue", "1"), ("kind", "write-zeroes")],
-                0.0,
-            ),
-            (
-                "paddock_disk_request_duration_seconds_count",
-                vec![("disk", "root"), ("kind", "read")],
-                0.0,
-            ),
-            (
-                "paddock_nic_transmit_bytes_total",
-                vec![("nic", "nic0"), ("queue", "1")],
-                0.0,
-            ),
-            (
-                "paddock_console_input_bytes_total",
-                vec![("console", "hvc0")],
-                0.0,
-            ),
-            (
-                "paddock_port_output_bytes_total",
-                vec![("port", "serial")],
-                0.0,
-            ),
-            ("paddock_cdrom_read_bytes_total", vec![("cdrom", "cd")], 0.0),
-            ("paddock_cdrom_loaded", vec![("cdrom", "cd")], 0.0),
-            ("paddock_rng_bytes_total", vec![], 0.0),
-            (
-                "paddock_device_needs_reset_total",
-                vec![("kind", "disk"), ("device", "data")],
-                0.0,
-            ),
-            (
-                "paddock_device_needs_reset_total",
-                vec![("kind", "balloon"), ("device", "balloon")],
-                7.0,
-            ),
-            ("paddock_balloon_target_bytes", vec![], 8_388_608.0),
-            ("paddock_vm_cpus", vec![], 2.0),
-            ("paddock_vm_cpus_wanted", vec![], 2.0),
-            ("paddock_vm_cpus_max", vec![], 4.0),
-            ("paddock_vm_memory_bytes", vec![], 536_870_912.0),
-            ("paddock_vm_memory_max_bytes", vec![], 1_073_741_824.0),
-            ("paddock_vm_memory_errors_total", vec![], 0.0),
-            ("paddock_variables_unsaved", vec![], 1.0),
-            ("paddock_variables_writes_total", vec![], 3.0),
-            ("paddock_variables_write_errors_total", vec![], 2.0),
-        ] {
-            assert_eq!(all.value(name, &labels), Some(value), "{name} {labels:?}");
-        }
-        assert_eq!(all.value("paddock_process_max_fds", &[]), None);
-        let step = |step| all.value("paddock_boot_timeline_seconds", &[("step", step)]);
-        assert!(step("machine_built") > Some(0.0) && step("init_up").is_none());
-    }
-
-    #[test]
-    fn names_say_their_units() {
-        for family in everything().families() {
-            let name = family.name.strip_suffix("_total").unwrap_or(&family.name);
-            assert!(name.starts_with("paddock_"), "{name}");
-            let is_counter = family.kind == FamilyKind::Counter;
-            assert_eq!(is_counter, family.name.ends_with("_total"), "{name}");
-            assert!(
-                family.help.ends_with('.') && family.help.len() > 5,
-                "{name}"
-            );
-            for unit in ["_bytes", "_seconds"] {
-                let middle = name.contains(&format!("{unit}_"));
-                assert!(!middle, "{name}: the unit comes last");
-            }
-        }
-    }
-}
+mod tests;

@@ -10,8 +10,11 @@
 //! reset does not turn them back. They go with the device when it is removed, and with the VM.
 
 mod cdroms;
+mod consoles;
+mod disks;
 mod families;
 mod meters;
+mod nics;
 mod process;
 pub mod timeline;
 

@@ -1,0 +1,89 @@
+//! What disks have done, as metrics: of each queue, for each kind of requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use paddock_api::metrics::{Exposition, Labels};
+use paddock_devices::virtio::blk::{self, DURATION_BOUNDS, KindValues};
+
+/// A family: its name, its meaning, and where its number is.
+type Family = (&'static str, &'static str, fn(&KindValues) -> u64);
+
+const COUNTERS: [Family; 3] = [
+    (
+        "paddock_disk_requests_total",
+        "Requests that the disk answered.",
+        |values| values.requests,
+    ),
+    (
+        "paddock_disk_bytes_total",
+        "Bytes of the requests that went well.",
+        |values| values.bytes,
+    ),
+    (
+        "paddock_disk_errors_total",
+        "Requests that were answered with an error.",
+        |values| values.errors,
+    ),
+];
+
+/// As a label.
+fn kind_name(kind: blk::Kind) -> &'static str {
+    match kind {
+        blk::Kind::Read => "read",
+        blk::Kind::Write => "write",
+        blk::Kind::Flush => "flush",
+        blk::Kind::Discard => "discard",
+        blk::Kind::WriteZeroes => "write-zeroes",
+        blk::Kind::Other => "other",
+    }
+}
+
+/// The disks of a VM, by their ids.
+pub(super) fn describe(to: &mut Exposition, disks: &[(String, Arc<blk::Counters>)]) {
+    for (name, help, of) in COUNTERS {
+        let mut family = to.counter(name, help);
+        for_each_queue(disks, |labels, values| {
+            family.sample(labels, of(values));
+        });
+    }
+    let mut family = to.counter(
+        "paddock_disk_request_seconds_total",
+        "Time from taking each request to its answer.",
+    );
+    for_each_queue(disks, |labels, values| {
+        family.sample(labels, Duration::from_nanos(values.nanoseconds));
+    });
+    let mut family = to.histogram(
+        "paddock_disk_request_duration_seconds",
+        "Times from taking a request to its answer, over all queues.",
+    );
+    for (id, counters) in disks {
+        for kind in blk::Kind::ALL {
+            let values = counters.values(kind);
+            let labels = [("disk", id as _), ("kind", &kind_name(kind) as _)];
+            let sum = Duration::from_nanos(values.nanoseconds);
+            family.durations(&labels, &DURATION_BOUNDS, &values.classes, sum);
+        }
+    }
+}
+
+/// Calls `each` with labels and values of each queue's requests of each kind.
+fn for_each_queue(
+    disks: &[(String, Arc<blk::Counters>)],
+    mut each: impl FnMut(&Labels<'_>, &KindValues),
+) {
+    for (id, counters) in disks {
+        for queue in 0..counters.queues() {
+            for kind in blk::Kind::ALL {
+                let name = kind_name(kind);
+                let labels = [
+                    ("disk", id as _),
+                    ("queue", &queue as _),
+                    ("kind", &name as _),
+                ];
+                each(&labels, &counters.queue(queue, kind));
+            }
+        }
+    }
+}
