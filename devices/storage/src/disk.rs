@@ -9,7 +9,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Buffer;
 
@@ -232,5 +232,29 @@ pub trait DiskQueue: Send {
     /// # Errors
     /// `TimedOut` when something is still in flight at the deadline. The queue (and with it the buffers) must then
     /// be kept or dropped; dropping it waits for, or hands to the kernel for good, what still uses the buffers.
-    fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()>;
+    fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let end = Instant::now() + deadline;
+        let mut is_over = false;
+        self.kick();
+        loop {
+            self.reap(completions);
+            if self.in_flight() == 0 {
+                return Ok(());
+            }
+            if is_over {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            is_over = Instant::now() >= end;
+            self.await_completion(end)?;
+        }
+    }
+
+    /// Waits until there may be something to [`reap`](Self::reap), at most until `end`; what [`drain`](Self::drain) does in between. Called once
+    /// more when that has passed, to look without waiting.
+    ///
+    /// # Errors
+    /// When the host fails to wait.
+    fn await_completion(&mut self, end: Instant) -> io::Result<()> {
+        crate::fd::wait_readable(self.completion_event(), end)
+    }
 }

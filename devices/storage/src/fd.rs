@@ -16,15 +16,12 @@ pub(crate) fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
 }
 
-/// Waits until `fd` is readable, or something else woke the thread up.
+/// Waits until `fd` is readable, `end` has come, or something else woke the thread up.
 ///
 /// # Errors
-/// `TimedOut` when the deadline has passed.
-pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
+/// When the host cannot poll it.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, end: Instant) -> io::Result<()> {
+    let left = end.saturating_duration_since(Instant::now());
     let timeout = Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(left.subsec_nanos()),

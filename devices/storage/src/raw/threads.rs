@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -211,18 +211,6 @@ impl DiskQueue for ThreadQueue {
 
     fn in_flight(&self) -> usize {
         self.in_flight
-    }
-
-    fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
-        let end = Instant::now() + deadline;
-        self.kick();
-        loop {
-            self.reap(completions);
-            if self.in_flight == 0 {
-                return Ok(());
-            }
-            crate::fd::wait_readable(self.completion_event(), end)?;
-        }
     }
 }
 

@@ -561,31 +561,15 @@ impl DiskQueue for UringQueue {
         self.tasks.len() - self.free.len() + self.done.len()
     }
 
-    fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
-        let end = Instant::now() + deadline;
-        self.kick();
-        loop {
-            self.reap(completions);
-            if self.in_flight() == 0 {
-                return Ok(());
-            }
-            if !self.waits {
-                crate::fd::wait_readable(self.completion_event(), end)?;
-                continue;
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if self.dead.is_none() {
-                self.fill();
-            }
-            self.go_round(Some(left));
-            if left.is_zero() {
-                self.reap(completions);
-                return match self.in_flight() {
-                    0 => Ok(()),
-                    _ => Err(io::ErrorKind::TimedOut.into()),
-                };
-            }
+    fn await_completion(&mut self, end: Instant) -> io::Result<()> {
+        if !self.waits {
+            return crate::fd::wait_readable(self.completion_event(), end);
         }
+        if self.dead.is_none() {
+            self.fill();
+        }
+        self.go_round(Some(end.saturating_duration_since(Instant::now())));
+        Ok(())
     }
 }
 
