@@ -163,20 +163,35 @@ pub struct Balloon {
 pub struct Disk {
     /// Unique among all devices.
     pub id: DeviceId,
-    /// A raw image file or a block device.
-    pub path: PathBuf,
+    /// Where its content is.
+    pub source: DiskSource,
     /// Whether the guest may only read.
     pub read_only: bool,
-    /// Whether the host's page cache is bypassed.
-    pub direct: DirectIo,
-    /// How the host does the I/O.
-    pub engine: DiskEngine,
     /// Request queues, 1 to 64.
     pub queues: u16,
     /// Requests a queue holds.
     pub queue_size: QueueSize,
     /// The serial number that the guest reads.
     pub serial: Option<DiskSerial>,
+}
+
+/// Where a disk's content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// In a file or block device of the host's.
+    File(DiskFile),
+}
+
+/// A file or block device behind a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskFile {
+    /// A raw image file or a block device; or a descriptor of one, see [`PassedFd`](super::PassedFd).
+    pub path: PathBuf,
+    /// Whether the host's page cache is bypassed.
+    pub direct: DirectIo,
+    /// How the host does the I/O.
+    pub engine: DiskEngine,
 }
 
 /// A CD-ROM drive.
@@ -359,15 +374,21 @@ impl From<&Balloon> for BalloonConfig {
 
 impl From<&Disk> for DiskConfig {
     fn from(disk: &Disk) -> Self {
-        Self {
+        let config = Self {
             id: Some(disk.id.to_string()),
-            path: Some(disk.path.clone()),
             read_only: Some(disk.read_only),
-            direct: Some(disk.direct),
-            engine: Some(disk.engine),
             queues: Some(disk.queues.into()),
             queue_size: Some(disk.queue_size.get().into()),
             serial: disk.serial.as_ref().map(DiskSerial::to_string),
+            ..Self::default()
+        };
+        match &disk.source {
+            DiskSource::File(file) => Self {
+                path: Some(file.path.clone()),
+                direct: Some(file.direct),
+                engine: Some(file.engine),
+                ..config
+            },
         }
     }
 }

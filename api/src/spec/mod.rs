@@ -36,8 +36,8 @@ pub use config::{
     FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
-    Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, FirmwareBoot, KernelBoot, Memory, Nic,
-    NicAttachment, Port, Smbios, Topology, VmSpec,
+    Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, DiskFile, DiskSource, FirmwareBoot,
+    KernelBoot, Memory, Nic, NicAttachment, Port, Smbios, Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
 pub(crate) use problem::quoted;

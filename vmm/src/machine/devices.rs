@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use paddock_api::spec::{self, DirectIo, DiskEngine, NicAttachment, PassedFd, ValueError};
+use paddock_api::spec::{self, NicAttachment, PassedFd, ValueError};
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::virtio::VirtioDevice;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions, VirtioBalloon};
@@ -21,8 +21,9 @@ use paddock_devices::virtio::net::{self, Net, NetOptions};
 use paddock_devices::virtio::rng::{self, VirtioRng};
 use paddock_devices::virtio::scsi::{CdromHandle, VirtioScsi};
 use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSource};
-use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
+use paddock_storage::Disk;
 
+use super::disks;
 use crate::Error;
 use crate::memory::RamReclaim;
 use crate::metrics::DeviceMeter;
@@ -140,7 +141,10 @@ impl OpenDevice {
     /// # Errors
     /// When it cannot be had.
     pub fn disk(pointer: &str, disk: &spec::Disk) -> Result<Self, Error> {
-        let open = open_disk(pointer, disk)?;
+        let open = OpenDisk {
+            backend: disks::open(pointer, disk)?,
+            counters: Arc::new(blk::Counters::new(disk.queues)),
+        };
         Self::new(Part::Disk(Box::new(disk.clone()), open)).tried(pointer)
     }
 
@@ -314,43 +318,6 @@ pub(crate) fn take_passed(
     let passed = passed.map_err(|error| Error::part(pointer, error))?;
     let taken = inherited().descriptors.take(&passed, pointer);
     taken.map_err(|error| Error::part(pointer, error))
-}
-
-fn open_disk(pointer: &str, disk: &spec::Disk) -> Result<OpenDisk, Error> {
-    let options = RawOptions {
-        read_only: disk.read_only,
-        direct: match disk.direct {
-            DirectIo::Auto => Direct::Auto,
-            DirectIo::On => Direct::On,
-            DirectIo::Off => Direct::Off,
-        },
-        engine: match disk.engine {
-            DiskEngine::Auto => Engine::Auto,
-            DiskEngine::IoUring => Engine::IoUring,
-            DiskEngine::Threads => Engine::Threads,
-        },
-        ..RawOptions::new(&disk.path)
-    };
-    let open = match PassedFd::in_path(&disk.path) {
-        Some(passed) => {
-            let file = take_passed(&format!("{pointer}/path"), passed)?;
-            RawDisk::adopt(file, &options)
-        }
-        None => RawDisk::open(&options),
-    };
-    let open = open.map_err(|error| Error::part(pointer, error))?;
-    tracing::info!(
-        disk = disk.id.as_str(),
-        path = %disk.path.display(),
-        bytes = open.size(),
-        direct = open.is_direct(),
-        engine = ?open.engine(),
-        "disk opened"
-    );
-    Ok(OpenDisk {
-        backend: Arc::new(open),
-        counters: Arc::new(blk::Counters::new(disk.queues)),
-    })
 }
 
 fn open_nic(pointer: &str, nic: &spec::Nic) -> Result<Nic, Error> {

@@ -6,6 +6,7 @@
 
 pub mod chipset;
 pub mod devices;
+mod disks;
 mod firmware;
 pub mod resources;
 mod slots;

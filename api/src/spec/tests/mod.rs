@@ -74,10 +74,12 @@ fn defaults() {
         (disk.id.as_str(), disk.queues, disk.queue_size.get()),
         ("disk0", 4, 256)
     );
-    assert_eq!(
-        (disk.direct, disk.engine),
-        (DirectIo::Auto, DiskEngine::Auto)
-    );
+    let file = DiskFile {
+        path: "a".into(),
+        direct: DirectIo::Auto,
+        engine: DiskEngine::Auto,
+    };
+    assert_eq!(disk.source, DiskSource::File(file));
     let nic = &spec.nics[0];
     assert_eq!(
         (nic.id.as_str(), nic.queue_pairs, nic.mac, nic.mtu),

@@ -9,7 +9,8 @@ use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems, quoted};
 use super::super::types::{DeviceId, PassedFd, ValueError};
 use super::cdroms::MAX_CDROMS;
-use super::devices::{MAX_DISKS, MAX_NICS};
+use super::devices::MAX_NICS;
+use super::disks::MAX_DISKS;
 use super::passed::passed_or_path;
 use super::{at_most, optional, path};
 

@@ -2,23 +2,19 @@
 
 use std::collections::HashSet;
 
-use super::super::config::{DiskConfig, NicConfig, VmConfig};
+use super::super::config::{NicConfig, VmConfig};
 use super::super::machine::{Cdrom, Disk, Nic, NicAttachment};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems, quoted};
 use super::super::types::{
-    DeviceId, MacAddr, Mtu, PassedFd, PassedTap, QueueSize, Uuid, ValueError, VlanId, in_range,
+    DeviceId, MacAddr, Mtu, PassedTap, QueueSize, Uuid, ValueError, VlanId, in_range,
 };
 use super::cdroms::{MAX_CDROMS, cdrom, written_media};
-use super::passed::passed_or_path;
+use super::disks::{MAX_DISKS, disk, shared_files};
 use super::{at_most, optional, passed};
 
-pub(super) const MAX_DISKS: usize = 128;
 pub(super) const MAX_NICS: usize = 32;
-const MAX_DISK_QUEUES: u64 = 64;
 const MAX_QUEUE_PAIRS: u64 = 8;
-/// More queues than this by default are memory and threads that few guests need.
-const DEFAULT_DISK_QUEUES: u8 = 4;
 /// Ids of the devices that are in a VM without being listed in its spec.
 const RESERVED_IDS: [&str; 4] = ["balloon", "console", "memory", "rng"];
 
@@ -143,50 +139,6 @@ fn ids(config: &VmConfig, problems: &mut Problems) -> Ids {
         cdroms: fill("cdrom", cdroms),
         nics: fill("nic", nics),
     }
-}
-
-fn disk(
-    config: &DiskConfig,
-    id: Option<DeviceId>,
-    processors: u8,
-    at: &JsonPointer,
-    problems: &mut Problems,
-) -> Option<Disk> {
-    if config.path.is_none() {
-        let detail = "path is missing: name a raw image file or a block device";
-        problems.missing(at, &["path"], detail);
-    }
-    let path = optional(
-        problems,
-        &at.key("path"),
-        config.path.as_deref(),
-        passed_or_path,
-    );
-    let queues = optional(problems, &at.key("queues"), config.queues, |queues| {
-        in_range("the number of queues", queues, 1..=MAX_DISK_QUEUES)
-    });
-    let queue_size = optional(
-        problems,
-        &at.key("queue_size"),
-        config.queue_size,
-        QueueSize::try_from,
-    );
-    let serial = optional(
-        problems,
-        &at.key("serial"),
-        config.serial.as_deref(),
-        str::parse,
-    );
-    Some(Disk {
-        id: id?,
-        path: path??,
-        read_only: config.read_only.unwrap_or(false),
-        direct: config.direct.unwrap_or_default(),
-        engine: config.engine.unwrap_or_default(),
-        queues: queues?.unwrap_or_else(|| processors.min(DEFAULT_DISK_QUEUES).into()),
-        queue_size: queue_size?.unwrap_or_default(),
-        serial: serial?,
-    })
 }
 
 fn nic(
@@ -318,25 +270,6 @@ fn derived_mac(uuid: Uuid, id: &DeviceId) -> MacAddr {
     });
     // The address takes 46 bits: fold the rest in.
     MacAddr::locally_administered(hash ^ (hash >> 48))
-}
-
-/// Two read-only views of one file are fine; a writer wants it alone. Of descriptors, [`passed::each_once`] speaks.
-fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mut Problems) {
-    let writes = |disk: &DiskConfig| disk.read_only != Some(true);
-    for (index, disk) in disks.iter().enumerate() {
-        let passed = disk.path.as_deref().and_then(PassedFd::in_path).is_some();
-        let first = disks[..index].iter().position(|other| {
-            !passed
-                && disk.path.is_some()
-                && other.path == disk.path
-                && (writes(disk) || writes(other))
-        });
-        if let Some(first) = first {
-            let detail =
-                format!("disk {first} has the same path; only read-only disks may share one");
-            problems.add(at.index(index).key("path"), ProblemCode::Duplicate, detail);
-        }
-    }
 }
 
 fn shared_taps_and_macs(nics: &[NicConfig], at: &JsonPointer, problems: &mut Problems) {

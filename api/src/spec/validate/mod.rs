@@ -8,6 +8,7 @@ mod boot;
 pub(super) mod cdroms;
 mod console;
 mod devices;
+mod disks;
 pub(super) mod passed;
 mod smbios;
 

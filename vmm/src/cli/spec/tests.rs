@@ -1,6 +1,6 @@
 //! What the flags make of a spec, and what is said of those that cannot be.
 
-use paddock_api::spec::{Boot, ByteSize};
+use paddock_api::spec::{Boot, ByteSize, DiskConfig};
 
 use super::*;
 
@@ -98,7 +98,8 @@ fn flags_replace_and_add() {
     assert_eq!((spec.cpus.count, spec.cpus.nested), (2, true));
     assert_eq!(spec.memory.size, ByteSize::from_mib(2048));
     assert!(spec.memory.hugepages.is_some());
-    let paths: Vec<_> = spec.disks.iter().map(|disk| disk.path.clone()).collect();
+    let disks = spec.disks.iter().map(DiskConfig::from);
+    let paths: Vec<_> = disks.filter_map(|disk| disk.path).collect();
     assert_eq!(paths, [PathBuf::from("a"), PathBuf::from("b")]);
     assert_eq!(spec.console.serial, ConsoleTarget::File("log".into()));
     let balloon = spec.balloon.unwrap();
