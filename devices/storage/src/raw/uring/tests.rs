@@ -1,5 +1,8 @@
 //! What takes a look inside.
 
+use std::path::Path;
+
+use super::ring::{PAUSE, WATCH};
 use super::*;
 use crate::{Buffer, Disk, Operation, RawDisk, RawOptions};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -36,9 +39,9 @@ fn a_watch_that_the_kernel_ends_is_asked_for_again() {
         event.write(1).unwrap();
         assert!(queue.wait(None));
         let end = opcode::PollRemove::new(WATCH).build();
-        assert!(queue.push_extra(end, NOBODY));
+        assert!(queue.ring.push_extra(end, NOBODY));
         while is_armed(&queue) {
-            queue.turn(Some(PAUSE)).unwrap();
+            queue.ring.turn(Some(PAUSE)).unwrap();
             queue.collect();
         }
         // It was written to before, which the kernel tells anew.
@@ -50,7 +53,8 @@ fn a_watch_that_the_kernel_ends_is_asked_for_again() {
 #[test]
 fn who_waits_looks_for_himself_where_the_kernel_cannot_poll() {
     let (_file, _event, mut queue) = open();
-    queue.hear(-libc::EINVAL, true);
+    let watch = queue.watch.as_mut().unwrap();
+    watch.hear(-libc::EINVAL, true, Path::new(""));
     let start = Instant::now();
     assert!(queue.wait(None));
     assert!((MOMENT..100 * MOMENT).contains(&start.elapsed()));
@@ -66,10 +70,11 @@ fn who_waits_in_a_dead_ring_looks_for_himself() {
     let (_file, event, mut queue) = open();
     write(&mut queue, 1);
     queue.kick();
-    queue.turn(Some(Duration::ZERO)).unwrap();
+    queue.ring.turn(Some(Duration::ZERO)).unwrap();
     // Never handed over.
-    assert!(queue.arm());
-    queue.die(libc::EBADF);
+    let watch = queue.watch.as_mut().unwrap();
+    assert!(watch.arm(&mut queue.ring));
+    queue.ring.die(libc::EBADF);
     event.write(1).unwrap();
     for _ in 0..3 {
         let start = Instant::now();
@@ -81,13 +86,13 @@ fn who_waits_in_a_dead_ring_looks_for_himself() {
 #[test]
 fn a_kernel_that_takes_something_is_no_longer_busy() {
     let (_file, _event, mut queue) = open();
-    queue.busy = Some(Instant::now());
+    queue.ring.busy = Some(Instant::now());
     // More than the submission queue holds: some of it is handed over at once.
     for tag in 0..20 {
         write(&mut queue, tag);
     }
     queue.kick();
-    assert_eq!(queue.busy, None);
+    assert_eq!(queue.ring.busy, None);
     let mut done = Vec::new();
     queue.drain(Duration::from_secs(20), &mut done).unwrap();
     assert_eq!(done.len(), 20);
@@ -98,13 +103,13 @@ fn what_a_dead_ring_has_answered_never_happens_and_what_the_kernel_has_is_awaite
     let (file, _event, mut queue) = open();
     write(&mut queue, 1);
     queue.kick();
-    queue.turn(Some(Duration::ZERO)).unwrap();
+    queue.ring.turn(Some(Duration::ZERO)).unwrap();
     for tag in 2..6 {
         write(&mut queue, tag);
     }
     queue.kick();
-    assert_eq!(queue.pushed.len(), 4);
-    queue.die(libc::EBADF);
+    assert_eq!(queue.ring.pushed.len(), 4);
+    queue.ring.die(libc::EBADF);
     let mut done = Vec::new();
     queue.reap(&mut done);
     let end = Instant::now() + Duration::from_secs(20);
