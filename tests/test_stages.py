@@ -53,7 +53,7 @@ class Binaries(unittest.TestCase):
         """The counts of one binary, and how often it was run."""
         steps = Steps([].extend, soak=False)
         with (
-            unittest.mock.patch.object(table.cargo, "test_binaries", return_value={"one": Path("one")}),
+            unittest.mock.patch.object(table.cargo, "test_binaries", return_value={"longhorn_one": Path("longhorn_one"), "one": Path("one")}),
             unittest.mock.patch.object(table, "_hosts_here", return_value=2),
             unittest.mock.patch.object(table, "_run_in_lab", side_effect=ends) as run,
         ):
@@ -76,6 +76,25 @@ class Binaries(unittest.TestCase):
         for code in (table.LAB_DEADLINE, table.LAB_FAILED):
             self.assertEqual(self.counts((code, Counts()), (0, Counts(3))), (Counts(3), 2))
             self.assertEqual(self.counts((code, Counts()), (code, Counts())), (Counts(0, 1), 2))
+
+    def test_longhorn_runs_on_this_machine(self) -> None:
+        steps = Steps([].extend, soak=False)
+        binaries = {"longhorn": Path("longhorn"), "one": Path("one")}
+        with (
+            unittest.mock.patch.object(table.cargo, "test_binaries", return_value=binaries),
+            unittest.mock.patch.object(steps, "program", side_effect=[0, 1]) as program,
+        ):
+            table._longhorn(steps)
+        commands = [call.args[0] for call in program.call_args_list]
+        self.assertEqual(commands[0], ["tests/conformance/longhorn/build"])
+        self.assertIn("longhorn", commands[1])
+        self.assertEqual((len(commands), steps.counts), (2, Counts(0, 1)))
+
+    def test_without_longhorn_its_tests_have_failed(self) -> None:
+        steps = Steps([].extend, soak=False)
+        with unittest.mock.patch.object(steps, "program", return_value=1) as program:
+            table._longhorn(steps)
+        self.assertEqual((program.call_count, steps.counts), (1, Counts(0, 1)))
 
     def test_as_many_hosts_as_the_machine_bears(self) -> None:
         for place, cores, available, expected in (

@@ -1,7 +1,7 @@
-//! What the end-to-end tests share: a `paddock` process with its guest's console and probe, and the host around it.
+//! What the end-to-end tests share: a `paddock` process with its guest's console and probe, and the host around it; and the real Longhorn.
 //!
-//! The tests are compiled outside and run inside the lab, as root, one at a time (`tests/run --only vm`). Every wait has a
-//! deadline; what fails shows the guest's console and paddock's log.
+//! The tests are compiled outside and run inside the lab, as root, one at a time (`tests/run --only vm`); those of [`longhorn`] run right on this
+//! machine (`tests/run --only conformance`). Every wait has a deadline; what fails shows the guest's console and the processes' logs.
 
 pub mod api;
 pub mod bench;
@@ -10,6 +10,7 @@ pub mod ctl;
 pub mod files;
 pub mod firmware;
 pub mod host;
+pub mod longhorn;
 pub mod memory;
 pub mod metrics;
 pub mod netboot;

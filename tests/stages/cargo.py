@@ -11,8 +11,8 @@ TEST_BUILDS = [
     # On taps and bridges, which this machine's kernel may not have.
     ["cargo", "test", "--locked", "-p", "paddock-network", "--features", "lab-tests", "--test", "host", "--no-run"],
 ]
-"""What builds the tests that run in the lab: those of paddock-tests, and those of other packages that need its kernel. They are debug builds,
-whose dependencies the unit tests have built: tests wait for guests, and what they test is the release build of paddock."""
+"""What builds the tests that run in the lab, or beside it: those of paddock-tests, and those of other packages that need the lab's kernel. They are
+debug builds, whose dependencies the unit tests have built: tests wait for guests, and what they test is the release build of paddock."""
 
 
 class CargoError(Exception):
@@ -39,7 +39,7 @@ def target_directory() -> Path:
 
 
 def test_binaries() -> dict[str, Path]:
-    """The test binaries for the lab (tests/ targets, not libraries), by name; builds them where need be."""
+    """The test binaries for the lab and this machine (tests/ targets, not libraries), by name; builds them where need be."""
     found: dict[str, Path] = {}
     for build in TEST_BUILDS:
         for line in _cargo([*build, "--message-format=json"]).splitlines():

@@ -18,10 +18,10 @@ from stages.steps import REPOSITORY, Steps
 
 MINUTE = 60.0
 
-EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "python3-venv", "qemu-utils", "shellcheck", "systemd", "xorriso"]
+EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "libqcow-dev", "python3-venv", "qemu-utils", "shellcheck", "systemd", "xorriso", "zlib1g-dev"]
 """Debian packages that the stages below need, beside what the lab needs. g++ compiles libFuzzer, dmsetup makes disks with bad blocks;
 dnsmasq serves what boots from the network, qemu-img and xorriso make images as users have them; systemd reads the units, and runs them in
-namespaces of its own."""
+namespaces of its own; Longhorn's program has libqcow and zlib in it."""
 
 NODE_PACKAGES = ["nodejs", "npm"]
 """Likewise, where the machine has no npm yet: one that came otherwise would not go together with Debian's."""
@@ -40,6 +40,7 @@ VM_HOSTS = 2
 
 VM_BINARY_DEADLINE = 15 * MINUTE
 CONFORMANCE_DEADLINE = 12 * MINUTE
+LONGHORN_DEADLINE = 10 * MINUTE
 FUZZ_SECONDS = 120
 FUZZ_SECONDS_SOAK = 400
 """For all fuzz targets at once; on two cores, 120 s are a minute of computing for each of four."""
@@ -58,7 +59,7 @@ class Stage:
 def setup(steps: Steps) -> None:
     """Installs and prepares; idempotent."""
     packages = EXTRA_PACKAGES + ([] if shutil.which("npm") else NODE_PACKAGES)
-    if steps.must("tests/lab/setup", ["tests/lab/setup", *packages], deadline=20 * MINUTE):
+    if steps.must("tests/lab/setup", ["tests/lab/setup", "--go", *packages], deadline=20 * MINUTE):
         steps.must("tests/conformance/setup", ["tests/conformance/setup"], deadline=20 * MINUTE)
 
 
@@ -190,12 +191,18 @@ def _hosts_here() -> int:
     return hosts_at_once(place, len(os.sched_getaffinity(0)), int(available[1]) / (1 << 20) if available else 0)
 
 
+def is_native(name: str) -> bool:
+    """Whether a test binary runs right on this machine, in the stage `conformance`: those of Longhorn need no VM, but a file system with FIEMAP and
+    O_DIRECT, which the lab's host has not."""
+    return name.startswith("longhorn")
+
+
 def vm(steps: Steps) -> None:
     """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline.
 
     Two hosts share the work. Their order does not matter much: the last binary runs alone for as long as it takes, at worst.
     """
-    paths = list(cargo.test_binaries().values())
+    paths = [path for name, path in cargo.test_binaries().items() if not is_native(name)]
     if not paths:
         steps.failed("paddock-tests has no end-to-end tests")
         return
@@ -218,8 +225,26 @@ exit $code
 """
 
 
+# Runs a test binary as PID 1's child in a namespace: with PID 1, all that the tests started ends.
+NATIVE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", "sh", "-c", '"$@"; exit $?', "sh"]
+
+
+def _longhorn(steps: Steps) -> None:
+    """The real Longhorn, which is built here: its sockets are root's."""
+    if not steps.must("building Longhorn", ["tests/conformance/longhorn/build"], deadline=15 * MINUTE):
+        return
+    as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CI,PADDOCK_SOAK"]
+    deadline = LONGHORN_DEADLINE * (3 if steps.soak else 1)
+    paths = [(name, path) for name, path in cargo.test_binaries().items() if is_native(name)]
+    if not paths:
+        steps.failed("there are no tests of Longhorn")
+    for name, path in paths:
+        steps.tests(name, [*as_root, *NATIVE, str(path), "--test-threads=1"], deadline=deadline)
+
+
 def conformance(steps: Steps) -> None:
-    """The HTTP API as others see it: tools that know nothing but api/openapi.json."""
+    """The HTTP API as others see it, tools that know nothing but api/openapi.json; and the real Longhorn."""
+    _longhorn(steps)
     here = REPOSITORY / "tests" / "conformance"
     steps.check("a client generated from api/openapi.json compiles", [str(here / "client" / "build")], deadline=5 * MINUTE)
     breadth = ["/usr/bin/python3", "-B", str(here / "schema.py"), "breadth"]
@@ -298,7 +323,7 @@ STAGES = [
     Stage("guests", "guest kernels, initramfs and disk images", guests, needs=("setup",)),
     Stage("lab", "the lab's own tests", lab, needs=("setup",)),
     Stage("vm", "end-to-end tests on real KVM", vm, needs=("setup", "build", "guests")),
-    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client", conformance, needs=("setup", "build", "guests")),
+    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client; Longhorn", conformance, needs=("setup", "build", "guests")),
     Stage("bench", "benchmarks beside QEMU", bench, needs=("setup", "build", "guests")),
     Stage("fuzz", "each fuzz target for a short time", fuzz, needs=("setup",)),
     Stage("demo", "guests/run", demo, needs=("setup", "build", "guests")),

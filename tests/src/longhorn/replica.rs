@@ -1,0 +1,185 @@
+//! A replica process, and the directory it keeps its copy in.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use super::data::DataConnection;
+use super::ports::Ports;
+use super::process::Process;
+use super::{START_DEADLINE, is_served, program};
+
+/// How a replica is run.
+#[derive(Debug, Clone)]
+pub struct ReplicaOptions {
+    /// What is run: Longhorn's program, or another that takes the same command line.
+    pub program: PathBuf,
+    /// Name of the volume; calls for another one are refused.
+    pub volume: String,
+    /// Whether it counts the writes in `revision.counter`. Longhorn has that off, unless it is told otherwise.
+    pub revision_counter: bool,
+    /// More flags of `longhorn replica`.
+    pub flags: Vec<String>,
+}
+
+impl ReplicaOptions {
+    /// Longhorn's replica of a volume, without a revision counter.
+    ///
+    /// # Panics
+    /// When Longhorn was not built.
+    #[must_use]
+    pub fn of(volume: &str) -> Self {
+        Self {
+            program: program(),
+            volume: volume.to_owned(),
+            revision_counter: false,
+            flags: Vec::new(),
+        }
+    }
+}
+
+/// A replica on ports of its own; ended on drop, its directory left where it is.
+#[derive(Debug)]
+pub struct Replica {
+    process: Process,
+    /// The earlier processes, for their logs.
+    ended: Vec<Process>,
+    ports: Ports,
+    directory: PathBuf,
+    size: u64,
+    options: ReplicaOptions,
+}
+
+impl Replica {
+    /// Starts it in a directory, which it makes, with a volume of `size` bytes where there is none, and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    #[must_use]
+    pub fn start(directory: &Path, size: u64, options: ReplicaOptions) -> Self {
+        let ports = Ports::free();
+        let mut this = Self {
+            process: spawn(directory, size, &options, &ports),
+            ended: Vec::new(),
+            ports,
+            directory: directory.to_owned(),
+            size,
+            options,
+        };
+        this.wait_until_it_serves();
+        this
+    }
+
+    fn wait_until_it_serves(&mut self) {
+        let served = [self.control(), self.data(), self.sync_agent()];
+        self.process.wait_until("serve", START_DEADLINE, || {
+            served.into_iter().all(is_served)
+        });
+    }
+
+    /// Its address as engines and the command line want it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("tcp://{}", self.control())
+    }
+
+    /// Where it serves gRPC.
+    #[must_use]
+    pub fn control(&self) -> SocketAddr {
+        self.ports.address(0)
+    }
+
+    /// Where it takes data connections.
+    #[must_use]
+    pub fn data(&self) -> SocketAddr {
+        self.ports.address(1)
+    }
+
+    /// Where its sync agent serves gRPC.
+    #[must_use]
+    pub fn sync_agent(&self) -> SocketAddr {
+        self.ports.address(2)
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What the process that runs, or ran last, has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// A data connection, beside the engine's: a replica serves anybody, while it is open.
+    ///
+    /// # Panics
+    /// When there is nobody.
+    #[must_use]
+    pub fn connect(&self) -> DataConnection {
+        DataConnection::tcp(self.data()).unwrap_or_else(|error| panic!("{}: {error}", self.data()))
+    }
+
+    /// Kills it, and its sync agent.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait(START_DEADLINE);
+    }
+
+    /// Stops it, and its sync agent, as if their host had no time for them.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn freeze(&mut self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Lets it go on after [`freeze`](Self::freeze).
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn thaw(&mut self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// Starts it anew, on the same directory and ports, and waits until it serves. If it still runs, it is killed first.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    pub fn restart(&mut self) {
+        if self.process.ended().is_none() {
+            self.kill();
+        }
+        let new = spawn(&self.directory, self.size, &self.options, &self.ports);
+        self.ended.push(std::mem::replace(&mut self.process, new));
+        self.wait_until_it_serves();
+    }
+}
+
+fn spawn(directory: &Path, size: u64, options: &ReplicaOptions, ports: &Ports) -> Process {
+    let mut command = Command::new(&options.program);
+    command
+        .args(["--volume-name", &options.volume, "replica"])
+        .args(["--listen", &ports.address(0).to_string()])
+        .args(["--size", &size.to_string()])
+        .args(["--sync-agent-port-count", &Ports::SYNC_AGENT.to_string()]);
+    if !options.revision_counter {
+        command.arg("--disableRevCounter");
+    }
+    command.args(&options.flags).arg(directory);
+    let name = format!("replica {}, {}", ports.address(0), directory.display());
+    Process::start(name, &mut command)
+}
