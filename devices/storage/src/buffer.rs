@@ -52,7 +52,7 @@ impl Buffer {
     /// request, which owns its buffer, has read.
     #[must_use]
     pub fn part(&self, length: u64) -> Self {
-        let mut segments = Vec::new();
+        let mut segments = Vec::with_capacity(self.segments.len());
         let mut left = length;
         for segment in &self.segments {
             // No longer than the segment.

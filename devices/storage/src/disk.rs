@@ -64,6 +64,34 @@ impl Capabilities {
 }
 
 impl Operation {
+    /// The same operation on the same memory.
+    pub(crate) fn share(&self) -> Self {
+        match self {
+            Self::Read { offset, buffer } => Self::Read {
+                offset: *offset,
+                buffer: buffer.part(buffer.len()),
+            },
+            Self::Write { offset, buffer } => Self::Write {
+                offset: *offset,
+                buffer: buffer.part(buffer.len()),
+            },
+            Self::Flush => Self::Flush,
+            Self::Discard { offset, length } => Self::Discard {
+                offset: *offset,
+                length: *length,
+            },
+            Self::WriteZeroes {
+                offset,
+                length,
+                may_unmap,
+            } => Self::WriteZeroes {
+                offset: *offset,
+                length: *length,
+                may_unmap: *may_unmap,
+            },
+        }
+    }
+
     /// Offset and length in bytes; `None` for a flush.
     #[must_use]
     pub fn range(&self) -> Option<(u64, u64)> {
@@ -176,6 +204,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
         self.capabilities().size
     }
 
+    /// Whether a flush that failed may be made again and its success believed. Not through the kernel's page cache, which forgets what it
+    /// could not write.
+    fn repeats_flush(&self) -> bool {
+        true
+    }
+
     /// Opens a submission queue on which up to `depth` requests will be in flight at once.
     ///
     /// # Errors
@@ -224,13 +258,23 @@ pub trait DiskQueue: Send {
         true
     }
 
+    /// What a user of [`wait`](Self::wait) has among what is watched, too: readable when there is something to do in the queue without
+    /// a request having completed, such as to replay what was held. `None` for most. Asked for once, after [`watch`](Self::watch).
+    fn notice(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Nobody waits for results any more. What the queue has held back from the host never gets there: it is answered with
+    /// `ECANCELED`, and so is what is submitted later. What the host works on is reaped as ever.
+    fn abandon(&mut self) {}
+
     /// Requests submitted and not yet reaped.
     fn in_flight(&self) -> usize;
 
     /// Waits until everything in flight has completed and appends it.
     ///
     /// # Errors
-    /// `TimedOut` when something is still in flight at the deadline. The queue (and with it the buffers) must then
+    /// `TimedOut` when something is still in flight at the deadline, or when all of that is held back, for nobody knows how long. The queue (and with it the buffers) must then
     /// be kept or dropped; dropping it waits for, or hands to the kernel for good, what still uses the buffers.
     fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
         let end = Instant::now() + deadline;

@@ -1,19 +1,68 @@
-//! Waiting for descriptors, and borrowing those of types that do not implement `AsFd`.
+//! Waiting for descriptors, joining them, and borrowing those of types that do not implement `AsFd`.
 #![expect(
     unsafe_code,
     reason = "vmm_sys_util and io_uring do not implement AsFd"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Instant;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 /// The descriptor that `owner` owns, for as long as `owner` is borrowed.
 pub(crate) fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
     // SAFETY: `owner` owns the descriptor and outlives the returned borrow.
     unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Descriptors as one, which is readable while any of them is.
+#[derive(Debug)]
+pub(crate) struct Joined(OwnedFd);
+
+impl Joined {
+    /// Of nothing yet.
+    ///
+    /// # Errors
+    /// When the host gives no descriptor.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+    }
+
+    /// Adds a descriptor.
+    ///
+    /// # Errors
+    /// When the host refuses it.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(0);
+        Ok(epoll::add(&self.0, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    /// Removes a descriptor, if it is one of them.
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.0, fd);
+    }
+}
+
+impl AsFd for Joined {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits until one of two is readable, or something else woke the thread up; `None` has no end. Whether the first is.
+pub(crate) fn wait_either(
+    first: BorrowedFd<'_>,
+    second: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> bool {
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    });
+    let mut fds = [first, second].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    // An error, too, lets the caller look.
+    poll(&mut fds, timeout.as_ref()).is_err() || !fds[0].revents().is_empty()
 }
 
 /// Waits until `fd` is readable, `end` has come, or something else woke the thread up.

@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod disk;
 pub mod error;
 mod fd;
+pub mod hold;
 pub mod raw;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
@@ -14,5 +15,6 @@ pub mod testing;
 pub use buffer::Buffer;
 pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};
 pub use error::{OpenError, OpenErrorKind};
+pub use hold::HoldingDisk;
 pub use raw::probe;
 pub use raw::{Direct, Engine, RawDisk, RawOptions};

@@ -66,6 +66,7 @@ struct State {
 pub struct MemoryDisk {
     state: Arc<Mutex<State>>,
     capabilities: Capabilities,
+    repeats_flush: bool,
 }
 
 impl MemoryDisk {
@@ -98,7 +99,15 @@ impl MemoryDisk {
         Self {
             state: Arc::new(Mutex::new(state)),
             capabilities,
+            repeats_flush: true,
         }
+    }
+
+    /// The same disk, whose flushes cannot be repeated, as those through the kernel's page cache.
+    #[must_use]
+    pub fn forgetting_flushes(mut self) -> Self {
+        self.repeats_flush = false;
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,6 +153,10 @@ impl MemoryDisk {
 impl Disk for MemoryDisk {
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
+    }
+
+    fn repeats_flush(&self) -> bool {
+        self.repeats_flush
     }
 
     fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn DiskQueue>> {

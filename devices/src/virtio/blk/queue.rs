@@ -120,6 +120,11 @@ impl BlkQueue {
         self.disk.completion_event()
     }
 
+    /// What the event loop waits for where the disk waits for the event loop: see [`DiskQueue::notice`].
+    pub(super) fn notice(&self) -> Option<BorrowedFd<'_>> {
+        self.disk.notice()
+    }
+
     /// Hands requests to the disk, and waits for it and for what it watches: see [`DiskQueue::wait`].
     pub(super) fn wait(&mut self, timeout: Option<Duration>) -> bool {
         self.disk.wait(timeout)
@@ -323,10 +328,11 @@ impl BlkQueue {
         self.interrupt.needs_reset(reason);
     }
 
-    /// The driver has reset the device: what is in flight will be answered to nobody.
+    /// The driver has reset the device: what is in flight will be answered to nobody, and what the host has not got never gets there.
     pub(super) fn orphan(&mut self) {
         self.broken = true;
         self.orphaned = true;
+        self.disk.abandon();
     }
 
     pub(super) fn is_orphaned(&self) -> bool {

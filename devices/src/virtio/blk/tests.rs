@@ -6,6 +6,7 @@
 
 mod faults;
 mod garbage;
+mod holds;
 mod requests;
 mod stress;
 mod suppression;

@@ -151,6 +151,8 @@ impl QueueThread {
 impl Drop for QueueThread {
     fn drop(&mut self) {
         self.stop(self.deadline - GRACE);
+        // What is held back from the host goes with the device.
+        self.reset();
         if self.rest() != Rest::None {
             // It would not end before the host is done, and neither would we. What it holds is the host's until then.
             std::mem::forget(self.worker.take());
@@ -308,9 +310,11 @@ impl Host {
     fn forget(&mut self, events: &EventLoop) {
         if let Some(core) = self.core.take() {
             self.host_errors = core.host_errors;
-            if !self.disk_waits {
-                let _ = events.remove(core.completion_event());
-            }
+            let event = match self.disk_waits {
+                true => core.notice(),
+                false => Some(core.completion_event()),
+            };
+            event.map(|event| events.remove(event));
         }
         self.set_rest(Rest::None);
     }
@@ -323,10 +327,13 @@ impl Host {
 /// Has the disk wait for the event loop, if it can, or the event loop for the disk. Whether it is the disk.
 fn listen(disk: &mut dyn DiskQueue, events: &EventLoop) -> io::Result<bool> {
     let waits = disk.watch(events.as_fd())?;
-    if !waits {
-        events.add(disk.completion_event(), COMPLETION)?;
-    }
-    Ok(waits)
+    let event = match waits {
+        true => disk.notice(),
+        false => Some(disk.completion_event()),
+    };
+    event.map_or(Ok(waits), |event| {
+        events.add(event, COMPLETION).map(|()| waits)
+    })
 }
 
 #[cfg(test)]

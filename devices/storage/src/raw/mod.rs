@@ -172,6 +172,10 @@ impl Disk for RawDisk {
         self.image.capabilities.size
     }
 
+    fn repeats_flush(&self) -> bool {
+        self.is_direct()
+    }
+
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
         let image = Arc::clone(&self.image);
         Ok(match self.engine {
