@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crate::Buffer;
+use crate::{Buffer, ResizeError};
 
 /// What a disk can do. Asked, never assumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,6 +202,16 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// The present size in bytes.
     fn size(&self) -> u64 {
         self.capabilities().size
+    }
+
+    /// Makes the disk `size` bytes large, where that is in its power, or finds out how large it has become meanwhile. Requests are checked
+    /// against the new size at once. Returns it; whoever has told a guest of the old one tells it. May block as storage does.
+    ///
+    /// # Errors
+    /// When it would become smaller, or cannot be so large. Nothing has changed then.
+    fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+        let _ = size;
+        Err(ResizeError::Unsupported)
     }
 
     /// Whether a flush that failed may be made again and its success believed. Not through the kernel's page cache, which forgets what it

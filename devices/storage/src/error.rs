@@ -33,6 +33,45 @@ impl OpenError {
     }
 }
 
+/// Why a disk does not get another size.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// Its size is fixed.
+    #[error("this disk cannot change its size")]
+    Unsupported,
+    /// It would become smaller.
+    #[error(
+        "the disk has {size} bytes and cannot shrink to {wanted}: the guest's data may be anywhere; make it no smaller"
+    )]
+    Smaller {
+        /// In bytes.
+        size: u64,
+        /// In bytes.
+        wanted: u64,
+    },
+    /// The size is no multiple of the block size.
+    #[error("the size is not a multiple of the disk's blocks of {block} bytes")]
+    Block {
+        /// In bytes.
+        block: u32,
+    },
+    /// Devices get their size from the host.
+    #[error(
+        "the block device has {size} bytes; grow it on the host, then have its size read again"
+    )]
+    Device {
+        /// In bytes.
+        size: u64,
+    },
+    /// The image is only read.
+    #[error("the disk is attached read-only; its image can only be grown by another program")]
+    ReadOnly,
+    /// The host said no.
+    #[error("the size cannot be changed")]
+    Io(#[from] io::Error),
+}
+
 /// What is wrong with an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenErrorKind {

@@ -14,7 +14,7 @@ pub mod testing;
 
 pub use buffer::Buffer;
 pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};
-pub use error::{OpenError, OpenErrorKind};
+pub use error::{OpenError, OpenErrorKind, ResizeError};
 pub use hold::HoldingDisk;
 pub use raw::probe;
 pub use raw::{Direct, Engine, RawDisk, RawOptions};

@@ -13,6 +13,7 @@
 //!   done: `start_queue` fails, and [`VirtioDevice::is_quiet`] tells the transport to keep the reset pending.
 //! - The end of the process: the host finishes or drops them; the disk's lock is held until then.
 
+mod bell;
 mod config;
 mod counters;
 mod queue;
@@ -30,6 +31,7 @@ use virtio_queue::Queue;
 use super::device::{DeviceError, QueueResources, VirtioDevice};
 use worker::{QueueSetup, QueueThread, Rest};
 
+pub use bell::ConfigBell;
 pub use counters::{Counters, DURATION_BOUNDS, Kind, KindValues};
 pub use queue::BlkQueue;
 
@@ -124,6 +126,7 @@ pub struct Blk {
     sizes: Vec<u16>,
     features: u64,
     counters: Arc<Counters>,
+    bell: Arc<ConfigBell>,
     /// By queue; `None` until it is started for the first time.
     threads: Vec<Option<QueueThread>>,
 }
@@ -148,6 +151,7 @@ impl Blk {
             sizes: vec![options.queue_size; queues],
             features,
             counters: Arc::new(Counters::new(options.queues)),
+            bell: Arc::default(),
             threads: std::iter::repeat_with(|| None).take(queues).collect(),
             options,
         })
@@ -157,6 +161,13 @@ impl Blk {
     #[must_use]
     pub fn counting_in(mut self, counters: Arc<Counters>) -> Self {
         self.counters = counters;
+        self
+    }
+
+    /// Has `bell`, which lives longer than the device, lead to its driver. Call before a queue is started.
+    #[must_use]
+    pub fn ringing_by(mut self, bell: Arc<ConfigBell>) -> Self {
+        self.bell = bell;
         self
     }
 
@@ -197,7 +208,16 @@ impl Blk {
                 counters: Arc::clone(&self.counters),
             })?),
         };
-        thread.start(resources)
+        let interrupt = Arc::clone(&resources.interrupt);
+        thread.start(resources)?;
+        self.bell.lead_to(&interrupt);
+        Ok(())
+    }
+}
+
+impl Drop for Blk {
+    fn drop(&mut self) {
+        self.bell.lead_nowhere();
     }
 }
 
@@ -250,6 +270,7 @@ impl VirtioDevice for Blk {
     }
 
     fn reset(&mut self) {
+        self.bell.lead_nowhere();
         for thread in self.threads.iter_mut().flatten() {
             thread.reset();
         }

@@ -8,6 +8,7 @@ mod faults;
 mod garbage;
 mod holds;
 mod requests;
+mod resize;
 mod stress;
 mod suppression;
 

@@ -27,7 +27,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::{Capabilities, Disk, DiskQueue};
+use crate::{Capabilities, Disk, DiskQueue, ResizeError};
 use queue::HoldQueue;
 use state::Shared;
 
@@ -150,6 +150,15 @@ impl HoldingDisk {
 impl Disk for HoldingDisk {
     fn capabilities(&self) -> Capabilities {
         self.shared.capabilities()
+    }
+
+    fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+        let disk = self.shared.lock().disk.clone();
+        match disk {
+            Some(disk) => disk.resize(size),
+            // It failed, was closed, and could not be opened anew so far.
+            None => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
+        }
     }
 
     fn repeats_flush(&self) -> bool {

@@ -8,6 +8,8 @@
 mod memory;
 mod open;
 pub mod probe;
+mod reopen;
+mod resize;
 mod task;
 mod threads;
 mod uring;
@@ -16,10 +18,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use crate::{Capabilities, Disk, DiskQueue, OpenError, OpenErrorKind};
+use crate::{Capabilities, Disk, DiskQueue, OpenError, OpenErrorKind, ResizeError};
 
 /// Whether to go around the host's page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,9 +86,14 @@ impl RawOptions {
 struct Image {
     file: File,
     path: PathBuf,
+    /// What it could do when it was opened; the size is in `size`.
     capabilities: Capabilities,
-    /// Where it ends, in bytes: less than its size in [`Capabilities`] where that is padded.
-    end: u64,
+    /// In bytes. Only grows.
+    size: AtomicU64,
+    /// Where it ends, in bytes, if that is not a whole block and it is taken for longer. Such a one keeps its size.
+    padded_from: Option<u64>,
+    /// Held while the size is changed.
+    resizing: Mutex<()>,
     /// What O_DIRECT asks of memory addresses in bytes; `None` through the page cache.
     direct: Option<usize>,
 }
@@ -165,11 +172,15 @@ impl RawDisk {
 
 impl Disk for RawDisk {
     fn capabilities(&self) -> Capabilities {
-        self.image.capabilities.clone()
+        self.image.capabilities()
     }
 
     fn size(&self) -> u64 {
-        self.image.capabilities.size
+        self.image.size()
+    }
+
+    fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+        self.image.resize(size)
     }
 
     fn repeats_flush(&self) -> bool {

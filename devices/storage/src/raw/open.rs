@@ -7,6 +7,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags};
@@ -141,8 +143,10 @@ fn examine(file: File, options: &RawOptions) -> Result<Image, OpenError> {
     Ok(Image {
         file,
         path: path.clone(),
+        size: AtomicU64::new(size),
         capabilities,
-        end,
+        padded_from: (size != end).then_some(end),
+        resizing: Mutex::new(()),
         direct,
     })
 }

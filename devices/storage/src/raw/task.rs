@@ -133,7 +133,10 @@ impl Cursor {
 impl Task {
     /// Takes a request over, or answers it at once: out of range, refused, or nothing to do.
     pub(super) fn new(request: Request, image: &Image) -> Result<Self, Result<(), IoError>> {
-        image.capabilities.check(&request.operation).map_err(Err)?;
+        image
+            .capabilities()
+            .check(&request.operation)
+            .map_err(Err)?;
         let (offset, left) = request.operation.range().unwrap_or((0, 0));
         let (kind, buffer) = match request.operation {
             Operation::Read { buffer, .. } => (Kind::Read, Some(buffer)),
@@ -272,7 +275,8 @@ impl Task {
     /// Moves on in the buffer. Nothing at all is the end of the file, which must have become shorter behind our back if it is not where
     /// the padding begins.
     fn transferred(&mut self, bytes: u64, image: &Image) -> u64 {
-        if bytes == 0 && self.kind == Kind::Read && self.offset >= image.end {
+        let beyond = |end| self.offset >= end;
+        if bytes == 0 && self.kind == Kind::Read && image.padded_from.is_some_and(beyond) {
             return self.pad();
         }
         // A short transfer is continued where O_DIRECT can continue: at a block.

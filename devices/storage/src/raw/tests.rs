@@ -9,6 +9,8 @@ mod frozen;
 mod model;
 mod open;
 mod passed;
+mod reopen;
+mod resize;
 mod waits;
 
 use std::fs::{File, OpenOptions};
