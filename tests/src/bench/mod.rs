@@ -8,6 +8,7 @@ mod boot;
 mod control;
 mod firmware;
 mod overhead;
+mod ram_disk;
 mod report;
 mod running;
 mod size;

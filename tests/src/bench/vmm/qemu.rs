@@ -8,6 +8,7 @@ use super::{Boot, Firmware, Guest};
 const QUIET: [&str; 4] = ["-nodefaults", "-no-user-config", "-display", "none"];
 /// With the devices that every q35 has, whatever boots it.
 const MACHINE: [&str; 2] = ["-machine", "q35,accel=kvm"];
+
 pub(super) fn guest(command: &mut Command, guest: &Guest, boot: &Boot) {
     command.args(MACHINE);
     machine(command, guest);
