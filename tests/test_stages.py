@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 import unittest
 import unittest.mock
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -106,6 +108,58 @@ class Binaries(unittest.TestCase):
             ("direct", 64, 500.0, 1),
         ):
             self.assertEqual(table.hosts_at_once(place, cores, available), expected, (place, cores, available))
+
+
+class Benchmarks(unittest.TestCase):
+    """The benchmarks' stage, with a tests/bench that prints what it is told to."""
+
+    def counts(self, *ends: tuple[int, list[dict[str, object]]], soak: bool = False) -> tuple[Counts, list[list[str]]]:
+        """The counts of the stage, and how tests/bench was called."""
+        steps = Steps([].extend, soak=soak)
+        left, calls = list(ends), []
+
+        def program(command: list[str], *, deadline: float, on_line: Callable[[str], None]) -> int:
+            calls.append(command)
+            code, reports = left.pop(0)
+            for line in ["boot 1/1: paddock 0.500 s", *json.dumps(reports, indent=2).splitlines()]:
+                on_line(line)
+            return code
+
+        with unittest.mock.patch.object(steps, "program", side_effect=program):
+            table.bench(steps)
+        return steps.counts, calls
+
+    @staticmethod
+    def report(figure: str, *, met: bool | None, median: float | None) -> dict[str, object]:
+        """A report of tests/bench; without a median there is no ratio."""
+        ratio = None if median is None else {"median": median, "min": median, "max": median}
+        return {"figure": figure, "goal": "at most 1", "met": met, "ratio": ratio}
+
+    def test_all_figures_in_one_round(self) -> None:
+        good = (0, [self.report("boot", met=True, median=0.4)])
+        self.assertEqual(self.counts(good), (Counts(1), [["tests/bench", "--json", "--rounds", "1"]]))
+        self.assertEqual(self.counts(good, soak=True), (Counts(1), [["tests/bench", "--json"]]))
+
+    def test_a_ratio_has_to_come_about_and_a_limit_to_be_kept(self) -> None:
+        for figure, met, median, expected in (
+            ("boot", False, 1.5, Counts(1)),
+            ("boot", None, None, Counts(0, 1)),
+            ("block-read-1", False, 0.0, Counts(0, 1)),
+            ("overhead", True, 0.1, Counts(1)),
+            ("overhead", False, 0.1, Counts(0, 1)),
+        ):
+            report = self.report(figure, met=met, median=median)
+            self.assertEqual(self.counts((0, [report]))[0], expected, report)
+
+    def test_a_figure_that_does_not_run_is_a_failure(self) -> None:
+        self.assertEqual(self.counts((1, []))[0], Counts(0, 1))
+        self.assertEqual(self.counts((0, []))[0], Counts(0, 1))
+
+    def test_a_host_that_died_gets_a_second_chance(self) -> None:
+        good = (0, [self.report("boot", met=True, median=0.4)])
+        dead = (table.LAB_FAILED, [])
+        self.assertEqual(self.counts(dead, good)[0], Counts(1))
+        self.assertEqual(self.counts(dead, dead)[0], Counts(0, 1))
 
 
 class AtOnce(unittest.TestCase):

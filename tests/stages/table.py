@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stages import cargo
 from stages.pool import Job, run_jobs
@@ -252,26 +253,37 @@ def conformance(steps: Steps) -> None:
     _tests_in_lab(steps, CONFORMANCE_SCRIPT, here, CONFORMANCE_DEADLINE)
 
 
-BENCH_QUICK = ["api", "overhead", "overhead-anonymous", "size"]
-"""Figures that hardly depend on what else the machine does: their goals are held. The others are ratios of times, for tests/bench on an idle
-machine, which the tests' own machine is not."""
+BENCH_HELD = ["api", "overhead", "overhead-anonymous", "size"]
+"""Figures that hardly depend on what else the machine does: their goals are held. The others are ratios of times, which only tests/bench on an
+idle machine can judge: here they have to come about."""
+
+BENCH_DEADLINE = 20 * MINUTE
+BENCH_DEADLINE_SOAK = 90 * MINUTE
 
 
 def bench(steps: Steps) -> None:
-    """The benchmarks: a round of what is quick and steady; under the soak all of them, in as many rounds as they take."""
-    arguments = [] if steps.soak else ["--rounds", "1", *BENCH_QUICK]
-    lines: list[str] = []
-    code = steps.program(["tests/bench", "--json", *arguments], deadline=(90 if steps.soak else 8) * MINUTE, on_line=lines.append)
-    first = next((number for number, line in enumerate(lines) if line == "["), None)
-    if code or first is None:
+    """The benchmarks: a round of all of them; under the soak as many rounds as they take."""
+    code, reports = _bench(steps)
+    if code in (LAB_DEADLINE, LAB_FAILED):
+        steps.say("UNSTEADY: the lab's host died or hung under tests/bench; once more")
+        code, reports = _bench(steps)
+    if code or not reports:
         steps.failed(f"tests/bench (exit code {code})")
-        return
-    for report in json.loads("\n".join(lines[first:])):
-        name, goal = report["figure"], report["goal"]
-        if report["met"] or (name not in BENCH_QUICK and report["ratio"]):
+    for report in reports:
+        name, goal, ratio = report["figure"], report["goal"], report["ratio"]
+        if report["met"] or (name not in BENCH_HELD and ratio and ratio["median"]):
             steps.passed(f"{name}: measured; {goal}: {'met' if report['met'] else 'NOT met'}")
         else:
             steps.failed(f"{name}: {goal}: not met")
+
+
+def _bench(steps: Steps) -> tuple[int, list[dict[str, Any]]]:
+    """Runs tests/bench; returns its exit code and its reports."""
+    arguments, deadline = ([], BENCH_DEADLINE_SOAK) if steps.soak else (["--rounds", "1"], BENCH_DEADLINE)
+    lines: list[str] = []
+    code = steps.program(["tests/bench", "--json", *arguments], deadline=deadline, on_line=lines.append)
+    first = next((number for number, line in enumerate(lines) if line == "["), None)
+    return code, [] if code or first is None else json.loads("\n".join(lines[first:]))
 
 
 def fuzz(steps: Steps) -> None:
