@@ -11,6 +11,7 @@ pub mod hold;
 pub mod raw;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
+mod threads;
 
 pub use buffer::Buffer;
 pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};

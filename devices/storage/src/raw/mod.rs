@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::threads::ThreadQueue;
 use crate::{Capabilities, Disk, DiskQueue, OpenError, OpenErrorKind, ResizeError};
 
 /// Whether to go around the host's page cache.
@@ -190,13 +191,13 @@ impl Disk for RawDisk {
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
         let image = Arc::clone(&self.image);
         Ok(match self.engine {
-            Engine::Threads => Box::new(threads::ThreadQueue::new(image, depth)?),
+            Engine::Threads => Box::new(ThreadQueue::new(image, depth)?),
             Engine::IoUring | Engine::Auto => {
                 match uring::UringQueue::new(Arc::clone(&image), depth) {
                     Ok(queue) => Box::new(queue),
                     Err(error) if self.threads_will_do => {
                         self.say_that_io_uring_gave_out(&error);
-                        Box::new(threads::ThreadQueue::new(image, depth)?)
+                        Box::new(ThreadQueue::new(image, depth)?)
                     }
                     Err(error) => return Err(error),
                 }
