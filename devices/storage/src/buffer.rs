@@ -106,39 +106,50 @@ impl Buffer {
 
     /// Copies the first `destination.len()` bytes out; returns how many there were.
     pub fn copy_to(&self, destination: &mut [u8]) -> usize {
+        self.copy_to_from(0, destination)
+    }
+
+    /// Copies `destination.len()` bytes out from byte `offset` on; returns how many there were.
+    pub fn copy_to_from(&self, offset: u64, destination: &mut [u8]) -> usize {
         let mut done = 0;
-        for segment in &self.segments {
-            let part = segment.iov_len.min(destination.len() - done);
-            // SAFETY: the segment is valid (see `from_raw`) and `destination` has `part` bytes left; they cannot
+        self.each_from(offset, destination.len(), |bytes, part| {
+            // SAFETY: `bytes` are `part` valid bytes of a segment (see `from_raw`) and `destination` has `part` bytes left; they cannot
             // overlap, for `destination` is an exclusive Rust reference.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    segment.iov_base.cast::<u8>(),
-                    destination[done..].as_mut_ptr(),
-                    part,
-                );
-            }
+            unsafe { std::ptr::copy_nonoverlapping(bytes, destination[done..].as_mut_ptr(), part) };
             done += part;
-        }
+        });
         done
     }
 
     /// Copies `source` in from the start; returns how many bytes found room.
     pub fn copy_from(&self, source: &[u8]) -> usize {
+        self.copy_from_at(0, source)
+    }
+
+    /// Copies `source` in from byte `offset` on; returns how many bytes found room.
+    pub fn copy_from_at(&self, offset: u64, source: &[u8]) -> usize {
         let mut done = 0;
-        for segment in &self.segments {
-            let part = segment.iov_len.min(source.len() - done);
-            // SAFETY: as in `copy_to`, the other way round.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    source[done..].as_ptr(),
-                    segment.iov_base.cast::<u8>(),
-                    part,
-                );
-            }
+        self.each_from(offset, source.len(), |bytes, part| {
+            // SAFETY: `bytes` are `part` valid bytes of a segment (see `from_raw`) and `source` has `part` bytes left; they cannot
+            // overlap, for nothing of a `Buffer` is ever a Rust reference.
+            unsafe { std::ptr::copy_nonoverlapping(source[done..].as_ptr(), bytes, part) };
             done += part;
-        }
+        });
         done
+    }
+
+    /// Goes through at most `length` bytes from byte `offset` on, segment by segment: where they are, and how many.
+    fn each_from(&self, offset: u64, length: usize, mut each: impl FnMut(*mut u8, usize)) {
+        let (mut skip, mut left) = (offset, length);
+        for segment in &self.segments {
+            let before = usize::try_from(skip).map_or(segment.iov_len, |n| n.min(segment.iov_len));
+            skip -= before as u64;
+            let part = (segment.iov_len - before).min(left);
+            if part > 0 {
+                each(segment.iov_base.cast::<u8>().wrapping_add(before), part);
+            }
+            left -= part;
+        }
     }
 }
 
@@ -201,5 +212,21 @@ mod tests {
         buffer.copy_to(&mut out);
         assert_eq!(&out[..8], b"PADdock!");
         assert_eq!((buffer.part(0).len(), buffer.part(99).len()), (0, 8));
+    }
+
+    #[test]
+    fn bytes_go_in_and_come_out_in_the_middle_of_segments() {
+        let buffer = crate::testing::scattered(&[3, 1, 4], 5);
+        assert_eq!(buffer.copy_from_at(0, b"abcdefgh"), 8);
+        assert_eq!(buffer.copy_from_at(2, b"12345"), 5);
+        assert_eq!(buffer.copy_from_at(7, b"xyz"), 1);
+        assert_eq!(buffer.copy_from_at(8, b"xyz"), 0);
+        assert_eq!(buffer.copy_from_at(u64::MAX, b"xyz"), 0);
+        let mut out = [0; 4];
+        assert_eq!(buffer.copy_to_from(1, &mut out), 4);
+        assert_eq!(&out, b"b123");
+        assert_eq!(buffer.copy_to_from(6, &mut out), 2);
+        assert_eq!(&out[..2], b"5x");
+        assert_eq!(buffer.copy_to_from(99, &mut out), 0);
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::qcow2::problem::Qcow2Problem;
+
 /// A disk image that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("disk image {}: {kind}", path.display())]
@@ -117,6 +119,8 @@ pub enum OpenErrorKind {
     Direct,
     /// io_uring was demanded and cannot be.
     IoUring,
+    /// A qcow2 image that cannot be used.
+    Qcow2(Qcow2Problem),
     /// Something else; the source says what.
     Io,
 }
@@ -164,6 +168,7 @@ impl fmt::Display for OpenErrorKind {
             Self::IoUring => f.write_str(
                 "io_uring is not available (old kernel, sysctl kernel.io_uring_disabled, or a seccomp filter); use engine \"auto\" or \"threads\"",
             ),
+            Self::Qcow2(problem) => problem.fmt(f),
             Self::Io => f.write_str("cannot be opened"),
         }
     }

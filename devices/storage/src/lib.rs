@@ -8,6 +8,7 @@ pub mod disk;
 pub mod error;
 mod fd;
 pub mod hold;
+pub mod qcow2;
 pub mod raw;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
@@ -17,5 +18,6 @@ pub use buffer::Buffer;
 pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};
 pub use error::{OpenError, OpenErrorKind, ResizeError};
 pub use hold::HoldingDisk;
+pub use qcow2::{Backing, BackingFormat, Qcow2Disk, Qcow2Options};
 pub use raw::probe;
 pub use raw::{Direct, Engine, RawDisk, RawOptions};

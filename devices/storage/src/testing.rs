@@ -37,6 +37,44 @@ pub fn scattered(lengths: &[usize], gap: usize) -> Buffer {
     unsafe { Buffer::from_raw(segments, Arc::new(whole)) }
 }
 
+/// A second buffer on the memory of the first: an operation owns its buffer, so what was read is seen through another.
+#[must_use]
+pub fn alias(buffer: &Buffer) -> Buffer {
+    buffer.part(buffer.len())
+}
+
+/// How long requests of tests may take.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Has a queue on which nothing is in flight do one thing.
+///
+/// # Errors
+/// The request's.
+///
+/// # Panics
+/// When the answer takes too long, or is none.
+pub fn run(queue: &mut dyn DiskQueue, operation: Operation) -> Result<(), IoError> {
+    let tag = 7;
+    queue.submit(Request { tag, operation });
+    let mut done = Vec::new();
+    queue.drain(DEADLINE, &mut done).expect("answered in time");
+    assert_eq!((done.len(), done[0].tag), (1, 7));
+    done[0].result
+}
+
+/// Reads into segments of these lengths that lie as [`scattered`] says.
+///
+/// # Panics
+/// When that fails.
+pub fn read(queue: &mut dyn DiskQueue, offset: u64, lengths: &[usize], gap: usize) -> Vec<u8> {
+    let buffer = scattered(lengths, gap);
+    let mut bytes = vec![0; lengths.iter().sum()];
+    let view = alias(&buffer);
+    run(queue, Operation::Read { offset, buffer }).expect("read");
+    view.copy_to(&mut bytes);
+    bytes
+}
+
 /// What happens to the next operation that is neither refused nor out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {

@@ -6,7 +6,7 @@
 //! in-flight requests included, still has it open.
 
 mod memory;
-mod open;
+pub(crate) mod open;
 pub mod probe;
 mod reopen;
 mod resize;

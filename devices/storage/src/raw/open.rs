@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -28,28 +28,26 @@ const MAX_BLOCK: u32 = 4096;
 const BUSY_DEADLINE: Duration = Duration::from_millis(500);
 
 pub(super) fn open(options: &RawOptions) -> Result<Image, OpenError> {
-    let start = Instant::now();
-    loop {
-        match try_open(options) {
-            Err(OpenError {
-                kind: OpenErrorKind::InUse { .. },
-                ..
-            }) if start.elapsed() < BUSY_DEADLINE => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result,
-        }
-    }
-}
-
-fn try_open(options: &RawOptions) -> Result<Image, OpenError> {
-    let file = open_file(options)?;
-    examine(file, options)
+    examine(open_locked(options)?, options)
 }
 
 /// Takes a file that somebody else opened. Its flags become ours: O_APPEND goes, and O_DIRECT is as the options say.
 pub(super) fn adopt(file: File, options: &RawOptions) -> Result<Image, OpenError> {
-    let start = Instant::now();
+    examine(adopt_locked(file, options)?, options)
+}
+
+/// Opens and locks a file or block device, whatever is in it. Of the options, the path and whether it is only read count.
+pub(crate) fn open_locked(options: &RawOptions) -> Result<File, OpenError> {
+    unless_busy(|| {
+        let file = open_file(options)?;
+        check_kind(&file, options)?;
+        lock(&file, options)?;
+        Ok(file)
+    })
+}
+
+/// As [`open_locked`], of a file that somebody else opened.
+pub(crate) fn adopt_locked(file: File, options: &RawOptions) -> Result<File, OpenError> {
     // A pipe's flags are not ours to change.
     check_kind(&file, options)?;
     let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| open_error(options, e.into()))?;
@@ -62,14 +60,24 @@ pub(super) fn adopt(file: File, options: &RawOptions) -> Result<Image, OpenError
         ));
     }
     set_flags(&file, OFlags::empty()).map_err(|e| open_error(options, e.into()))?;
-    while let Err(error) = lock(&file, options) {
-        let busy = matches!(error.kind, OpenErrorKind::InUse { .. });
-        if !busy || start.elapsed() >= BUSY_DEADLINE {
-            return Err(error);
+    unless_busy(|| lock(&file, options))?;
+    Ok(file)
+}
+
+/// Tries again for a while where an image is in use.
+fn unless_busy<T>(mut attempt: impl FnMut() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(OpenError {
+                kind: OpenErrorKind::InUse { .. },
+                ..
+            }) if start.elapsed() < BUSY_DEADLINE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
-    examine(file, options)
 }
 
 /// Whether an open file can be an image at all.
@@ -90,15 +98,14 @@ fn check_kind(file: &File, options: &RawOptions) -> Result<fs::Metadata, OpenErr
     }
 }
 
-/// Looks at an open file, and locks it; to lock what is locked already changes nothing.
+/// Looks at an open and locked file.
 fn examine(file: File, options: &RawOptions) -> Result<Image, OpenError> {
     let path = &options.path;
     let fail = |kind| Err(OpenError::new(path, kind));
     let io_error = |error| OpenError::because(path, OpenErrorKind::Io, error);
     let metadata = check_kind(&file, options)?;
     let kind = metadata.file_type();
-    lock(&file, options)?;
-    let end = (&file).seek(SeekFrom::End(0)).map_err(io_error)?;
+    let end = size_of(&file).map_err(io_error)?;
     let device = Device::of(&file, kind.is_block_device(), metadata.rdev()).map_err(io_error)?;
     let logical = block_size(options, device.as_ref())?;
     if end == 0 {
@@ -149,6 +156,30 @@ fn examine(file: File, options: &RawOptions) -> Result<Image, OpenError> {
         resizing: Mutex::new(()),
         direct,
     })
+}
+
+/// The bytes of a file or block device.
+pub(crate) fn size_of(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+/// Reads from `offset` on; what is behind the end is zeros.
+pub(crate) fn read_fully(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.read_at(bytes, offset) {
+            Ok(0) => {
+                bytes.fill(0);
+                return Ok(());
+            }
+            Ok(n) => {
+                bytes = &mut bytes[n..];
+                offset += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn open_file(options: &RawOptions) -> Result<File, OpenError> {
@@ -299,7 +330,11 @@ fn sane_block(size: u32) -> u32 {
 }
 
 /// Switches to O_DIRECT if it is wanted and works. Returns the alignment that it asks of memory.
-fn direct(file: &File, options: &RawOptions, logical: u32) -> Result<Option<usize>, OpenError> {
+pub(crate) fn direct(
+    file: &File,
+    options: &RawOptions,
+    logical: u32,
+) -> Result<Option<usize>, OpenError> {
     if options.direct == Direct::Off {
         return Ok(None);
     }

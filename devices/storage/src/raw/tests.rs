@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Direct, Engine, RawDisk, RawOptions};
-use crate::testing::scattered;
+use crate::testing::{alias, read, run, scattered};
 use crate::{Buffer, Completion, Disk, DiskQueue, IoError, Operation, Request};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -46,32 +46,6 @@ fn open_image(path: &Path, engine: Engine, direct: Direct) -> RawDisk {
         ..RawOptions::new(path)
     })
     .unwrap()
-}
-
-fn run(queue: &mut dyn DiskQueue, operation: Operation) -> Result<(), IoError> {
-    let tag = 7;
-    queue.submit(Request { tag, operation });
-    let mut done = Vec::new();
-    queue.drain(DEADLINE, &mut done).unwrap();
-    assert_eq!((done.len(), done[0].tag), (1, 7));
-    done[0].result
-}
-
-fn read(queue: &mut dyn DiskQueue, offset: u64, lengths: &[usize], gap: usize) -> Vec<u8> {
-    let buffer = scattered(lengths, gap);
-    let mut bytes = vec![0; lengths.iter().sum()];
-    // The operation owns the buffer, so what was read is seen through a second one on the same memory.
-    let view = alias(&buffer);
-    run(queue, Operation::Read { offset, buffer }).unwrap();
-    view.copy_to(&mut bytes);
-    bytes
-}
-
-/// A second buffer on the memory of the first.
-#[expect(unsafe_code, reason = "two buffers on the same memory")]
-fn alias(buffer: &Buffer) -> Buffer {
-    // SAFETY: the second keeps alive what the first does.
-    unsafe { Buffer::from_raw(buffer.segments().to_vec(), buffer.keep_alive()) }
 }
 
 const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Threads];
