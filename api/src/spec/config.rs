@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::types::{ByteSize, ConsoleTarget, DirectIo, DiskEngine, OnReset};
+use super::types::{ByteSize, ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset};
 
 /// A VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -252,11 +252,18 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
-    /// A raw image file or a block device. Required. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process, by its number
+    /// An image file or a block device. Required. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process, by its number
     /// (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = true, min_length = 1)]
     pub path: Option<PathBuf>,
+    /// The image's format; `"raw"` by default. It is never guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<ImageFormat>,
+    /// What the image, a qcow2 one, is an overlay of. Required where it has a backing file, which is not opened unless it is named here,
+    /// too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing: Option<Box<BackingConfig>>,
     /// Whether the guest may only read; `false` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
@@ -278,6 +285,27 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[ -~]{1,20}$")]
     pub serial: Option<String>,
+}
+
+/// An image that others are overlays of. It is only read, and nobody may write it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"path\": \"base.qcow2\", \"format\": \"qcow2\"}"
+)]
+pub struct BackingConfig {
+    /// An image file or a block device, the one that the overlay names. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = true, min_length = 1)]
+    pub path: Option<PathBuf>,
+    /// Its format; `"raw"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<ImageFormat>,
+    /// What it is an overlay of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(no_recursion)]
+    pub backing: Option<Box<BackingConfig>>,
 }
 
 /// A CD-ROM drive, on a SCSI adapter of its own. Its medium can be ejected and changed while the VM runs.

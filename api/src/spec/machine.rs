@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::config::{
-    BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
-    FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
+    BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
+    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig,
+    TopologyConfig, VmConfig,
 };
 use super::types::{
-    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
+    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize, ImageFormat,
     InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid, VlanId,
     VmName,
 };
@@ -186,12 +187,28 @@ pub enum DiskSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiskFile {
-    /// A raw image file or a block device; or a descriptor of one, see [`PassedFd`](super::PassedFd).
+    /// An image file or a block device; or a descriptor of one, see [`PassedFd`](super::PassedFd).
     pub path: PathBuf,
+    /// How the disk's content is laid out in it.
+    pub format: ImageFormat,
+    /// What it is an overlay of, where it is a qcow2 image.
+    pub backing: Option<Backing>,
     /// Whether the host's page cache is bypassed.
     pub direct: DirectIo,
     /// How the host does the I/O.
     pub engine: DiskEngine,
+}
+
+/// An image that others are overlays of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backing {
+    /// An image file or a block device.
+    pub path: PathBuf,
+    /// How the content is laid out in it.
+    pub format: ImageFormat,
+    /// What it is an overlay of itself, where it is a qcow2 image.
+    pub backing: Option<Box<Backing>>,
 }
 
 /// A CD-ROM drive.
@@ -385,10 +402,22 @@ impl From<&Disk> for DiskConfig {
         match &disk.source {
             DiskSource::File(file) => Self {
                 path: Some(file.path.clone()),
+                format: Some(file.format),
+                backing: file.backing.as_ref().map(|b| Box::new(b.into())),
                 direct: Some(file.direct),
                 engine: Some(file.engine),
                 ..config
             },
+        }
+    }
+}
+
+impl From<&Backing> for BackingConfig {
+    fn from(backing: &Backing) -> Self {
+        Self {
+            path: Some(backing.path.clone()),
+            format: Some(backing.format),
+            backing: backing.backing.as_deref().map(|b| Box::new(b.into())),
         }
     }
 }

@@ -32,12 +32,13 @@ mod validate;
 mod tests;
 
 pub use config::{
-    BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig, CpuConfig, DiskConfig,
-    FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig, TopologyConfig, VmConfig,
+    BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
+    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig,
+    TopologyConfig, VmConfig,
 };
 pub use machine::{
-    Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, DiskFile, DiskSource, FirmwareBoot,
-    KernelBoot, Memory, Nic, NicAttachment, Port, Smbios, Topology, VmSpec,
+    Backing, Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, DiskFile, DiskSource,
+    FirmwareBoot, KernelBoot, Memory, Nic, NicAttachment, Port, Smbios, Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
 pub(crate) use problem::quoted;
@@ -45,7 +46,7 @@ pub use problem::{InvalidSpec, Problem, ProblemCode};
 pub(crate) use source::read_json;
 pub use source::{Draft, SpecError, SyntaxError};
 pub use types::{
-    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
+    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize, ImageFormat,
     InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid,
     ValueError, VlanId, VmName,
 };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use paddock_api::spec::{
     BalloonConfig, CdromConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig,
-    DiskEngine, MemoryConfig, NicConfig, PortConfig, TopologyConfig,
+    DiskEngine, ImageFormat, MemoryConfig, NicConfig, PortConfig, TopologyConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -35,6 +35,7 @@ pub const DISK: Flag = Flag {
     bare: Some("path"),
     keys: &[
         "path",
+        "format",
         "id",
         "readonly",
         "direct",
@@ -133,6 +134,10 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
     let disk = DiskConfig {
         id: list.text("id"),
         path: list.text("path").map(PathBuf::from),
+        format: list.choice(
+            "format",
+            &[("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)],
+        ),
         read_only: list.switch("readonly"),
         direct: list.choice(
             "direct",
@@ -153,6 +158,7 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
         queues: list.integer("queues"),
         queue_size: list.integer("queue-size"),
         serial: list.text("serial"),
+        ..DiskConfig::default()
     };
     list.finish(disk)
 }
@@ -324,21 +330,23 @@ mod tests {
     fn disks() {
         assert_eq!(
             disk(
-                "path=a.img,readonly=on,id=x,serial=S 1,queues=2,queue-size=64,direct=off,engine=threads"
+                "path=a.img,format=qcow2,readonly=on,id=x,serial=S 1,queues=2,queue-size=64,direct=off,engine=threads"
             ),
             Ok(DiskConfig {
                 id: Some("x".into()),
                 path: Some("a.img".into()),
+                format: Some(ImageFormat::Qcow2),
                 read_only: Some(true),
                 direct: Some(DirectIo::Off),
                 engine: Some(DiskEngine::Threads),
                 queues: Some(2),
                 queue_size: Some(64),
                 serial: Some("S 1".into()),
+                ..DiskConfig::default()
             })
         );
-        let many = disk("a.img,readonly=1,direct=yes,queues=x,nosuch").unwrap_err();
-        assert_eq!(many.len(), 4, "{many:?}");
+        let many = disk("a.img,readonly=1,direct=yes,queues=x,format=vmdk,nosuch").unwrap_err();
+        assert_eq!(many.len(), 5, "{many:?}");
     }
 
     #[test]

@@ -2,10 +2,14 @@
 //!
 //! Opening may block, as storage does, and runs on a blocking thread. What the guest does with a disk is the backend's business.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use paddock_api::spec::{self, DirectIo, DiskEngine, DiskFile, DiskSource, PassedFd};
-use paddock_storage::{Direct, Disk, Engine, RawDisk, RawOptions};
+use paddock_api::spec::{self, DirectIo, DiskEngine, DiskFile, DiskSource, ImageFormat, PassedFd};
+use paddock_storage::{
+    Backing, BackingFormat, Direct, Disk, Engine, OpenError, Qcow2Disk, Qcow2Options, RawDisk,
+    RawOptions,
+};
 
 use super::devices::take_passed;
 use crate::Error;
@@ -20,15 +24,27 @@ pub(super) fn open(pointer: &str, disk: &spec::Disk) -> Result<Arc<dyn Disk>, Er
     }
 }
 
-/// Opens a raw image or a block device.
+/// Opens an image file or a block device.
 fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Arc<dyn Disk>, Error> {
+    let passed = match PassedFd::in_path(&file.path) {
+        Some(passed) => Some(take_passed(&format!("{pointer}/path"), passed)?),
+        None => None,
+    };
+    let open = match file.format {
+        ImageFormat::Raw => open_raw(disk, file, passed),
+        ImageFormat::Qcow2 => open_qcow2(disk, file, passed),
+    };
+    open.map_err(|error| Error::part(pointer, error))
+}
+
+fn open_raw(
+    disk: &spec::Disk,
+    file: &DiskFile,
+    passed: Option<OwnedFd>,
+) -> Result<Arc<dyn Disk>, OpenError> {
     let options = RawOptions {
         read_only: disk.read_only,
-        direct: match file.direct {
-            DirectIo::Auto => Direct::Auto,
-            DirectIo::On => Direct::On,
-            DirectIo::Off => Direct::Off,
-        },
+        direct: direct(file),
         engine: match file.engine {
             DiskEngine::Auto => Engine::Auto,
             DiskEngine::IoUring => Engine::IoUring,
@@ -36,14 +52,10 @@ fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Arc<dy
         },
         ..RawOptions::new(&file.path)
     };
-    let open = match PassedFd::in_path(&file.path) {
-        Some(passed) => {
-            let passed = take_passed(&format!("{pointer}/path"), passed)?;
-            RawDisk::adopt(passed, &options)
-        }
-        None => RawDisk::open(&options),
+    let open = match passed {
+        Some(passed) => RawDisk::adopt(passed, &options)?,
+        None => RawDisk::open(&options)?,
     };
-    let open = open.map_err(|error| Error::part(pointer, error))?;
     tracing::info!(
         disk = disk.id.as_str(),
         path = %file.path.display(),
@@ -53,4 +65,100 @@ fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Arc<dy
         "disk opened"
     );
     Ok(Arc::new(open))
+}
+
+fn open_qcow2(
+    disk: &spec::Disk,
+    file: &DiskFile,
+    passed: Option<OwnedFd>,
+) -> Result<Arc<dyn Disk>, OpenError> {
+    let options = Qcow2Options {
+        read_only: disk.read_only,
+        direct: direct(file),
+        backing: file.backing.as_ref().map(backing),
+        ..Qcow2Options::new(&file.path)
+    };
+    let open = match passed {
+        Some(passed) => Qcow2Disk::adopt(passed, &options)?,
+        None => Qcow2Disk::open(&options)?,
+    };
+    tracing::info!(
+        disk = disk.id.as_str(),
+        path = %file.path.display(),
+        bytes = open.size(),
+        direct = open.is_direct(),
+        format = "qcow2",
+        "disk opened"
+    );
+    Ok(Arc::new(open))
+}
+
+fn backing(spec: &spec::Backing) -> Backing {
+    Backing {
+        path: spec.path.clone(),
+        format: match spec.format {
+            ImageFormat::Raw => BackingFormat::Raw,
+            ImageFormat::Qcow2 => {
+                let next = spec.backing.as_deref().map(backing);
+                BackingFormat::Qcow2(next.map(Box::new))
+            }
+        },
+    }
+}
+
+fn direct(file: &DiskFile) -> Direct {
+    match file.direct {
+        DirectIo::Auto => Direct::Auto,
+        DirectIo::On => Direct::On,
+        DirectIo::Off => Direct::Off,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use paddock_api::spec::VmSpec;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn qemu_img(directory: &Path, arguments: &[&str]) {
+        let mut command = Command::new("qemu-img");
+        let status = command.args(arguments).current_dir(directory).status();
+        let status = status.unwrap_or_else(|e| panic!("qemu-img, install qemu-utils: {e}"));
+        assert!(status.success(), "{arguments:?}");
+    }
+
+    fn open_disk(disk: &Value) -> Result<Arc<dyn Disk>, Error> {
+        let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
+        let spec = VmSpec::from_json(&spec.to_string()).unwrap();
+        open("/disks/0", &spec.disks[0])
+    }
+
+    #[test]
+    fn an_image_is_what_the_spec_says_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path();
+        qemu_img(place, &["create", "-qfqcow2", "base", "8M"]);
+        qemu_img(
+            place,
+            &["create", "-qfqcow2", "-Fqcow2", "-bbase", "top", "8M"],
+        );
+        let [base, top] = ["base", "top"].map(|name| place.join(name));
+        // Raw unless it is said.
+        let file = std::fs::OpenOptions::new().append(true).open(&top);
+        file.unwrap().set_len(1 << 20).unwrap();
+        let raw = open_disk(&json!({"path": top})).unwrap();
+        assert_eq!(raw.size(), 1 << 20);
+        drop(raw);
+        let alone = open_disk(&json!({"path": top, "format": "qcow2"})).unwrap_err();
+        let text = crate::error::chain(&alone);
+        let way = format!("\"backing\": {{\"path\": {base:?}, \"format\": \"qcow2\"}}");
+        assert!(text.contains(&way), "{text}");
+        let backing = json!({"path": base, "format": "qcow2"});
+        let disk = json!({"path": top, "format": "qcow2", "backing": backing});
+        assert_eq!(open_disk(&disk).unwrap().size(), 8 << 20);
+    }
 }

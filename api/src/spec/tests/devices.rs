@@ -51,6 +51,52 @@ fn disks() {
             &[(&format!("/disks/0/{field}"), code)],
         );
     }
+    let named = json!({"path": "a", "format": "qcow2", "engine": "threads",
+        "backing": {"path": "b", "format": "qcow2", "backing": {"path": "c"}}});
+    let spec = valid(&with("disks", json!([named])));
+    let again = serde_json::to_value(VmConfig::from(&spec)).unwrap();
+    assert_eq!(valid(&again), spec);
+    assert_eq!(
+        again["disks"][0]["backing"]["backing"],
+        json!({"path": "c", "format": "raw"})
+    );
+    let raw = json!({"path": "b", "backing": {"path": "c"}});
+    let mut long = json!({"path": "a", "format": "qcow2"});
+    for _ in 0..32 {
+        long = json!({"path": "a", "format": "qcow2", "backing": long});
+    }
+    let at_the_end = format!("/disks/0{}", "/backing".repeat(32));
+    for (disk, at, code) in [
+        (raw.clone(), "/disks/0/backing", Conflict),
+        (
+            json!({"path": "a", "format": "qcow2", "backing": raw}),
+            "/disks/0/backing/backing",
+            Conflict,
+        ),
+        (
+            json!({"path": "a", "format": "qcow2", "backing": {}}),
+            "/disks/0/backing",
+            MissingField,
+        ),
+        (
+            json!({"path": "a", "format": "qcow2", "backing": {"path": "fd:3"}}),
+            "/disks/0/backing/path",
+            Malformed,
+        ),
+        (
+            json!({"path": "a", "format": "qcow2", "engine": "io_uring"}),
+            "/disks/0/engine",
+            Conflict,
+        ),
+        (
+            json!({"path": "a", "format": "vmdk"}),
+            "/disks/0/format",
+            UnknownValue,
+        ),
+        (long, &at_the_end, OutOfRange),
+    ] {
+        refuses(&with("disks", json!([disk])), &[(at, code)]);
+    }
     let many = |count: usize| {
         let disks: Vec<_> = (0..count).map(|n| json!({"path": n.to_string()})).collect();
         with("disks", disks.into())

@@ -76,6 +76,8 @@ fn defaults() {
     );
     let file = DiskFile {
         path: "a".into(),
+        format: ImageFormat::Raw,
+        backing: None,
         direct: DirectIo::Auto,
         engine: DiskEngine::Auto,
     };

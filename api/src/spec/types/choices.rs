@@ -34,6 +34,17 @@ pub enum DiskEngine {
     Threads,
 }
 
+/// How a disk's content is laid out in its file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageFormat {
+    /// Byte for byte.
+    #[default]
+    Raw,
+    /// QEMU's.
+    Qcow2,
+}
+
 /// What happens when the guest asks for a reset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

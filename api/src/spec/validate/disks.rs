@@ -1,17 +1,23 @@
 //! Disks, and where their content is.
 
-use super::super::config::DiskConfig;
-use super::super::machine::{Disk, DiskFile, DiskSource};
+use std::path::{Path, PathBuf};
+
+use super::super::config::{BackingConfig, DiskConfig};
+use super::super::machine::{Backing, Disk, DiskFile, DiskSource};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems};
-use super::super::types::{DeviceId, PassedFd, QueueSize, in_range};
-use super::optional;
+use super::super::types::{
+    DeviceId, DiskEngine, ImageFormat, PassedFd, QueueSize, ValueError, in_range,
+};
 use super::passed::passed_or_path;
+use super::{optional, path};
 
 pub(super) const MAX_DISKS: usize = 128;
 const MAX_QUEUES: u64 = 64;
 /// More queues than this by default are memory and threads that few guests need.
 const DEFAULT_QUEUES: u8 = 4;
+/// The most images of a disk, each an overlay of the next.
+const MAX_CHAIN: usize = 32;
 
 /// Checks one disk of a VM with so many processors.
 pub(super) fn disk(
@@ -50,7 +56,7 @@ pub(super) fn disk(
 /// Where its content is.
 fn source(config: &DiskConfig, at: &JsonPointer, problems: &mut Problems) -> Option<DiskSource> {
     if config.path.is_none() {
-        let detail = "path is missing: name a raw image file or a block device";
+        let detail = "path is missing: name an image file or a block device";
         problems.missing(at, &["path"], detail);
     }
     file(config, at, problems).map(DiskSource::File)
@@ -64,11 +70,65 @@ fn file(config: &DiskConfig, at: &JsonPointer, problems: &mut Problems) -> Optio
         config.path.as_deref(),
         passed_or_path,
     );
+    let format = config.format.unwrap_or_default();
+    if let (ImageFormat::Qcow2, Some(DiskEngine::IoUring)) = (format, config.engine) {
+        let detail = "qcow2 images have threads; leave engine out";
+        problems.add(at.key("engine"), ProblemCode::Conflict, detail);
+    }
+    let overlay = (format, config.backing.as_deref());
+    let backing = backing(overlay, 1, &at.key("backing"), problems)?;
     Some(DiskFile {
         path: path??,
+        format,
+        backing,
         direct: config.direct.unwrap_or_default(),
         engine: config.engine.unwrap_or_default(),
     })
+}
+
+/// What an image of this format is an overlay of, and how many images there are before that.
+fn backing(
+    (overlay, config): (ImageFormat, Option<&BackingConfig>),
+    depth: usize,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<Option<Backing>> {
+    let Some(config) = config else {
+        return Some(None);
+    };
+    if overlay == ImageFormat::Raw {
+        let detail = "only a qcow2 image has a backing file; give it the format \"qcow2\"";
+        problems.add(at.clone(), ProblemCode::Conflict, detail);
+        return None;
+    }
+    if depth >= MAX_CHAIN {
+        let detail = format!("a disk has {MAX_CHAIN} images at most; merge some of them");
+        problems.add(at.clone(), ProblemCode::OutOfRange, detail);
+        return None;
+    }
+    if config.path.is_none() {
+        let detail = "path is missing: name the image that is the backing file";
+        problems.missing(at, &["path"], detail);
+    }
+    let path = optional(problems, &at.key("path"), config.path.as_deref(), only_path);
+    let format = config.format.unwrap_or_default();
+    let next = (format, config.backing.as_deref());
+    let next = backing(next, depth + 1, &at.key("backing"), problems)?;
+    Some(Some(Backing {
+        path: path??,
+        format,
+        backing: next.map(Box::new),
+    }))
+}
+
+/// A path: what an image names as its backing file cannot be compared with a descriptor.
+fn only_path(text: &Path) -> Result<PathBuf, ValueError> {
+    match PassedFd::in_path(text) {
+        Some(_) => Err(ValueError::malformed(
+            "a backing file cannot be passed as a descriptor; give its path, and ./fd:… for a file of such a name",
+        )),
+        None => path(text),
+    }
 }
 
 /// Two read-only views of one file are fine; a writer wants it alone. Of descriptors, [`passed`](super::passed) speaks.

@@ -1,7 +1,7 @@
 //! Disks and NICs.
 
 use paddock_api::device::{Disk, Nic};
-use paddock_api::spec::{DirectIo, DiskConfig, DiskEngine, NicConfig};
+use paddock_api::spec::{DirectIo, DiskConfig, DiskEngine, ImageFormat, NicConfig};
 
 use super::{Cell, Page, word};
 
@@ -50,6 +50,9 @@ pub(super) fn path(disk: &DiskConfig) -> String {
 /// What is not as it is for most disks.
 pub(super) fn disk_options(disk: &DiskConfig) -> String {
     let mut options = Vec::new();
+    if let Some(format) = disk.format.filter(|format| *format != ImageFormat::Raw) {
+        options.push(word(&format));
+    }
     if disk.read_only == Some(true) {
         options.push("read-only".to_owned());
     }
