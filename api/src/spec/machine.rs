@@ -187,7 +187,7 @@ pub enum DiskSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiskFile {
-    /// An image file or a block device; or a descriptor of one, see [`PassedFd`](super::PassedFd).
+    /// An image file or a block device; or a descriptor of one, see [`PassedFd`].
     pub path: PathBuf,
     /// How the disk's content is laid out in it.
     pub format: ImageFormat,
