@@ -52,21 +52,21 @@ impl Buffer {
     /// request, which owns its buffer, has read.
     #[must_use]
     pub fn part(&self, length: u64) -> Self {
+        self.slice(0, length)
+    }
+
+    /// A second buffer on `length` bytes of the same memory from byte `offset` on, or on all there are.
+    #[must_use]
+    pub fn slice(&self, offset: u64, length: u64) -> Self {
         let mut segments = Vec::with_capacity(self.segments.len());
-        let mut left = length;
-        for segment in &self.segments {
-            // No longer than the segment.
-            let part = usize::try_from(left).map_or(segment.iov_len, |n| n.min(segment.iov_len));
-            if part == 0 {
-                break;
-            }
-            left -= part as u64;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        self.each_from(offset, length, |bytes, part| {
             segments.push(libc::iovec {
-                iov_base: segment.iov_base,
+                iov_base: bytes.cast(),
                 iov_len: part,
             });
-        }
-        // SAFETY: each segment is the beginning of one of ours, and is kept alive by the same.
+        });
+        // SAFETY: each segment is a part of one of ours, and is kept alive by the same.
         unsafe { Self::from_raw(segments, self.keep_alive()) }
     }
 
@@ -142,6 +142,9 @@ impl Buffer {
     fn each_from(&self, offset: u64, length: usize, mut each: impl FnMut(*mut u8, usize)) {
         let (mut skip, mut left) = (offset, length);
         for segment in &self.segments {
+            if left == 0 {
+                return;
+            }
             let before = usize::try_from(skip).map_or(segment.iov_len, |n| n.min(segment.iov_len));
             skip -= before as u64;
             let part = (segment.iov_len - before).min(left);
@@ -228,5 +231,12 @@ mod tests {
         assert_eq!(buffer.copy_to_from(6, &mut out), 2);
         assert_eq!(&out[..2], b"5x");
         assert_eq!(buffer.copy_to_from(99, &mut out), 0);
+        let slice = buffer.slice(2, 4);
+        assert_eq!(slice.copy_to(&mut out), 4);
+        assert_eq!(&out, b"1234");
+        assert_eq!(
+            (buffer.slice(6, 99).len(), buffer.slice(99, 1).len()),
+            (2, 0)
+        );
     }
 }

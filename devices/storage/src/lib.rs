@@ -8,6 +8,8 @@ pub mod disk;
 pub mod error;
 mod fd;
 pub mod hold;
+mod link;
+pub mod longhorn;
 pub mod qcow2;
 pub mod raw;
 #[cfg(any(test, feature = "test-utils"))]

@@ -1,0 +1,114 @@
+//! A data connection of the control thread's own: for pings, and for comparing replicas. One request at a time.
+
+use std::time::Duration;
+
+use paddock_longhorn::wire::{HEADER, Header, Kind, MAX_DATA, MAX_TEXT};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::longhorn::options::ReplicaAddress;
+
+/// A connection to a replica's data port. After an error it is of no use any more.
+#[derive(Debug)]
+pub(super) struct DataClient {
+    stream: TcpStream,
+    sequence: u32,
+}
+
+fn broken(error: impl std::fmt::Display) -> String {
+    format!("the connection ended: {error}")
+}
+
+impl DataClient {
+    pub(super) async fn connect(address: &ReplicaAddress) -> Result<Self, String> {
+        let stream = TcpStream::connect(address.data()).await.map_err(broken)?;
+        stream.set_nodelay(true).map_err(broken)?;
+        Ok(Self {
+            stream,
+            sequence: 0,
+        })
+    }
+
+    /// Asks for something and waits for the answer's data, of which there are to be so many bytes.
+    async fn ask(&mut self, header: Header, data: &[u8], expected: u32) -> Result<Vec<u8>, String> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let header = Header {
+            sequence: self.sequence,
+            ..header
+        };
+        let stream = &mut self.stream;
+        stream.write_all(&header.encode()).await.map_err(broken)?;
+        stream.write_all(data).await.map_err(broken)?;
+        let mut bytes = [0; HEADER];
+        stream.read_exact(&mut bytes).await.map_err(broken)?;
+        let answer = Header::decode(&bytes).map_err(|error| error.to_string())?;
+        let well = answer.sequence == self.sequence;
+        match answer.kind {
+            Kind::Response if well && answer.payload == expected => {
+                // At most what was asked for.
+                let mut data = vec![0; usize::try_from(expected).unwrap_or(0)];
+                stream.read_exact(&mut data).await.map_err(broken)?;
+                Ok(data)
+            }
+            Kind::Error | Kind::Eof | Kind::NoSpace if answer.payload <= MAX_TEXT => {
+                let mut text = vec![0; usize::try_from(answer.payload).unwrap_or(0)];
+                stream.read_exact(&mut text).await.map_err(broken)?;
+                Err(format!(
+                    "it answered: {}",
+                    String::from_utf8_lossy(&text).trim()
+                ))
+            }
+            kind => Err(format!(
+                "it answered with a frame of type {kind:?} and {} bytes",
+                answer.payload
+            )),
+        }
+    }
+
+    async fn within(
+        &mut self,
+        deadline: Duration,
+        header: Header,
+        data: &[u8],
+        expected: u32,
+    ) -> Result<Vec<u8>, String> {
+        match timeout(deadline, self.ask(header, data, expected)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("it has not answered for {} s", deadline.as_secs())),
+        }
+    }
+
+    pub(super) async fn ping(&mut self, deadline: Duration) -> Result<(), String> {
+        let header = Header::request(0, Kind::Ping, 0, 0);
+        self.within(deadline, header, &[], 0).await.map(drop)
+    }
+
+    /// Reads at most [`MAX_DATA`].
+    pub(super) async fn read(
+        &mut self,
+        deadline: Duration,
+        offset: u64,
+        size: u32,
+    ) -> Result<Vec<u8>, String> {
+        let offset = i64::try_from(offset).map_err(|error| error.to_string())?;
+        let size = size.min(MAX_DATA);
+        let header = Header::request(0, Kind::Read, offset, size);
+        self.within(deadline, header, &[], size).await
+    }
+
+    pub(super) async fn write(
+        &mut self,
+        deadline: Duration,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), String> {
+        let offset = i64::try_from(offset).map_err(|error| error.to_string())?;
+        let size = u32::try_from(data.len()).map_err(|error| error.to_string())?;
+        let header = Header {
+            payload: size,
+            ..Header::request(0, Kind::Write, offset, size)
+        };
+        self.within(deadline, header, data, 0).await.map(drop)
+    }
+}

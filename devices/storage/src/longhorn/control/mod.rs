@@ -1,0 +1,296 @@
+//! The control side of a volume: a thread of its own with a small runtime, on which everything runs that is not a guest's request: opening and closing, pings,
+//! snapshots, rebuilds, a new size.
+//!
+//! What changes the set of replicas, or comes between two requests on all of them, is done by one task at a time, which holds [`Admin`].
+
+mod client;
+mod expand;
+mod open;
+pub(super) mod peer;
+mod rebuild;
+mod remove;
+mod resync;
+mod snapshot;
+mod supervise;
+mod time;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex as SyncMutex;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Mutex, MutexGuard, Notify, mpsc::unbounded_channel};
+
+use self::peer::Peer;
+use super::error::VolumeError;
+use super::member::{Member, Mode, Socket};
+use super::options::{Taking, VolumeOptions};
+use super::shared::{Post, Shared};
+use super::status::{Listener, Progress};
+
+/// What only one task at a time may change.
+#[derive(Debug)]
+pub(super) struct Admin {
+    /// The control services of the replicas, by their members' ids.
+    peers: HashMap<u32, Peer>,
+    next_id: u32,
+    /// Whether the replicas count writes.
+    counts_revisions: bool,
+}
+
+/// The control side of a volume.
+pub(super) struct Control {
+    pub shared: Arc<Shared>,
+    pub options: VolumeOptions,
+    admin: Mutex<Admin>,
+    listener: Arc<dyn Listener>,
+    /// How far the present rebuild or resynchronization is.
+    progress: SyncMutex<Option<Progress>>,
+    /// It was closed, or handed over.
+    closed: AtomicBool,
+}
+
+impl Control {
+    fn state_error(&self, problem: impl Into<String>) -> VolumeError {
+        VolumeError::State {
+            volume: self.options.name.clone(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The replicas that are written, with their control services.
+    fn live(&self, admin: &Admin) -> Vec<(Arc<Member>, Peer)> {
+        let members = self.shared.members().into_iter();
+        let live = members.filter(|member| member.mode() != Mode::Failed);
+        live.filter_map(|member| {
+            let peer = admin.peers.get(&member.id)?.clone();
+            Some((member, peer))
+        })
+        .collect()
+    }
+
+    /// A replica that has everything, to take from what others lack.
+    fn source(&self, admin: &Admin) -> Result<(Arc<Member>, Peer), VolumeError> {
+        let primary = self.shared.primary();
+        let complete = |member: &Arc<Member>| {
+            member.mode() == Mode::ReadWrite && primary.is_none_or(|id| member.id == id)
+        };
+        let mut live = self.live(admin).into_iter();
+        live.find(|(member, _)| complete(member))
+            .ok_or_else(|| self.state_error("no replica is left that has all of it"))
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Takes the only permission to change something, while it is open.
+    async fn administrate(&self) -> Result<MutexGuard<'_, Admin>, VolumeError> {
+        let admin = self.admin.lock().await;
+        if self.is_closed() {
+            return Err(self.state_error("it is closed"));
+        }
+        Ok(admin)
+    }
+
+    /// The same, while all replicas have everything.
+    async fn administrate_complete(&self) -> Result<MutexGuard<'_, Admin>, VolumeError> {
+        let admin = self.administrate().await?;
+        let rebuilt = |member: &Arc<Member>| member.mode() == Mode::WriteOnly;
+        if self.shared.members().iter().any(rebuilt) {
+            return Err(self.state_error("a replica is being rebuilt; wait for that"));
+        }
+        if self.shared.primary().is_some() {
+            return Err(self.state_error("its replicas are being compared; wait for that"));
+        }
+        Ok(admin)
+    }
+
+    pub(super) fn progress(&self) -> Option<Progress> {
+        self.progress.lock().clone()
+    }
+
+    fn set_progress(&self, progress: Option<&Progress>) {
+        *self.progress.lock() = progress.cloned();
+        self.listener.progress(progress);
+    }
+
+    /// Connects a new queue to all replicas.
+    pub(super) async fn connect_queue(
+        &self,
+    ) -> Result<(Arc<Post>, Vec<(Arc<Member>, Arc<Socket>)>), VolumeError> {
+        let admin = self.administrate().await?;
+        let mut connections = Vec::new();
+        for (member, peer) in self.live(&admin) {
+            match open::connect(&peer.address).await {
+                Ok(socket) => {
+                    member.adopt(&socket);
+                    connections.push((member, socket));
+                }
+                Err(error) => self.shared.fail(&member, &error.to_string()),
+            }
+        }
+        let post = self.shared.add_post().map_err(|error| VolumeError::Host {
+            volume: self.options.name.clone(),
+            problem: error.to_string(),
+        })?;
+        Ok((post, connections))
+    }
+
+    /// Waits until what is under way is done, and closes the replicas, unless they are handed over.
+    pub(super) async fn close(&self, hand_over: bool) -> Result<(), VolumeError> {
+        let admin = self.admin.lock().await;
+        if self.is_closed() {
+            return Ok(());
+        }
+        let frozen = self.shared.freeze().await;
+        if self.shared.primary().is_some() && !hand_over {
+            // They stay open and unclean, so that whoever opens them next compares them.
+            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared: they will be the next time");
+        }
+        self.closed.store(true, Ordering::SeqCst);
+        let live = self.live(&admin);
+        let clean = self.shared.primary().is_none();
+        for (member, peer) in live {
+            for socket in member.sockets() {
+                socket.shut_down();
+            }
+            if clean && !hand_over && peer.close().await.is_err() {
+                tracing::warn!(volume = %self.options.name, replica = %peer.address, "it cannot be closed");
+            }
+        }
+        drop(frozen);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The thread of a volume's control side. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct ControlThread {
+    handle: Handle,
+    stop: Arc<Notify>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlThread {
+    /// Starts it.
+    pub(super) fn start() -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("volume".to_owned())
+            .spawn(move || runtime.block_on(stopped.notified()))?;
+        Ok(Self {
+            handle,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Runs something there. It goes on where nobody waits for it.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Running<T> {
+        let (sender, receiver) = mpsc::channel();
+        self.handle.spawn(async move {
+            // Nobody may wait.
+            let _ = sender.send(future.await);
+        });
+        Running(receiver)
+    }
+}
+
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did, it has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Something that runs on the control thread.
+pub(super) struct Running<T>(mpsc::Receiver<T>);
+
+impl<T> Running<T> {
+    /// Waits for it; `None` when it will never end.
+    pub(super) fn wait(self) -> Option<T> {
+        self.0.recv().ok()
+    }
+}
+
+/// Opens a volume, on the control thread.
+pub(super) async fn open(
+    options: VolumeOptions,
+    listener: Arc<dyn Listener>,
+) -> Result<Arc<Control>, VolumeError> {
+    let opened = open::open(&options).await?;
+    let (sender, events) = unbounded_channel();
+    let shared = Shared::new(
+        options.name.clone(),
+        opened.size,
+        listener.records(),
+        sender,
+    );
+    let shared = Arc::new(shared);
+    let mut admin = Admin {
+        peers: HashMap::new(),
+        next_id: 0,
+        counts_revisions: opened.counts_revisions,
+    };
+    let mut members = Vec::new();
+    for replica in opened.replicas {
+        let id = admin.next_id;
+        admin.next_id += 1;
+        let address = replica.peer.address.to_string();
+        let member = Arc::new(Member::new(id, address, Mode::ReadWrite));
+        admin.peers.insert(id, replica.peer);
+        members.push((member, replica.problem));
+    }
+    let handed_over = options.taking == Taking::HandedOver;
+    let control = Control {
+        shared,
+        options,
+        admin: Mutex::new(admin),
+        listener,
+        progress: SyncMutex::default(),
+        closed: AtomicBool::new(false),
+    };
+    for (member, problem) in members {
+        control.shared.add_member(Arc::clone(&member));
+        if let Some(problem) = problem {
+            control.shared.fail(&member, &problem);
+        }
+    }
+    let unclean = opened.unclean && !handed_over && control.shared.complete_members() > 1;
+    if unclean {
+        let first = control.shared.members().into_iter();
+        let first = first
+            .filter(|member| member.mode() == Mode::ReadWrite)
+            .map(|m| m.id);
+        control.shared.set_primary(first.min());
+    }
+    let control = Arc::new(control);
+    supervise::start(&control, events);
+    if unclean {
+        tokio::spawn(resync::run(Arc::clone(&control)));
+    }
+    Ok(control)
+}

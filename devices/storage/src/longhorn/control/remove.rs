@@ -1,0 +1,57 @@
+//! The set of replicas: who is in it, and letting go of one.
+
+use super::Control;
+use crate::longhorn::error::VolumeError;
+use crate::longhorn::member::Mode;
+use crate::longhorn::options::ReplicaAddress;
+use crate::longhorn::status::ReplicaStatus;
+
+impl Control {
+    /// The replicas, those that failed included.
+    pub(crate) fn replicas(&self) -> Vec<ReplicaStatus> {
+        let members = self.shared.members().into_iter();
+        let status = members.filter_map(|member| {
+            Some(ReplicaStatus {
+                address: member.address.parse().ok()?,
+                mode: member.mode(),
+                failure: member.failure(),
+            })
+        });
+        status.collect()
+    }
+
+    /// Lets go of a replica: it misses what is written from now on.
+    pub(crate) async fn remove_replica(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
+        let mut admin = self.administrate().await?;
+        let name = address.to_string();
+        let members = self.shared.members();
+        let found = members.iter().find(|member| member.address == name);
+        let Some(member) = found else {
+            return Err(VolumeError::NotFound {
+                volume: self.options.name.clone(),
+                what: "replica",
+                name,
+            });
+        };
+        if member.mode() == Mode::ReadWrite && self.shared.complete_members() == 1 {
+            return Err(self.state_error(format!("{name} is the only replica that has all of it")));
+        }
+        if self.shared.primary() == Some(member.id) {
+            let problem = format!("{name} is what the others are compared with; wait for that");
+            return Err(self.state_error(problem));
+        }
+        self.shared.fail(member, "it was removed");
+        self.shared.remove_member(member.id);
+        if let Some(peer) = admin.peers.remove(&member.id) {
+            // It may be gone for long.
+            if let Err(error) = peer.close().await {
+                tracing::info!(volume = %self.options.name, %error, "a replica that was removed is not closed");
+            }
+        }
+        let told = self.tell_listener();
+        told.map_err(|error| VolumeError::Host {
+            volume: self.options.name.clone(),
+            problem: format!("the replicas cannot be recorded: {error}"),
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! Snapshots: taken on all replicas between two requests, listed, and gone back to.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::peer::{Info, NewSnapshot};
+use super::{Admin, Control, time};
+use crate::longhorn::error::VolumeError;
+use crate::longhorn::status::{Snapshot, Taken};
+
+/// How a snapshot's file is called.
+const PREFIX: &str = "volume-snap-";
+const SUFFIX: &str = ".img";
+
+/// The most bytes of a snapshot's name, so that the names of its files fit into a directory.
+const MAX_NAME: usize = 200;
+
+pub(super) fn file_of(name: &str) -> String {
+    format!("{PREFIX}{name}{SUFFIX}")
+}
+
+/// The name of the snapshot that a file has.
+pub(super) fn name_of(file: &str) -> &str {
+    let name = file
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_suffix(SUFFIX));
+    name.unwrap_or(file)
+}
+
+fn describe(info: &Info) -> Vec<Snapshot> {
+    let snapshots = info.snapshots().map(|(file, disk)| {
+        let mut labels: Vec<(String, String)> = disk.labels.clone().into_iter().collect();
+        labels.sort();
+        Snapshot {
+            name: name_of(file).to_owned(),
+            created: disk.created.clone(),
+            user_created: disk.user_created,
+            removed: disk.removed,
+            size: u64::try_from(disk.size).unwrap_or(0),
+            parent: (!disk.parent.is_empty()).then(|| name_of(&disk.parent).to_owned()),
+            labels,
+        }
+    });
+    let mut snapshots: Vec<Snapshot> = snapshots.collect();
+    snapshots.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
+    snapshots
+}
+
+impl Control {
+    /// Takes a snapshot; one without a name gets one.
+    pub(crate) async fn snapshot(
+        &self,
+        name: Option<String>,
+        labels: HashMap<String, String>,
+    ) -> Result<Taken, VolumeError> {
+        let admin = self.administrate_complete().await?;
+        let snapshot = self.name_snapshot(name, labels)?;
+        self.ensure_room(&admin, &snapshot.name).await?;
+        let frozen = self.shared.freeze().await;
+        let since = Instant::now();
+        let taken = self.snapshot_all(&admin, &snapshot).await;
+        drop(frozen);
+        taken?;
+        Ok(Taken {
+            name: snapshot.name,
+            frozen: since.elapsed(),
+        })
+    }
+
+    fn name_snapshot(
+        &self,
+        name: Option<String>,
+        labels: HashMap<String, String>,
+    ) -> Result<NewSnapshot, VolumeError> {
+        let user_created = true;
+        let name = name.unwrap_or_else(time::unique_name);
+        let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(letters) {
+            let problem = format!(
+                "{name:?} cannot be a snapshot's name; use 1 to {MAX_NAME} letters, digits, '-', '_' and '.'"
+            );
+            return Err(self.state_error(problem));
+        }
+        Ok(NewSnapshot {
+            name,
+            user_created,
+            created: time::now(),
+            labels,
+        })
+    }
+
+    /// Refuses before anything stands still what a replica would refuse.
+    async fn ensure_room(&self, admin: &Admin, name: &str) -> Result<(), VolumeError> {
+        let (_, source) = self.source(admin)?;
+        let info = source.get().await?;
+        if info.disks.contains_key(&file_of(name)) {
+            return Err(self.state_error(format!("it has a snapshot {name} already")));
+        }
+        if info.snapshots_left <= 0 {
+            let problem = "it has as many snapshots as it may have; remove some, and purge them";
+            return Err(self.state_error(problem));
+        }
+        Ok(())
+    }
+
+    /// Has all replicas take a snapshot, while no request is under way. Those that do not are left, unless none does.
+    pub(super) async fn snapshot_all(
+        &self,
+        admin: &Admin,
+        snapshot: &NewSnapshot,
+    ) -> Result<(), VolumeError> {
+        let snapshot = snapshot.clone();
+        self.on_all(admin, move |peer| {
+            let snapshot = snapshot.clone();
+            async move { peer.snapshot(&snapshot).await }
+        })
+        .await
+    }
+
+    /// The snapshots there are, the oldest first.
+    pub(crate) async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        let source = {
+            let admin = self.administrate().await?;
+            self.source(&admin)?.1
+        };
+        Ok(describe(&source.get().await?))
+    }
+
+    /// Goes back to a snapshot, with no queue open: nobody expects a disk that he uses to become another.
+    pub(crate) async fn revert(&self, name: &str) -> Result<(), VolumeError> {
+        let admin = self.administrate_complete().await?;
+        if !self.shared.posts().is_empty() {
+            return Err(self
+                .state_error("a snapshot can be gone back to only while nobody uses the volume"));
+        }
+        let (_, source) = self.source(&admin)?;
+        let file = file_of(name);
+        let info = source.get().await?;
+        if info.disks.get(&file).is_none_or(|disk| disk.removed) {
+            return Err(VolumeError::NotFound {
+                volume: self.options.name.clone(),
+                what: "snapshot",
+                name: name.to_owned(),
+            });
+        }
+        let created = time::now();
+        self.on_all(&admin, move |peer| {
+            let (file, created) = (file.clone(), created.clone());
+            async move { peer.revert(&file, &created).await }
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{file_of, name_of};
+
+    #[test]
+    fn files_and_names() {
+        assert_eq!(file_of("a"), "volume-snap-a.img");
+        assert_eq!(name_of("volume-snap-a.img"), "a");
+        assert_eq!(name_of("volume-head-001.img"), "volume-head-001.img");
+    }
+}

@@ -1,0 +1,165 @@
+//! Watching over replicas: who does not answer is left. And telling the volume's owner who was.
+//!
+//! Longhorn's rule for requests: a replica that is silent for the timeout while it is asked for something is left, as long as another is there to go on
+//! with; the last one has twice as long. Silence is looked at connection by connection, so that one live connection does not keep a stuck one
+//! alive. Pings find those that die while nobody asks.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::Control;
+use super::client::DataClient;
+use crate::longhorn::error::VolumeError;
+use crate::longhorn::member::{Member, Mode};
+use crate::longhorn::shared::Event;
+
+/// How often silence is looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a replica is pinged.
+const PING: Duration = Duration::from_secs(2);
+
+/// How long until a record that could not be made is made again.
+const RECORD_AGAIN: Duration = Duration::from_secs(1);
+
+/// Starts it all. It ends with the volume.
+pub(super) fn start(control: &Arc<Control>, events: UnboundedReceiver<Event>) {
+    tokio::spawn(listen(Arc::downgrade(control), events));
+    tokio::spawn(look(Arc::downgrade(control)));
+    for member in control.shared.members() {
+        watch(control, &member);
+    }
+}
+
+/// Pings a replica from now on.
+pub(super) fn watch(control: &Arc<Control>, member: &Arc<Member>) {
+    if member.mode() != Mode::Failed {
+        tokio::spawn(ping_for_ever(
+            Arc::downgrade(control),
+            Arc::downgrade(member),
+        ));
+    }
+}
+
+/// Tells the owner who has failed.
+async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
+    while let Some(Event::Failed(_)) = events.recv().await {
+        let mut failures = 1;
+        while let Ok(Event::Failed(_)) = events.try_recv() {
+            failures += 1;
+        }
+        loop {
+            let Some(control) = control.upgrade() else {
+                return;
+            };
+            let told = control.tell_listener();
+            let Err(error) = told else {
+                if control.listener.records() {
+                    control.shared.recorded(failures);
+                }
+                break;
+            };
+            tracing::error!(volume = %control.options.name, %error,
+                "the failure of a replica cannot be recorded; writes are not acknowledged until it is");
+            if !control.listener.records() {
+                break;
+            }
+            drop(control);
+            sleep(RECORD_AGAIN).await;
+        }
+    }
+}
+
+/// Leaves replicas that are silent for too long.
+async fn look(control: Weak<Control>) {
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(control) = control.upgrade() else {
+            return;
+        };
+        control.look_for_silence();
+    }
+}
+
+impl Control {
+    /// Tells the owner which replicas there are and what they are good for.
+    pub(super) fn tell_listener(&self) -> std::io::Result<()> {
+        self.listener.replicas(&self.replicas())
+    }
+
+    /// How long a replica may be silent.
+    fn patience(&self, member: &Member) -> Duration {
+        let members = self.shared.members().into_iter();
+        let others = members.filter(|m| m.id != member.id && m.mode() == Mode::ReadWrite);
+        match others.count() {
+            0 => self.options.timeout * 2,
+            _ => self.options.timeout,
+        }
+    }
+
+    fn look_for_silence(&self) {
+        let now = self.shared.now();
+        for member in self.shared.members() {
+            if member.mode() == Mode::Failed {
+                continue;
+            }
+            let patience = self.patience(&member);
+            let silences = member.sockets().into_iter();
+            let silence = silences.filter_map(|socket| socket.silence(now)).max();
+            if silence.is_some_and(|silence| u128::from(silence) > patience.as_millis()) {
+                let reason = format!("it has not answered for {} s", patience.as_secs());
+                self.shared.fail(&member, &reason);
+            }
+        }
+    }
+}
+
+/// Pings a replica until it fails or is gone.
+async fn ping_for_ever(control: Weak<Control>, member: Weak<Member>) {
+    let mut client = None;
+    loop {
+        sleep(PING).await;
+        let (Some(control), Some(member)) = (control.upgrade(), member.upgrade()) else {
+            return;
+        };
+        if member.mode() == Mode::Failed || control.is_closed() {
+            return;
+        }
+        let patience = control.patience(&member);
+        let Err(reason) = ping(&member, &mut client, patience).await else {
+            continue;
+        };
+        client = None;
+        // The last replica is only given up when somebody asks it for something in vain.
+        if patience == control.options.timeout {
+            let reason = format!("it does not answer pings: {reason}");
+            control.shared.fail(&member, &reason);
+        }
+    }
+}
+
+/// Pings a replica once, on a connection that is kept.
+async fn ping(
+    member: &Member,
+    kept: &mut Option<DataClient>,
+    patience: Duration,
+) -> Result<(), String> {
+    let client = match kept {
+        Some(client) => client,
+        None => {
+            let address = member
+                .address
+                .parse()
+                .map_err(|error: VolumeError| error.to_string())?;
+            let connected = timeout(patience, DataClient::connect(&address)).await;
+            let client = connected.map_err(|_| "no connection".to_owned())??;
+            kept.insert(client)
+        }
+    };
+    client.ping(patience).await
+}

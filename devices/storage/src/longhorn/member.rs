@@ -1,0 +1,218 @@
+//! The replicas of a volume as all its threads see them: what each is good for, and the connections to it.
+//!
+//! A replica that fails is left by whoever notices first, a queue's thread or the control thread: from then on it is not read, and no write waits for
+//! it. Shutting its connections down tells all others.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+
+/// What an engine does with a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Mode {
+    /// It is written and not read: it is being rebuilt.
+    WriteOnly,
+    /// It is written and read: it has all of the volume.
+    ReadWrite,
+    /// It has failed, and misses what was written since.
+    Failed,
+}
+
+impl Mode {
+    fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::WriteOnly,
+            1 => Self::ReadWrite,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Why and when a replica failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For people.
+    pub reason: String,
+    /// When it was noticed.
+    pub at: SystemTime,
+}
+
+/// A replica of a volume.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// Unique in the life of the volume.
+    pub id: u32,
+    /// Where it is: `HOST:PORT` of its control service.
+    pub address: String,
+    mode: AtomicU8,
+    failure: Mutex<Option<Failure>>,
+    sockets: Mutex<Vec<Weak<Socket>>>,
+}
+
+impl Member {
+    pub(super) fn new(id: u32, address: String, mode: Mode) -> Self {
+        Self {
+            id,
+            address,
+            mode: AtomicU8::new(mode as u8),
+            failure: Mutex::default(),
+            sockets: Mutex::default(),
+        }
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        Mode::from_number(self.mode.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.failure.lock().clone()
+    }
+
+    /// Lets it be read, now that it has everything. Whether it has not failed meanwhile.
+    pub(super) fn promote(&self) -> bool {
+        let (from, to) = (Mode::WriteOnly as u8, Mode::ReadWrite as u8);
+        let swapped = self
+            .mode
+            .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+        swapped.is_ok()
+    }
+
+    /// Leaves it for good. `first` is called before anybody can see that, unless it has failed before. Whether it had not.
+    pub(super) fn fail(&self, reason: &str, first: impl FnOnce()) -> bool {
+        let mut failure = self.failure.lock();
+        if failure.is_some() {
+            return false;
+        }
+        first();
+        *failure = Some(Failure {
+            reason: reason.to_owned(),
+            at: SystemTime::now(),
+        });
+        self.mode.store(Mode::Failed as u8, Ordering::SeqCst);
+        drop(failure);
+        for socket in self.sockets() {
+            socket.shut_down();
+        }
+        true
+    }
+
+    /// Takes note of a connection, which ends when the replica fails: at once if it has.
+    pub(super) fn adopt(&self, socket: &Arc<Socket>) {
+        let mut sockets = self.sockets.lock();
+        sockets.retain(|socket| socket.strong_count() > 0);
+        sockets.push(Arc::downgrade(socket));
+        drop(sockets);
+        if self.mode() == Mode::Failed {
+            socket.shut_down();
+        }
+    }
+
+    /// The connections that are open.
+    pub(super) fn sockets(&self) -> Vec<Arc<Socket>> {
+        self.sockets
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+}
+
+/// A stream to a replica's data port.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A connection to a replica: used by one thread, watched and ended by others.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: Stream,
+    /// Milliseconds since the volume's beginning, and one more: when the replica was last heard of, or first asked after there was nothing to answer.
+    /// 0 while there is nothing to answer.
+    waiting: AtomicU64,
+}
+
+impl Socket {
+    pub(super) fn new(stream: Stream) -> Arc<Self> {
+        Arc::new(Self {
+            stream,
+            waiting: AtomicU64::new(0),
+        })
+    }
+
+    /// Notes that an answer is waited for, from now on.
+    pub(super) fn waits_since(&self, milliseconds: u64) {
+        let since = milliseconds.saturating_add(1);
+        self.waiting.store(since, Ordering::Relaxed);
+    }
+
+    /// Notes that there is nothing to answer.
+    pub(super) fn rests(&self) {
+        self.waiting.store(0, Ordering::Relaxed);
+    }
+
+    /// For how many milliseconds answers have been waited for and none came; `None` while there is nothing to answer.
+    pub(super) fn silence(&self, now: u64) -> Option<u64> {
+        let since = self.waiting.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_sub(since))
+    }
+
+    /// Ends the connection under the hands of whoever uses it.
+    pub(super) fn shut_down(&self) {
+        // Fails where the peer was faster.
+        let _ = match &self.stream {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+/// A socket, for the one thread that reads and writes it.
+#[derive(Debug)]
+pub(super) struct Connection(pub(super) Arc<Socket>);
+
+impl Read for Connection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.0.stream {
+            Stream::Tcp(stream) => (&*stream).read(buffer),
+            Stream::Unix(stream) => (&*stream).read(buffer),
+        }
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match &self.0.stream {
+            Stream::Tcp(stream) => (&*stream).write(buffer),
+            Stream::Unix(stream) => (&*stream).write(buffer),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.0.stream {
+            Stream::Tcp(stream) => (&*stream).write_vectored(slices),
+            Stream::Unix(stream) => (&*stream).write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0.stream {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Replicated volumes, in the language of Longhorn's v1 data engine: the engine is in this process, and talks to the replica processes itself.
+//!
+//! A [`Volume`] is a [`Disk`]. Each of its queues has connections of its own to all replicas (`queue`); a control thread (`control`) opens and closes
+//! them, watches over them, and takes snapshots, rebuilds replicas and makes the volume larger between two requests (`shared`).
+//!
+//! # What is promised
+//! - A write is acknowledged when all replicas that are not given up have it, and one that missed it is never read again.
+//! - What an acknowledgement by a replica is worth is the replica's: Longhorn's write by O_DIRECT and never flush what the file system has to remember of
+//!   a file that grew. Their protocol has no flush; a flush here is a barrier, and waits for the writes before it. One host's loss of power is what the
+//!   other replicas are for.
+//! - Two writes to the same 4 KiB are never under way at once, so that replicas do not differ for good.
+//! - Replicas that were not closed are compared, and made the same, while only one of them is read.
+//!
+//! Nothing keeps two engines from using the same replicas once they are open: whoever opens a volume has to know that nobody else does. A replica that is open
+//! is refused.
+//!
+//! The guest decides what is read and written; replicas answer what they like, and are given up for it. Neither can make more than a volume fail.
+
+mod control;
+mod error;
+mod member;
+mod options;
+mod queue;
+mod ranges;
+mod shared;
+mod socket;
+mod status;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use self::control::{Control, ControlThread};
+use self::queue::VolumeQueue;
+use crate::{Capabilities, Disk, DiskQueue};
+
+pub use error::VolumeError;
+pub use member::{Failure, Mode};
+pub use options::{DEFAULT_TIMEOUT, ReplicaAddress, TIMEOUTS, Taking, VolumeOptions};
+pub use socket::EngineSocket;
+pub use status::{Activity, Listener, Nobody, Progress, Rebuilt, ReplicaStatus, Snapshot, Taken};
+
+/// Bytes that a replica stores as one: smaller writes are slower, and writes to the same one wait for each other.
+const SECTOR: u64 = 4096;
+
+/// The smallest that can be read or written.
+const BLOCK: u32 = 512;
+
+fn capabilities(size: u64, read_only: bool) -> Capabilities {
+    Capabilities {
+        size,
+        logical_block_size: BLOCK,
+        physical_block_size: 4096,
+        read_only,
+        // Longhorn's replicas can lose a snapshot's data to it, and it never makes anything read as zeros for good.
+        discard: false,
+        discard_granularity: 0,
+        // By writing them.
+        write_zeroes: true,
+        flush: true,
+    }
+}
+
+/// A replicated volume, open. Calls that change it wait until they are done; they are for threads that may block.
+///
+/// Dropping it drops its connections and leaves the replicas open, as a crash would: [`close`](Self::close) it.
+#[derive(Debug)]
+pub struct Volume {
+    control: Arc<Control>,
+    thread: ControlThread,
+}
+
+impl Volume {
+    /// Opens a volume: all replicas that can be used, of which there is to be one.
+    ///
+    /// # Errors
+    /// Says what is wrong with which replica, and what to do.
+    pub fn open(options: VolumeOptions, listener: Arc<dyn Listener>) -> Result<Self, VolumeError> {
+        options.check()?;
+        let host = {
+            let volume = options.name.clone();
+            move |problem: String| VolumeError::Host { volume, problem }
+        };
+        let thread = ControlThread::start().map_err(|error| host(error.to_string()))?;
+        let opened = thread.run(control::open(options, listener)).wait();
+        let control = opened.ok_or_else(|| VolumeError::Options {
+            problem: "the volume's thread ended while it was opened".to_owned(),
+        })??;
+        Ok(Self { control, thread })
+    }
+
+    fn call<T, F>(&self, call: impl FnOnce(Arc<Control>) -> F) -> Result<T, VolumeError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, VolumeError>> + Send + 'static,
+    {
+        let result = self.thread.run(call(Arc::clone(&self.control))).wait();
+        result.unwrap_or_else(|| {
+            Err(VolumeError::State {
+                volume: self.name().to_owned(),
+                problem: "its thread has ended".to_owned(),
+            })
+        })
+    }
+
+    /// The volume's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.control.options.name
+    }
+
+    /// The replicas, those that failed included.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<ReplicaStatus> {
+        self.control.replicas()
+    }
+
+    /// How far the present rebuild or comparison is; `None` while there is none.
+    #[must_use]
+    pub fn progress(&self) -> Option<Progress> {
+        self.control.progress()
+    }
+
+    /// Takes a snapshot of what has been acknowledged. All I/O stands still meanwhile; a file system that is to be whole in it must be frozen by the guest.
+    /// Without a name it gets one.
+    ///
+    /// # Errors
+    /// When the name is taken or cannot be one, when there are too many, and while a replica is rebuilt.
+    pub fn snapshot(
+        &self,
+        name: Option<String>,
+        labels: HashMap<String, String>,
+    ) -> Result<Taken, VolumeError> {
+        self.call(|control| async move { control.snapshot(name, labels).await })
+    }
+
+    /// The snapshots there are, the oldest first.
+    ///
+    /// # Errors
+    /// When no replica can be asked.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        self.call(|control| async move { control.snapshots().await })
+    }
+
+    /// Makes the volume what it was at a snapshot. Only while it has no queues: nobody uses it.
+    ///
+    /// # Errors
+    /// When there is no such snapshot, somebody uses the volume, or a replica is rebuilt.
+    pub fn revert(&self, snapshot: &str) -> Result<(), VolumeError> {
+        let snapshot = snapshot.to_owned();
+        self.call(|control| async move { control.revert(&snapshot).await })
+    }
+
+    /// Adds a replica, whose process runs and is used by nobody, and gives it everything that the others have. Takes as long as that takes; the
+    /// [`Listener`] hears how far it is.
+    ///
+    /// # Errors
+    /// When it cannot be used, or the rebuild failed; the replica is then [`Mode::Failed`], if it was added at all, and is to be removed.
+    pub fn add_replica(&self, replica: ReplicaAddress) -> Result<Rebuilt, VolumeError> {
+        self.call(|control| async move { control.add_replica(replica).await })
+    }
+
+    /// Lets go of a replica. What is written from now on, it misses.
+    ///
+    /// # Errors
+    /// When there is no such replica, or it is the only one that has everything.
+    pub fn remove_replica(&self, replica: &ReplicaAddress) -> Result<(), VolumeError> {
+        let replica = replica.clone();
+        self.call(|control| async move { control.remove_replica(&replica).await })
+    }
+
+    /// Makes the volume larger: to `size` bytes, a multiple of 4096.
+    ///
+    /// # Errors
+    /// When it is smaller than the present size, or no replica could be made larger.
+    pub fn expand(&self, size: u64) -> Result<(), VolumeError> {
+        self.call(|control| async move { control.expand(size).await })
+    }
+
+    /// Waits for what is under way, and closes the replicas: the next to open the volume finds them clean. Queues get errors from then on.
+    ///
+    /// # Errors
+    /// Never, so far; a replica that cannot be closed is not, and will be found unclean.
+    pub fn close(&self) -> Result<(), VolumeError> {
+        self.call(|control| async move { control.close(false).await })
+    }
+
+    /// Waits for what is under way, and leaves the replicas open to another engine, which takes them as [`Taking::HandedOver`]. Queues get errors from
+    /// then on.
+    ///
+    /// # Errors
+    /// Never, so far.
+    pub fn hand_over(&self) -> Result<(), VolumeError> {
+        self.call(|control| async move { control.close(true).await })
+    }
+}
+
+impl Disk for Volume {
+    fn capabilities(&self) -> Capabilities {
+        capabilities(self.size(), self.control.options.read_only)
+    }
+
+    fn size(&self) -> u64 {
+        self.control.shared.size()
+    }
+
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+        let connected = self.call(|control| async move { control.connect_queue().await });
+        let (post, connections) = connected.map_err(io::Error::other)?;
+        let shared = Arc::clone(&self.control.shared);
+        let queue = VolumeQueue::new(shared, post, self.capabilities(), connections)?;
+        Ok(Box::new(queue))
+    }
+}

@@ -1,0 +1,245 @@
+//! Reads and writes of a [`VolumeQueue`], piece by piece: whom to ask, and what the answers lead to.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use paddock_longhorn::wire::MAX_DATA;
+
+use super::super::SECTOR;
+use super::super::member::Mode;
+use super::super::ranges::Range;
+use super::VolumeQueue;
+use super::request::{Phase, What, describe};
+use super::session::{Answer, Ask, Outcome};
+use crate::{Buffer, IoError};
+
+/// Bytes of zeros that are sent at once.
+const ZEROS: usize = 256 << 10;
+
+fn zeros(length: u64) -> Bytes {
+    static BYTES: OnceLock<Bytes> = OnceLock::new();
+    let bytes = BYTES.get_or_init(|| vec![0; ZEROS].into());
+    // At most as many as there are.
+    bytes.slice(..usize::try_from(length).map_or(ZEROS, |length| length.min(ZEROS)))
+}
+
+impl VolumeQueue {
+    /// Reads the next piece of a request.
+    pub(super) fn read_piece(&mut self, number: u32) {
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        let What::Read(buffer) = &request.what else {
+            return;
+        };
+        let piece = (request.length - request.done).min(u64::from(MAX_DATA));
+        let target = buffer.slice(request.done, piece);
+        request.piece = piece;
+        request.phase = Phase::Asked;
+        let position = request.position();
+        self.read_somewhere(number, position, target);
+    }
+
+    /// Has a replica read a piece that was not tried with it yet. Ends the request if there is none.
+    fn read_somewhere(&mut self, number: u32, position: u64, target: Buffer) {
+        let tried = match self.request(number) {
+            Some(request) => std::mem::take(&mut request.tried),
+            None => return,
+        };
+        let primary = self.shared.primary();
+        let now = self.shared.now();
+        let count = self.sessions.len();
+        let good = |queue: &Self, index: usize| {
+            let member = &queue.sessions[index].member;
+            member.mode() == Mode::ReadWrite && !tried.contains(&member.id)
+        };
+        let mut places = (0..count).map(|i| (self.turn + i) % count);
+        let is_primary = |index: &usize| Some(self.sessions[*index].member.id) == primary;
+        let found = match primary {
+            Some(_) => places.find(|index| is_primary(index) && good(self, *index)),
+            None => places.find(|index| good(self, *index)),
+        };
+        let asked = found.is_some_and(|index| {
+            self.turn = index + 1;
+            self.sessions[index].ask(number, Ask::Read(target), position, now)
+        });
+        if let Some(request) = self.request(number) {
+            request.tried = tried;
+            request.outstanding = u32::from(asked);
+        }
+        if !asked {
+            self.end(number, Err(IoError::Os(libc::EIO)));
+        }
+    }
+
+    /// Writes the next piece of a request that has its range.
+    pub(super) fn write_piece(&mut self, number: u32) {
+        let rebuilds = self
+            .sessions
+            .iter()
+            .any(|s| s.member.mode() == Mode::WriteOnly);
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        let most = match request.what {
+            What::Zero => ZEROS as u64,
+            _ => u64::from(MAX_DATA),
+        };
+        request.piece = (request.length - request.done).min(most);
+        request.tried.clear();
+        let (position, piece) = (request.position(), request.piece);
+        let blocks = Range::of_blocks(position, piece, SECTOR);
+        let whole = blocks.start == position && blocks.end == position + piece;
+        if rebuilds && !whole {
+            request.phase = Phase::Widening;
+            // At most two blocks more than a piece.
+            let length = usize::try_from(blocks.end - blocks.start).unwrap_or(0);
+            let buffer = Buffer::zeroed(length);
+            request.widened = Some((blocks.start, buffer.part(buffer.len())));
+            self.read_somewhere(number, blocks.start, buffer);
+            return;
+        }
+        let payload = request.payload().unwrap_or_else(|| zeros(piece));
+        self.write_everywhere(number, position, &payload);
+    }
+
+    /// Writes the blocks around a piece, now that they were read.
+    fn write_widened(&mut self, number: u32) {
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        let Some((start, buffer)) = request.widened.take() else {
+            return;
+        };
+        let payload = request.payload().unwrap_or_else(|| zeros(request.piece));
+        buffer.copy_from_at(request.position() - start, &payload);
+        let mut blocks = vec![0; usize::try_from(buffer.len()).unwrap_or(0)];
+        buffer.copy_to(&mut blocks);
+        self.write_everywhere(number, start, &blocks.into());
+    }
+
+    /// Has all replicas write something.
+    fn write_everywhere(&mut self, number: u32, position: u64, payload: &Bytes) {
+        let now = self.shared.now();
+        let (mut readable, mut outstanding) = (Vec::new(), 0);
+        let mut refused = Vec::new();
+        for session in &mut self.sessions {
+            let mode = session.member.mode();
+            if mode == Mode::Failed {
+                continue;
+            }
+            let id = session.member.id;
+            if mode == Mode::ReadWrite {
+                readable.push(id);
+            }
+            if session.ask(number, Ask::Write(payload.clone()), position, now) {
+                outstanding += 1;
+            } else {
+                refused.push(Answer {
+                    request: number,
+                    member: id,
+                    outcome: Outcome::Refused("too many requests".to_owned()),
+                });
+            }
+        }
+        if let Some(request) = self.request(number) {
+            request.phase = Phase::Asked;
+            request.readable = readable;
+            request.failures = refused;
+            request.outstanding = outstanding;
+        }
+        if outstanding == 0 {
+            self.written(number);
+        }
+    }
+
+    /// Takes note of a replica's answer.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        let number = answer.request;
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        request.outstanding -= 1;
+        if request.writes() && request.phase == Phase::Asked {
+            let over = request.outstanding == 0;
+            if answer.outcome != Outcome::Done {
+                request.failures.push(answer);
+            }
+            if over {
+                self.written(number);
+            }
+        } else if answer.outcome == Outcome::Done {
+            self.was_read(number);
+        } else {
+            self.was_not_read(number, answer);
+        }
+    }
+
+    /// All replicas have answered a write.
+    fn written(&mut self, number: u32) {
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        let verdict = request.judge();
+        request.done += request.piece;
+        let over = verdict.result.is_err() || request.done == request.length;
+        for (member, reason) in &verdict.failed {
+            self.leave(*member, reason);
+        }
+        if over {
+            self.end(number, verdict.result);
+        } else {
+            self.write_piece(number);
+        }
+    }
+
+    /// A piece was read.
+    fn was_read(&mut self, number: u32) {
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        // Those that could not, while another could, have failed.
+        let failures = std::mem::take(&mut request.failures);
+        let widening = request.phase == Phase::Widening;
+        let over = !widening && request.done + request.piece == request.length;
+        if !widening {
+            request.done += request.piece;
+        }
+        request.tried.clear();
+        for answer in failures {
+            self.leave(answer.member, &describe(&answer.outcome));
+        }
+        if widening {
+            self.write_widened(number);
+        } else if over {
+            self.end(number, Ok(()));
+        } else {
+            self.read_piece(number);
+        }
+    }
+
+    /// A replica could not read a piece: another is asked. If none can, it is the submitter's to know and nobody is left for it.
+    fn was_not_read(&mut self, number: u32, answer: Answer) {
+        let Some(request) = self.request(number) else {
+            return;
+        };
+        request.tried.push(answer.member);
+        request.failures.push(answer);
+        let (position, target) = match (&request.what, &request.widened) {
+            (_, Some((start, buffer))) => (*start, buffer.part(buffer.len())),
+            (What::Read(buffer), None) => (
+                request.position(),
+                buffer.slice(request.done, request.piece),
+            ),
+            _ => return,
+        };
+        self.read_somewhere(number, position, target);
+    }
+
+    /// Leaves a replica that answers and does not do.
+    fn leave(&mut self, id: u32, reason: &str) {
+        if let Some(index) = self.sessions.iter().position(|s| s.member.id == id) {
+            self.lose(index, reason);
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! What the queues of a volume and its control thread share: the replicas, the gate that stops all I/O for a moment, the ranges being written, and a
+//! letter box for each queue.
+//!
+//! # The gate
+//! A snapshot, a new replica or a new size comes between two requests on all replicas alike. [`Shared::freeze`] keeps queues from beginning
+//! requests and waits until they have none; they hold what the guest submits meanwhile, and begin it when the gate opens.
+//!
+//! # Failures are recorded before anything is acknowledged past them
+//! Where somebody keeps a record of which replicas are good, a write that a failed replica misses must not be acknowledged before the record says
+//! that it failed: after a crash of this host, it would be taken for a good one. [`Shared::is_recorded`] says whether the record is up to date.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::member::{Member, Mode, Socket};
+use super::ranges::{Range, Ranges, Writer};
+
+/// What a queue is told by others.
+#[derive(Debug, Default)]
+pub(super) struct Mail {
+    /// New connections, each to a replica to which the queue has none.
+    pub connections: Vec<(Arc<Member>, Arc<Socket>)>,
+    /// Requests that have been granted the range they waited for.
+    pub granted: Vec<u32>,
+}
+
+/// A queue, as others see it.
+#[derive(Debug)]
+pub(super) struct Post {
+    /// Unique in the life of the volume.
+    pub id: u32,
+    /// Readable when the queue is to look at what follows.
+    pub event: EventFd,
+    mail: Mutex<Mail>,
+    has_mail: AtomicBool,
+    /// It has begun requests that have not ended.
+    busy: AtomicBool,
+}
+
+impl Post {
+    /// Takes what has come.
+    pub(super) fn take_mail(&self) -> Option<Mail> {
+        // In this order: what comes after is seen the next time.
+        let any = self.has_mail.swap(false, Ordering::SeqCst);
+        any.then(|| std::mem::take(&mut *self.mail.lock()))
+    }
+
+    fn write(&self, write: impl FnOnce(&mut Mail)) {
+        write(&mut self.mail.lock());
+        self.has_mail.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full, and then it is readable anyway.
+        let _ = self.event.write(1);
+    }
+}
+
+/// What queues tell the control thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A replica failed: see its [`Member::failure`].
+    Failed(u32),
+}
+
+/// The state of a volume that all its threads see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The volume's name.
+    pub name: String,
+    born: Instant,
+    /// In bytes.
+    size: AtomicU64,
+    members: Mutex<Vec<Arc<Member>>>,
+    /// The id of the only replica that is read, plus one, while not all of them are known to have the same; or 0.
+    primary: AtomicU32,
+    frozen: AtomicBool,
+    quiet: Notify,
+    ranges: Mutex<Ranges>,
+    posts: Mutex<Vec<Arc<Post>>>,
+    next_post: AtomicU32,
+    /// Whether somebody keeps a record of failures.
+    records: bool,
+    /// Failures that the record does not have yet.
+    unrecorded: AtomicU32,
+    events: UnboundedSender<Event>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        name: String,
+        size: u64,
+        records: bool,
+        events: UnboundedSender<Event>,
+    ) -> Self {
+        Self {
+            name,
+            born: Instant::now(),
+            size: AtomicU64::new(size),
+            members: Mutex::default(),
+            primary: AtomicU32::new(0),
+            frozen: AtomicBool::new(false),
+            quiet: Notify::new(),
+            ranges: Mutex::default(),
+            posts: Mutex::default(),
+            next_post: AtomicU32::new(0),
+            records,
+            unrecorded: AtomicU32::new(0),
+            events,
+        }
+    }
+
+    /// Milliseconds since the volume was opened.
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::SeqCst);
+    }
+
+    pub(super) fn members(&self) -> Vec<Arc<Member>> {
+        self.members.lock().clone()
+    }
+
+    /// Adds a replica. Where there are queues, only while they are frozen and after they were sent their connections.
+    pub(super) fn add_member(&self, member: Arc<Member>) {
+        self.members.lock().push(member);
+    }
+
+    /// Forgets a replica that has failed.
+    pub(super) fn remove_member(&self, id: u32) {
+        self.members.lock().retain(|member| member.id != id);
+    }
+
+    /// The only replica that is to be read, if not all are.
+    pub(super) fn primary(&self) -> Option<u32> {
+        self.primary.load(Ordering::SeqCst).checked_sub(1)
+    }
+
+    pub(super) fn set_primary(&self, id: Option<u32>) {
+        let number = id.map_or(0, |id| id.saturating_add(1));
+        self.primary.store(number, Ordering::SeqCst);
+    }
+
+    /// Leaves a replica for good: it is not read any more when this returns.
+    pub(super) fn fail(&self, member: &Member, reason: &str) {
+        let failed = member.fail(reason, || {
+            if self.records {
+                self.unrecorded.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        if failed {
+            tracing::warn!(volume = %self.name, replica = %member.address, reason, "a replica failed");
+            // Nobody listens once the volume is being closed.
+            let _ = self.events.send(Event::Failed(member.id));
+        }
+    }
+
+    /// Whether writes may be acknowledged: there is no failure that the record does not have.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.unrecorded.load(Ordering::SeqCst) == 0
+    }
+
+    /// Notes that the record now has `failures` more.
+    pub(super) fn recorded(&self, failures: u32) {
+        self.unrecorded.fetch_sub(failures, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// A letter box for a new queue.
+    pub(super) fn add_post(&self) -> io::Result<Arc<Post>> {
+        let post = Arc::new(Post {
+            id: self.next_post.fetch_add(1, Ordering::Relaxed),
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            mail: Mutex::default(),
+            has_mail: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+        });
+        self.posts.lock().push(Arc::clone(&post));
+        Ok(post)
+    }
+
+    pub(super) fn remove_post(&self, id: u32) {
+        self.posts.lock().retain(|post| post.id != id);
+        self.quiet.notify_waiters();
+    }
+
+    pub(super) fn posts(&self) -> Vec<Arc<Post>> {
+        self.posts.lock().clone()
+    }
+
+    fn wake_all(&self) {
+        for post in self.posts.lock().iter() {
+            post.wake();
+        }
+    }
+
+    /// Sends a queue its connection to a new replica.
+    pub(super) fn send_connection(&self, post: &Post, member: &Arc<Member>, socket: Arc<Socket>) {
+        post.write(|mail| mail.connections.push((Arc::clone(member), socket)));
+    }
+
+    /// Says that a queue, which has no request, is about to begin one. Whether it may; otherwise it is woken up when it may.
+    pub(super) fn enter(&self, post: &Post) -> bool {
+        post.busy.store(true, Ordering::SeqCst);
+        // After that store: either we see that it is frozen, or whoever freezes it sees that we are busy.
+        if self.frozen.load(Ordering::SeqCst) {
+            self.leave(post);
+            return false;
+        }
+        true
+    }
+
+    /// Whether a queue that has requests may begin another.
+    pub(super) fn is_open(&self) -> bool {
+        !self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// Says that a queue has no request any more.
+    pub(super) fn leave(&self, post: &Post) {
+        post.busy.store(false, Ordering::SeqCst);
+        if self.frozen.load(Ordering::SeqCst) {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// Keeps all queues from beginning requests, and waits until they have none. Called by the control thread, one at a time. Dropping what it returns, or
+    /// it before it returns, opens the gate.
+    pub(super) async fn freeze(self: &Arc<Self>) -> Frozen {
+        let frozen = Frozen(Arc::clone(self));
+        self.frozen.store(true, Ordering::SeqCst);
+        loop {
+            let quiet = self.quiet.notified();
+            tokio::pin!(quiet);
+            // From here on a notification is not missed.
+            quiet.as_mut().enable();
+            let busy = |post: &Arc<Post>| post.busy.load(Ordering::SeqCst);
+            if !self.posts.lock().iter().any(busy) {
+                return frozen;
+            }
+            quiet.await;
+        }
+    }
+
+    /// Asks for a range to be written. Whether it is granted; otherwise the queue will get mail.
+    pub(super) fn acquire(&self, range: Range, writer: Writer) -> bool {
+        self.ranges.lock().acquire(range, writer)
+    }
+
+    /// Gives a range back, or gives up waiting for it. Requests of `post` that get theirs now are appended to `granted`, those of others are told so.
+    pub(super) fn release(&self, range: Range, request: u32, post: &Post, granted: &mut Vec<u32>) {
+        let writer = Writer {
+            queue: post.id,
+            request,
+        };
+        let mut writers = Vec::new();
+        self.ranges.lock().release(range, writer, &mut writers);
+        self.tell(&writers, post, granted);
+    }
+
+    fn tell(&self, writers: &[Writer], own: &Post, granted: &mut Vec<u32>) {
+        for writer in writers {
+            if writer.queue == own.id {
+                granted.push(writer.request);
+                continue;
+            }
+            let posts = self.posts.lock();
+            if let Some(post) = posts.iter().find(|post| post.id == writer.queue) {
+                post.write(|mail| mail.granted.push(writer.request));
+            }
+        }
+    }
+
+    /// How many replicas have all of the volume.
+    pub(super) fn complete_members(&self) -> usize {
+        let members = self.members.lock();
+        let complete = members.iter().filter(|m| m.mode() == Mode::ReadWrite);
+        complete.count()
+    }
+}
+
+/// The gate is shut, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Frozen(Arc<Shared>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.frozen.store(false, Ordering::SeqCst);
+        self.0.wake_all();
+    }
+}

@@ -1,0 +1,105 @@
+//! What a volume tells about itself.
+
+use std::io;
+use std::time::Duration;
+
+use super::member::{Failure, Mode};
+use super::options::ReplicaAddress;
+
+/// A replica, as its volume sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Where it is.
+    pub address: ReplicaAddress,
+    /// What it is good for.
+    pub mode: Mode,
+    /// Why it failed, if it has.
+    pub failure: Option<Failure>,
+}
+
+/// What is being done to a replica that lacks something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// It gets everything from another.
+    Rebuild,
+    /// The replicas are compared, for they were not closed, and may differ in what nobody was told to be written.
+    Resync,
+}
+
+/// How far something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// What it is.
+    pub activity: Activity,
+    /// The replica that is rebuilt.
+    pub replica: Option<ReplicaAddress>,
+    /// In per cent, 0 to 100.
+    pub percent: u8,
+}
+
+/// A snapshot of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// RFC 3339.
+    pub created: String,
+    /// Whether a user asked for it.
+    pub user_created: bool,
+    /// It is to go.
+    pub removed: bool,
+    /// Bytes that it takes on a replica.
+    pub size: u64,
+    /// The snapshot below it.
+    pub parent: Option<String>,
+    /// The user's, sorted.
+    pub labels: Vec<(String, String)>,
+}
+
+/// A snapshot that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Its name.
+    pub name: String,
+    /// How long all I/O stood still.
+    pub frozen: Duration,
+}
+
+/// A replica that was rebuilt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// From the first call to the last.
+    pub took: Duration,
+    /// How long all I/O stood still, the longest of three times.
+    pub frozen: Duration,
+}
+
+/// Who is told what happens to a volume. Called on its control thread; it should not take long.
+pub trait Listener: Send + Sync {
+    /// The replicas are these now. Where [`records`](Self::records) says so, no write is acknowledged that a failed replica misses until this has
+    /// returned well, and it is called again until it does.
+    ///
+    /// # Errors
+    /// When it could not be recorded.
+    fn replicas(&self, replicas: &[ReplicaStatus]) -> io::Result<()>;
+
+    /// Whether what [`replicas`](Self::replicas) is told is recorded, durably.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Something is so far; `None` when it has ended.
+    fn progress(&self, progress: Option<&Progress>) {
+        let _ = progress;
+    }
+}
+
+/// Nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nobody;
+
+impl Listener for Nobody {
+    fn replicas(&self, _: &[ReplicaStatus]) -> io::Result<()> {
+        Ok(())
+    }
+}
