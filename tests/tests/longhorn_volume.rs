@@ -1,0 +1,480 @@
+//! Paddock's engine on the real Longhorn's replicas, and Longhorn's tools and engine on what it leaves behind.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paddock_probe::blocks::{self, Stamp};
+use paddock_storage::longhorn::{
+    Mode, Nobody, ReplicaAddress, Taking, Volume, VolumeError, VolumeOptions,
+};
+use paddock_storage::{Buffer, Completion, Disk, DiskQueue, IoError, Operation, Request};
+use paddock_tests::longhorn::{
+    Engine, EngineOptions, Replica, ReplicaOptions, directory, volume_name,
+};
+use paddock_tests::within;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 32 * MIB;
+const BLOCK: usize = 16 << 10;
+const SEED: u64 = 5;
+/// How long a request may take when nothing is wrong.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Three replicas of a volume.
+struct Set {
+    volume: String,
+    replicas: Vec<Replica>,
+    /// Last: the replicas end before it goes.
+    directory: TempDir,
+    options: ReplicaOptions,
+}
+
+impl Set {
+    fn start(name: &str, revision_counter: bool) -> Self {
+        let (volume, directory) = (volume_name(name), directory());
+        let options = ReplicaOptions {
+            revision_counter,
+            ..ReplicaOptions::of(&volume)
+        };
+        let mut set = Self {
+            volume,
+            replicas: Vec::new(),
+            directory,
+            options,
+        };
+        for _ in 0..3 {
+            set.add();
+        }
+        set
+    }
+
+    /// Starts one more.
+    fn add(&mut self) {
+        let name = format!("r{}", self.replicas.len());
+        let path = self.directory.path().join(name);
+        self.replicas
+            .push(Replica::start(&path, SIZE, self.options.clone()));
+    }
+
+    fn address(&self, index: usize) -> ReplicaAddress {
+        self.replicas[index].address().parse().unwrap()
+    }
+
+    fn options(&self) -> VolumeOptions {
+        let addresses = (0..3).map(|index| self.address(index)).collect();
+        VolumeOptions::new(&self.volume, addresses)
+    }
+
+    fn open(&self) -> Volume {
+        Volume::open(self.options(), Arc::new(Nobody)).unwrap()
+    }
+
+    /// All of a replica's volume, as it tells itself.
+    fn contents(&self, index: usize) -> Vec<u8> {
+        let mut data = vec![0; usize::try_from(SIZE).unwrap()];
+        let mut connection = self.replicas[index].connect();
+        for (chunk, offset) in data.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
+            connection.read(offset, chunk).unwrap();
+        }
+        data
+    }
+
+    #[track_caller]
+    fn assert_alike(&self, indices: &[usize]) {
+        let one = self.contents(indices[0]);
+        for index in &indices[1..] {
+            let other = self.contents(*index);
+            let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+            assert_eq!(differs, None, "first byte that replica {index} has not");
+        }
+    }
+}
+
+/// One queue of a disk, used with many requests at once.
+struct User {
+    queue: Box<dyn DiskQueue>,
+    tag: u64,
+}
+
+impl User {
+    fn new(disk: &dyn Disk) -> Self {
+        Self {
+            queue: disk.open_queue(64).unwrap(),
+            tag: 0,
+        }
+    }
+
+    fn submit(&mut self, operation: Operation) {
+        self.tag += 1;
+        let tag = self.tag;
+        self.queue.submit(Request { tag, operation });
+    }
+
+    #[track_caller]
+    fn finish(&mut self) -> Vec<Completion> {
+        let mut done = Vec::new();
+        self.queue.drain(SOON, &mut done).unwrap();
+        done
+    }
+
+    /// Writes blocks of a generation.
+    fn write(&mut self, from: u64, to: u64, generation: u64) -> Result<(), IoError> {
+        for offset in (from..to).step_by(BLOCK) {
+            let mut block = vec![0; BLOCK];
+            blocks::fill(&mut block, offset, stamp(generation));
+            let buffer = Buffer::from(block);
+            self.submit(Operation::Write { offset, buffer });
+        }
+        self.submit(Operation::Flush);
+        self.finish().into_iter().try_for_each(|done| done.result)
+    }
+
+    #[track_caller]
+    fn check(&mut self, from: u64, to: u64, generation: u64) {
+        let mut buffers = Vec::new();
+        for offset in (from..to).step_by(BLOCK) {
+            let buffer = Buffer::zeroed(BLOCK);
+            buffers.push((offset, buffer.part(BLOCK as u64)));
+            self.submit(Operation::Read { offset, buffer });
+        }
+        for done in self.finish() {
+            done.result.unwrap();
+        }
+        for (offset, buffer) in buffers {
+            let mut block = vec![0; BLOCK];
+            buffer.copy_to(&mut block);
+            if let Err(mismatch) = blocks::check(&block, offset, stamp(generation)) {
+                panic!("{mismatch}");
+            }
+        }
+    }
+}
+
+fn stamp(generation: u64) -> Stamp {
+    Stamp {
+        seed: SEED,
+        generation,
+    }
+}
+
+fn modes(volume: &Volume) -> Vec<Mode> {
+    volume
+        .replicas()
+        .iter()
+        .map(|replica| replica.mode)
+        .collect()
+}
+
+#[test]
+fn what_paddock_writes_longhorn_reads_and_the_other_way_round() {
+    let set = Set::start("both-ways", true);
+    let volume = set.open();
+    assert_eq!(volume.size(), SIZE);
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    user.check(0, SIZE, 1);
+    set.assert_alike(&[0, 1, 2]);
+    drop(user);
+    volume.close().unwrap();
+
+    let replicas: Vec<&Replica> = set.replicas.iter().collect();
+    let options = EngineOptions {
+        revision_counter: true,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::start(&set.volume, SIZE, &replicas, &options);
+    assert!(
+        engine
+            .cli()
+            .replicas()
+            .iter()
+            .all(|replica| replica.mode == "RW")
+    );
+    let mut connection = engine.connect();
+    let mut block = vec![0; BLOCK];
+    for offset in (0..SIZE).step_by(BLOCK) {
+        connection.read(offset, &mut block).unwrap();
+        blocks::check(&block, offset, stamp(1)).unwrap();
+        if offset < SIZE / 2 {
+            blocks::fill(&mut block, offset, stamp(2));
+            connection.write(offset, &block).unwrap();
+        }
+    }
+    engine.shut_down();
+
+    let volume = set.open();
+    assert_eq!(
+        modes(&volume),
+        [Mode::ReadWrite; 3],
+        "{:?}",
+        volume.replicas()
+    );
+    let mut user = User::new(&volume);
+    user.check(0, SIZE / 2, 2);
+    user.check(SIZE / 2, SIZE, 1);
+    drop(user);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_killed_replica_is_left_at_once_and_rebuilt_under_writes() {
+    let mut set = Set::start("rebuild", false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    volume
+        .snapshot(Some("first".to_owned()), HashMap::new())
+        .unwrap();
+    set.replicas[1].kill();
+    let before = Instant::now();
+    user.write(0, SIZE / 2, 2).unwrap();
+    assert!(
+        before.elapsed() < Duration::from_secs(8),
+        "a write waited for a dead replica"
+    );
+    assert_eq!(
+        modes(&volume),
+        [Mode::ReadWrite, Mode::Failed, Mode::ReadWrite]
+    );
+    user.check(0, SIZE / 2, 2);
+
+    let address = set.address(1);
+    set.replicas[1].restart();
+    volume.remove_replica(&address).unwrap();
+    let rebuilt = std::thread::scope(|scope| {
+        let rebuild = scope.spawn(|| volume.add_replica(address.clone()));
+        let mut generation = 2;
+        while !rebuild.is_finished() {
+            generation += 1;
+            user.write(SIZE / 4, SIZE / 2, generation).unwrap();
+            // A part of a sector, which the new replica lacks the rest of.
+            let buffer = Buffer::from(vec![7; 512]);
+            user.submit(Operation::Write {
+                offset: 3 * SIZE / 4 + 512 * (generation % 64),
+                buffer,
+            });
+            assert!(user.finish().iter().all(|done| done.result.is_ok()));
+        }
+        user.check(SIZE / 4, SIZE / 2, generation);
+        rebuild.join().unwrap()
+    });
+    let rebuilt = rebuilt.unwrap();
+    println!(
+        "rebuilt in {:?}, I/O stood still for {:?}",
+        rebuilt.took, rebuilt.frozen
+    );
+    assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
+    set.assert_alike(&[0, 1, 2]);
+    let snapshots = volume.snapshots().unwrap();
+    assert_eq!(
+        snapshots.iter().filter(|s| s.user_created).count(),
+        1,
+        "{snapshots:?}"
+    );
+    user.check(0, SIZE / 4, 2);
+    drop(user);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_frozen_replica_is_left_after_the_timeout_and_the_last_after_twice_that() {
+    let mut set = Set::start("frozen", false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, MIB, 1).unwrap();
+    set.replicas[0].freeze();
+    let before = Instant::now();
+    user.write(0, MIB, 2).unwrap();
+    let took = before.elapsed();
+    assert!(
+        took > Duration::from_secs(7) && took < Duration::from_secs(14),
+        "{took:?}"
+    );
+    assert_eq!(
+        modes(&volume),
+        [Mode::Failed, Mode::ReadWrite, Mode::ReadWrite]
+    );
+    user.check(0, MIB, 2);
+    set.replicas[1].kill();
+    user.write(0, MIB, 3).unwrap();
+    set.replicas[2].freeze();
+    let before = Instant::now();
+    assert_eq!(user.write(0, MIB, 4), Err(IoError::Os(libc_eio())));
+    let took = before.elapsed();
+    assert!(
+        took > Duration::from_secs(15) && took < Duration::from_secs(24),
+        "{took:?}"
+    );
+}
+
+/// EIO.
+fn libc_eio() -> i32 {
+    rustix::io::Errno::IO.raw_os_error()
+}
+
+#[test]
+fn snapshots_are_taken_listed_and_gone_back_to() {
+    let set = Set::start("snapshots", true);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    let labels = HashMap::from([("of".to_owned(), "test".to_owned())]);
+    let taken = volume.snapshot(Some("one".to_owned()), labels).unwrap();
+    println!("I/O stood still for {:?}", taken.frozen);
+    user.write(0, SIZE / 2, 2).unwrap();
+    let unnamed = volume.snapshot(None, HashMap::new()).unwrap();
+    user.write(0, SIZE, 3).unwrap();
+    let again = volume.snapshot(Some("one".to_owned()), HashMap::new());
+    assert!(matches!(again, Err(VolumeError::State { .. })), "{again:?}");
+    let wrong = volume.snapshot(Some("../x".to_owned()), HashMap::new());
+    assert!(matches!(wrong, Err(VolumeError::State { .. })), "{wrong:?}");
+    let snapshots = volume.snapshots().unwrap();
+    let mut names: Vec<&str> = snapshots.iter().map(|s| s.name.as_str()).collect();
+    names.sort_unstable();
+    let mut expected = [unnamed.name.as_str(), "one"];
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    let one = snapshots.iter().find(|s| s.name == "one").unwrap();
+    assert_eq!(one.labels, [("of".to_owned(), "test".to_owned())]);
+
+    // Not while it is used.
+    assert!(matches!(
+        volume.revert("one"),
+        Err(VolumeError::State { .. })
+    ));
+    drop(user);
+    assert!(matches!(
+        volume.revert("two"),
+        Err(VolumeError::NotFound { .. })
+    ));
+    volume.revert("one").unwrap();
+    let mut user = User::new(&volume);
+    user.check(0, SIZE, 1);
+    set.assert_alike(&[0, 1, 2]);
+    drop(user);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_volume_grows_while_it_is_used() {
+    let set = Set::start("grows", false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    volume.expand(2 * SIZE).unwrap();
+    assert_eq!(volume.size(), 2 * SIZE);
+    user.write(SIZE, 2 * SIZE, 2).unwrap();
+    user.check(0, SIZE, 1);
+    user.check(SIZE, 2 * SIZE, 2);
+    assert!(matches!(
+        volume.expand(SIZE),
+        Err(VolumeError::State { .. })
+    ));
+    drop(user);
+    volume.close().unwrap();
+    // Longhorn's engine finds them all of the same size.
+    let replicas: Vec<&Replica> = set.replicas.iter().collect();
+    let engine = Engine::start(&set.volume, 2 * SIZE, &replicas, &EngineOptions::default());
+    assert!(
+        engine
+            .cli()
+            .replicas()
+            .iter()
+            .all(|replica| replica.mode == "RW")
+    );
+}
+
+#[test]
+fn replicas_that_are_open_or_lag_behind_are_refused() {
+    let mut set = Set::start("refused", true);
+    let volume = set.open();
+    let second = Volume::open(set.options(), Arc::new(Nobody));
+    let Err(VolumeError::NoReplica { problems, .. }) = second else {
+        panic!("a second engine has them: {second:?}");
+    };
+    assert!(
+        problems
+            .iter()
+            .all(|problem| problem.contains("must be closed")),
+        "{problems:?}"
+    );
+    let mut user = User::new(&volume);
+    user.write(0, MIB, 1).unwrap();
+    set.replicas[2].kill();
+    user.write(0, MIB, 2).unwrap();
+    drop(user);
+    volume.close().unwrap();
+
+    // It has seen fewer writes.
+    set.replicas[2].restart();
+    let volume = set.open();
+    assert_eq!(
+        modes(&volume),
+        [Mode::ReadWrite, Mode::ReadWrite, Mode::Failed]
+    );
+    let reason = volume.replicas()[2].failure.clone().unwrap().reason;
+    assert!(reason.contains("has seen"), "{reason}");
+    User::new(&volume).check(0, MIB, 2);
+    volume.close().unwrap();
+}
+
+#[test]
+fn after_a_crash_of_the_engine_replicas_are_compared() {
+    let mut set = Set::start("crash", false);
+    let volume = set.open();
+    User::new(&volume).write(0, SIZE, 1).unwrap();
+    // As if the engine had died after it had sent a write to one of them only.
+    drop(volume);
+    let mut connection = set.replicas[2].connect();
+    connection.write(8 * MIB, &[9; 8192]).unwrap();
+    for replica in &mut set.replicas {
+        replica.restart();
+    }
+    let volume = set.open();
+    assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
+    let mut user = User::new(&volume);
+    user.check(0, SIZE, 1);
+    assert!(
+        within(SOON, || volume.progress().is_none()),
+        "{:?}",
+        volume.progress()
+    );
+    set.assert_alike(&[0, 1, 2]);
+    user.check(0, SIZE, 1);
+    drop(user);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_volume_is_handed_over_open() {
+    let set = Set::start("handed-over", false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    volume.hand_over().unwrap();
+    // Nothing reaches them any more.
+    assert!(user.write(0, MIB, 2).is_err());
+    drop(user);
+    drop(volume);
+    let options = VolumeOptions {
+        taking: Taking::HandedOver,
+        ..set.options()
+    };
+    let volume = Volume::open(options, Arc::new(Nobody)).unwrap();
+    let mut user = User::new(&volume);
+    user.check(0, SIZE, 1);
+    user.write(0, SIZE, 3).unwrap();
+    drop(user);
+    volume.close().unwrap();
+    User::new(&set.open()).check(0, SIZE, 3);
+}
