@@ -109,6 +109,12 @@ impl Header {
         bytes
     }
 
+    /// The bytes of payload behind a header, also behind one of a type that nobody knows.
+    #[must_use]
+    pub fn payload_of(bytes: &[u8; HEADER]) -> u32 {
+        u32::from_le_bytes([bytes[22], bytes[23], bytes[24], bytes[25]])
+    }
+
     /// Reads a header.
     ///
     /// # Errors
@@ -130,7 +136,7 @@ impl Header {
             kind: kind.ok_or(WireError::Kind(number(6)))?,
             offset: offset.cast_signed(),
             size: number(18),
-            payload: number(22),
+            payload: Self::payload_of(bytes),
         })
     }
 }
