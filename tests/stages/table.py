@@ -19,10 +19,10 @@ from stages.steps import REPOSITORY, Steps
 
 MINUTE = 60.0
 
-EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "libqcow-dev", "python3-venv", "qemu-utils", "shellcheck", "systemd", "xorriso", "zlib1g-dev"]
+EXTRA_PACKAGES = ["acpica-tools", "dmsetup", "dnsmasq-base", "g++", "libqcow-dev", "nbdkit", "python3-venv", "qemu-utils", "shellcheck", "systemd", "xorriso", "zlib1g-dev"]
 """Debian packages that the stages below need, beside what the lab needs. g++ compiles libFuzzer, dmsetup makes disks with bad blocks;
-dnsmasq serves what boots from the network, qemu-img and xorriso make images as users have them; systemd reads the units, and runs them in
-namespaces of its own; Longhorn's program has libqcow and zlib in it."""
+dnsmasq serves what boots from the network, nbdkit and qemu-nbd serve disks, qemu-img and xorriso make images as users have them; systemd
+reads the units, and runs them in namespaces of its own; Longhorn's program has libqcow and zlib in it."""
 
 NODE_PACKAGES = ["nodejs", "npm"]
 """Likewise, where the machine has no npm yet: one that came otherwise would not go together with Debian's."""

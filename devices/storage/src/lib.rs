@@ -10,6 +10,7 @@ mod fd;
 pub mod hold;
 mod link;
 pub mod longhorn;
+pub mod nbd;
 pub mod qcow2;
 pub mod raw;
 #[cfg(any(test, feature = "test-utils"))]
@@ -20,6 +21,7 @@ pub use buffer::Buffer;
 pub use disk::{Capabilities, Completion, Disk, DiskQueue, IoError, Operation, Request};
 pub use error::{OpenError, OpenErrorKind, ResizeError};
 pub use hold::HoldingDisk;
+pub use nbd::{NbdDisk, NbdOptions, NbdUri};
 pub use qcow2::{Backing, BackingFormat, Qcow2Disk, Qcow2Options};
 pub use raw::probe;
 pub use raw::{Direct, Engine, RawDisk, RawOptions};

@@ -69,6 +69,8 @@ pub(crate) enum Received {
 pub(crate) struct Link {
     transport: Box<dyn Transport>,
     outgoing: VecDeque<Piece>,
+    /// Whether the transport has taken bytes that it has not sent: TLS encrypts first.
+    withheld: bool,
     /// Received and not yet understood: `start..end`.
     buffer: Vec<u8>,
     start: usize,
@@ -81,6 +83,7 @@ impl Link {
         Self {
             transport,
             outgoing: VecDeque::new(),
+            withheld: false,
             buffer: Vec::new(),
             start: 0,
             end: 0,
@@ -110,7 +113,7 @@ impl Link {
 
     /// Whether something is still to be sent.
     pub(crate) fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty()
+        self.withheld || !self.outgoing.is_empty()
     }
 
     /// Sends as much as the connection takes.
@@ -136,7 +139,10 @@ impl Link {
         }
         match self.transport.flush() {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
+            flushed => {
+                self.withheld = flushed.is_err();
+                Ok(())
+            }
         }
     }
 
