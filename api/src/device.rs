@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::disk::DiskFailure;
 use crate::spec::{DiskConfig, NicConfig};
 
 /// What can be added to a running VM and removed from it.
@@ -47,6 +48,12 @@ pub struct Disk {
     /// The job that adds or removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<u64>,
+    /// Its size in bytes, while it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// How it fails, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<DiskFailure>,
     /// What it is made of, with all defaults.
     pub spec: DiskConfig,
 }

@@ -13,6 +13,7 @@ pub mod balloon;
 pub mod cdrom;
 pub mod cpus;
 pub mod device;
+pub mod disk;
 pub mod jobs;
 pub mod journal;
 pub mod memory;

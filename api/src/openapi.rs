@@ -30,6 +30,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::add_disk,
         handlers::read_disk,
         handlers::remove_disk,
+        handlers::resize_disk,
         handlers::list_nics,
         handlers::add_nic,
         handlers::read_nic,
@@ -114,15 +115,19 @@ struct OneKey;
 impl Modify for OneKey {
     fn modify(&self, api: &mut Api) {
         let schemas = api.components.as_mut().map(|c| &mut c.schemas);
-        let target = schemas.and_then(|schemas| schemas.get_mut("ConsoleTarget"));
-        let Some(RefOr::T(Schema::OneOf(choices))) = target else {
+        let Some(schemas) = schemas else {
             return;
         };
-        for choice in &mut choices.items {
-            if let RefOr::T(Schema::Object(object)) = choice {
-                if !object.properties.is_empty() {
-                    object.additional_properties =
-                        Some(Box::new(AdditionalProperties::FreeForm(false)));
+        for name in ["ConsoleTarget", "OnErrorConfig"] {
+            let Some(RefOr::T(Schema::OneOf(choices))) = schemas.get_mut(name) else {
+                continue;
+            };
+            for choice in &mut choices.items {
+                if let RefOr::T(Schema::Object(object)) = choice {
+                    if !object.properties.is_empty() {
+                        object.additional_properties =
+                            Some(Box::new(AdditionalProperties::FreeForm(false)));
+                    }
                 }
             }
         }

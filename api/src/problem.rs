@@ -146,12 +146,14 @@ impl From<Refusal> for Problem {
             | Refusal::NotRunning { .. }
             | Refusal::CpusNotNow { .. }
             | Refusal::MediumNotNow { .. }
+            | Refusal::DiskClosed { .. }
             | Refusal::Ended => Code::WrongState,
             Refusal::NoBalloon => Code::NoBalloon,
             Refusal::GuestSilent(_) => Code::GuestSilent,
             Refusal::BalloonTarget(detail) => return Self::at("target", detail),
             Refusal::NoMedium(detail) => return Self::at("path", detail),
             Refusal::CpuCount(detail) => return Self::at("wanted", detail),
+            Refusal::DiskSize(detail) => return Self::at("size", detail),
             Refusal::MemoryRequest(detail) => return Self::at("requested", detail),
             Refusal::NoDevice { .. } | Refusal::NoCdrom { .. } => Code::NoDevice,
             Refusal::TrayLocked(_) => Code::TrayLocked,

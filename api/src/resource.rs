@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::disk::DiskFailure;
 use crate::jobs::Job;
 use crate::spec::VmConfig;
 use crate::timeline::Timeline;
@@ -117,6 +118,9 @@ pub struct Vm {
     /// How the file of its firmware's variables is. Nothing where they are in no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variables: Option<Variables>,
+    /// Its disks that fail, whose errors are not simply reported to the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disk_failures: Vec<DiskFailure>,
     /// When it came this far.
     pub timeline: Timeline,
     /// The sequence number of the last event before this answer: `GET /events?after=` it misses nothing. 0 if there was none.
@@ -135,7 +139,7 @@ pub enum Action {
     Nmi,
     /// Stops the guest's processors where they are. What it has asked of its devices is still done.
     Pause,
-    /// Lets a paused guest go on.
+    /// Lets a paused guest go on. Disks that fail are tried again.
     Resume,
 }
 
@@ -230,6 +234,34 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// A disk fails: its requests are held from now on.
+    DiskError {
+        /// Its id.
+        disk: String,
+        /// What the host said, by its number in Linux.
+        errno: i32,
+        /// The same in words.
+        error: String,
+        /// First byte on the disk of the request that failed; absent for a flush.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
+    },
+    /// A disk that failed works again, and what was held has been done.
+    DiskRecovered {
+        /// Its id.
+        disk: String,
+        /// How long after it failed, in milliseconds.
+        after_ms: u64,
+        /// How often it was tried.
+        attempts: u64,
+    },
+    /// A disk has another size, of which the guest was told.
+    DiskResized {
+        /// Its id.
+        disk: String,
+        /// In bytes.
+        size: u64,
+    },
     /// It is over.
     Ended {
         /// How.
@@ -250,6 +282,9 @@ impl EventKind {
             Self::Medium { .. } => "medium",
             Self::Job { .. } => "job",
             Self::Variables { .. } => "variables",
+            Self::DiskError { .. } => "disk-error",
+            Self::DiskRecovered { .. } => "disk-recovered",
+            Self::DiskResized { .. } => "disk-resized",
             Self::Ended { .. } => "ended",
             Self::Deleted => "deleted",
         }
@@ -314,6 +349,30 @@ mod tests {
                     path: None,
                 },
                 json!({"seq": 1, "time_ms": 2, "type": "medium", "cdrom": "cdrom0"}),
+            ),
+            (
+                EventKind::DiskError {
+                    disk: "disk0".to_owned(),
+                    errno: 28,
+                    error: "full".to_owned(),
+                    offset: None,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "disk-error", "disk": "disk0", "errno": 28, "error": "full"}),
+            ),
+            (
+                EventKind::DiskRecovered {
+                    disk: "disk0".to_owned(),
+                    after_ms: 5,
+                    attempts: 1,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "disk-recovered", "disk": "disk0", "after_ms": 5, "attempts": 1}),
+            ),
+            (
+                EventKind::DiskResized {
+                    disk: "disk0".to_owned(),
+                    size: 512,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "disk-resized", "disk": "disk0", "size": 512}),
             ),
             (
                 EventKind::Ended { end },

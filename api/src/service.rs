@@ -71,6 +71,12 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     fn remove_device(&self, kind: DeviceKind, id: &str, deadline: Duration)
     -> Result<Job, Refusal>;
 
+    /// Makes a disk so large, in bytes, or looks how large it has become, and gives it as it then is. The guest is told.
+    ///
+    /// # Errors
+    /// When there is no such disk, it cannot be so large, or it is not possible now.
+    fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>>;
+
     /// The VM's CD-ROM drives, in the order of its spec.
     ///
     /// # Errors
@@ -189,6 +195,18 @@ pub enum Refusal {
         /// The job.
         job: u64,
     },
+    /// The disk is not open: it is being added, or the VM is only starting or has ended.
+    #[error(
+        "disk {} is not open now; it is while the VM is running or paused",
+        quoted(id)
+    )]
+    DiskClosed {
+        /// The disk's id.
+        id: String,
+    },
+    /// The disk cannot be so large.
+    #[error("{0}")]
+    DiskSize(String),
     /// There is no such CD-ROM drive.
     #[error("the VM has no CD-ROM drive with the id {}", quoted(id))]
     NoCdrom {

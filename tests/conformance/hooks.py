@@ -161,6 +161,9 @@ def prepare(operation: str, case: Case) -> None:
             case.body = {"tap": "tap-to-be"}
         case "read_disk" | "remove_disk":
             case.path_parameters["id"] = disk()
+        case "resize_disk":
+            case.path_parameters["id"] = disk()
+            case.body = {}
         case "read_nic" | "remove_nic":
             case.path_parameters["id"] = idle("nics") or "nic0"
         case "read_cdrom" | "eject_medium":

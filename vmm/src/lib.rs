@@ -16,6 +16,7 @@ pub mod cdrom;
 pub mod cli;
 pub mod console;
 pub mod cpu;
+pub mod disks;
 pub mod doctor;
 pub mod driver;
 mod error;

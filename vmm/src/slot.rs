@@ -18,7 +18,7 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{CdromConfig, DiskConfig, NicConfig, VmConfig, VmSpec};
+use paddock_api::spec::{self, CdromConfig, DiskConfig, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
@@ -103,6 +103,7 @@ impl VmSlot {
             state: status.state,
             end: status.end,
             variables: vm.variables().answer(),
+            disk_failures: vm.disks().failures(),
             timeline: vm.meters().times.timeline(),
             last_event,
         }
@@ -178,16 +179,24 @@ impl VmService for VmSlot {
     fn disks(&self) -> Result<Vec<Disk>, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         let spec = vm.changes().spec();
-        let disks = spec.disks.iter().map(|disk| {
-            let (state, job) = vm.changes().state_of(disk.id.as_str());
-            Disk {
-                id: disk.id.to_string(),
-                state,
-                job,
-                spec: DiskConfig::from(disk),
-            }
-        });
-        Ok(disks.collect())
+        Ok(spec
+            .disks
+            .iter()
+            .map(|disk| disk_answer(&vm, disk))
+            .collect())
+    }
+
+    fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>> {
+        let (vm, id) = (self.vm(), id.to_owned());
+        Box::pin(async move {
+            let vm = vm.ok_or(Refusal::NoVm)?;
+            let spec = vm.changes().spec();
+            let found = spec.disks.iter().find(|disk| disk.id.as_str() == id);
+            vm.disks().resize(&id, size, found.is_some()).await?;
+            let kind = DeviceKind::Disk;
+            let found = found.map(|disk| disk_answer(&vm, disk));
+            found.ok_or(Refusal::NoDevice { kind, id })
+        })
     }
 
     fn nics(&self) -> Result<Vec<Nic>, Refusal> {
@@ -323,6 +332,20 @@ fn refusal(refused: Refused) -> Refusal {
         Refused::Memory(error) => Refusal::MemoryRequest(error.to_string()),
         Refused::Busy => Refusal::Busy,
         Refused::WrongState { .. } => Refusal::Ended,
+    }
+}
+
+fn disk_answer(vm: &VmHandle, disk: &spec::Disk) -> Disk {
+    let id = disk.id.as_str();
+    let (state, job) = vm.changes().state_of(id);
+    let open = vm.disks().find(id);
+    Disk {
+        id: id.to_owned(),
+        state,
+        job,
+        size: open.as_ref().map(|open| open.backend().size()),
+        failure: open.and_then(|open| open.failure()),
+        spec: DiskConfig::from(disk),
     }
 }
 

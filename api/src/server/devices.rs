@@ -213,7 +213,10 @@ fn remove(
 }
 
 /// What is no text is no id either.
-fn device_id(kind: DeviceKind, id: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
+pub(super) fn device_id(
+    kind: DeviceKind,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<String, Problem> {
     let Path(id) = id.map_err(|_| no_device(kind, String::new()))?;
     Ok(id)
 }

@@ -14,6 +14,7 @@ mod cdroms;
 mod connections;
 mod cpus;
 mod devices;
+mod disks;
 mod events;
 mod jobs;
 mod memory;
@@ -28,6 +29,7 @@ pub(crate) mod handlers {
     pub(crate) use super::cdroms::*;
     pub(crate) use super::cpus::*;
     pub(crate) use super::devices::*;
+    pub(crate) use super::disks::*;
     pub(crate) use super::events::*;
     pub(crate) use super::jobs::*;
     pub(crate) use super::memory::*;

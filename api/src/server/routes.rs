@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use tokio::sync::Semaphore;
 
-use super::{Limits, balloon, cdroms, cpus, devices, events, jobs, memory, metrics, vm};
+use super::{Limits, balloon, cdroms, cpus, devices, disks, events, jobs, memory, metrics, vm};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::service::VmService;
@@ -41,6 +41,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
             "/api/v1/vm/disks/{id}",
             delete(devices::remove_disk),
         ),
+        ("PUT", "/api/v1/vm/disks/{id}/size", put(disks::resize_disk)),
         ("GET", "/api/v1/vm/nics", get(devices::list_nics)),
         ("POST", "/api/v1/vm/nics", post(devices::add_nic)),
         ("GET", "/api/v1/vm/nics/{id}", get(devices::read_nic)),

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::types::{ByteSize, ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset};
+use super::types::{
+    AfterRetry, ByteSize, ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset,
+};
 
 /// A VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -285,6 +287,45 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[ -~]{1,20}$")]
     pub serial: Option<String>,
+    /// What becomes of a request that fails on the host; `"report"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_error: Option<OnErrorConfig>,
+}
+
+/// What becomes of a request that fails on the host. A discard that fails is always reported, and so is a flush through the host's page cache,
+/// which forgets what it could not write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnErrorConfig {
+    /// The guest gets the error.
+    Report,
+    /// The guest gets nothing: the VM is paused, and its state tells the disk and the error. When it is resumed, the request is made again, on
+    /// the disk opened anew by its path if need be.
+    Stop,
+    /// The guest gets nothing and goes on, with a disk that is slow: the request is made again and again, on the disk opened anew by its path if
+    /// need be.
+    Retry(RetryConfig),
+}
+
+/// How a request that failed is made again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"deadline_ms\": 60000}"
+)]
+pub struct RetryConfig {
+    /// How long, from the first failure: 1 to 86400000 milliseconds; 60000 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 86_400_000)]
+    pub deadline_ms: Option<u64>,
+    /// Time between attempts: 10 to 60000 milliseconds; 1000 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 10, maximum = 60_000)]
+    pub interval_ms: Option<u64>,
+    /// What becomes of it at the deadline; `"report"` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub then: Option<AfterRetry>,
 }
 
 /// An image that others are overlays of. It is only read, and nobody may write it.

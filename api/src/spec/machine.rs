@@ -4,18 +4,19 @@
 //! everything explicitly and validates to the same spec.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
 use super::config::{
     BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
-    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig,
-    TopologyConfig, VmConfig,
+    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, OnErrorConfig, PortConfig,
+    RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
-    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize, ImageFormat,
-    InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid, VlanId,
-    VmName,
+    AfterRetry, ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
+    ImageFormat, InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize,
+    Uuid, VlanId, VmName,
 };
 
 /// A VM that can be built, as far as one can tell without looking at the host.
@@ -174,6 +175,26 @@ pub struct Disk {
     pub queue_size: QueueSize,
     /// The serial number that the guest reads.
     pub serial: Option<DiskSerial>,
+    /// What becomes of a request that fails on the host.
+    pub on_error: OnError,
+}
+
+/// What becomes of a request that fails on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest gets the error.
+    Report,
+    /// It is held, and the VM pauses until it is resumed.
+    Stop,
+    /// It is held, and made again.
+    Retry {
+        /// How long, from the first failure.
+        deadline: Duration,
+        /// Time between attempts.
+        interval: Duration,
+        /// What becomes of it then.
+        then: AfterRetry,
+    },
 }
 
 /// Where a disk's content is.
@@ -397,6 +418,7 @@ impl From<&Disk> for DiskConfig {
             queues: Some(disk.queues.into()),
             queue_size: Some(disk.queue_size.get().into()),
             serial: disk.serial.as_ref().map(DiskSerial::to_string),
+            on_error: Some(disk.on_error.into()),
             ..Self::default()
         };
         match &disk.source {
@@ -418,6 +440,27 @@ impl From<&Backing> for BackingConfig {
             path: Some(backing.path.clone()),
             format: Some(backing.format),
             backing: backing.backing.as_deref().map(|b| Box::new(b.into())),
+        }
+    }
+}
+
+impl From<OnError> for OnErrorConfig {
+    fn from(on_error: OnError) -> Self {
+        match on_error {
+            OnError::Report => Self::Report,
+            OnError::Stop => Self::Stop,
+            OnError::Retry {
+                deadline,
+                interval,
+                then,
+            } => {
+                let milliseconds = |time: Duration| u64::try_from(time.as_millis()).ok();
+                Self::Retry(RetryConfig {
+                    deadline_ms: milliseconds(deadline),
+                    interval_ms: milliseconds(interval),
+                    then: Some(then),
+                })
+            }
         }
     }
 }

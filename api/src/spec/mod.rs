@@ -33,12 +33,12 @@ mod tests;
 
 pub use config::{
     BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
-    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, PortConfig, SmbiosConfig,
-    TopologyConfig, VmConfig,
+    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, OnErrorConfig, PortConfig,
+    RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
     Backing, Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, DiskFile, DiskSource,
-    FirmwareBoot, KernelBoot, Memory, Nic, NicAttachment, Port, Smbios, Topology, VmSpec,
+    FirmwareBoot, KernelBoot, Memory, Nic, NicAttachment, OnError, Port, Smbios, Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
 pub(crate) use problem::quoted;
@@ -46,8 +46,8 @@ pub use problem::{InvalidSpec, Problem, ProblemCode};
 pub(crate) use source::read_json;
 pub use source::{Draft, SpecError, SyntaxError};
 pub use types::{
-    ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize, ImageFormat,
-    InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize, Uuid,
-    ValueError, VlanId, VmName,
+    AfterRetry, ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
+    ImageFormat, InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize,
+    Uuid, ValueError, VlanId, VmName,
 };
 pub(crate) use validate::cdroms::medium_path;

@@ -36,6 +36,8 @@ struct Inner {
     resize: Mutex<Option<JobHandle>>,
     /// How much memory was asked for last.
     requested: Mutex<Option<u64>>,
+    /// By a disk's id.
+    sizes: Mutex<HashMap<String, u64>>,
     /// What was put into a CD-ROM drive or taken out of it, by the drive's id.
     media: Mutex<HashMap<String, Option<PathBuf>>>,
     /// The guest has locked all trays.
@@ -58,6 +60,7 @@ impl Default for Fake {
             wanted: Mutex::default(),
             resize: Mutex::default(),
             requested: Mutex::default(),
+            sizes: Mutex::default(),
             media: Mutex::default(),
             locked: AtomicBool::new(false),
             full: AtomicBool::new(false),
@@ -198,6 +201,33 @@ impl Fake {
         Ok(job)
     }
 
+    /// A disk's size: a MiB at first.
+    fn size_of(&self, id: &str) -> u64 {
+        self.0.sizes.lock().get(id).copied().unwrap_or(1 << 20)
+    }
+
+    fn resize_one(&self, id: &str, size: Option<u64>) -> Result<Disk, Refusal> {
+        let find = || {
+            self.disks()
+                .map(|disks| disks.into_iter().find(|d| d.id == id))
+        };
+        let id = id.to_owned();
+        let Some(disk) = find()? else {
+            let kind = DeviceKind::Disk;
+            return Err(Refusal::NoDevice { kind, id });
+        };
+        let Some(old) = disk.size else {
+            return Err(Refusal::DiskClosed { id });
+        };
+        let new = size.unwrap_or(2 * old);
+        if new < old {
+            return Err(Refusal::DiskSize("it cannot shrink".to_owned()));
+        }
+        self.0.sizes.lock().insert(id, new);
+        let size = Some(new);
+        Ok(Disk { size, ..disk })
+    }
+
     fn exchange(&self, id: &str, path: Option<PathBuf>, force: bool) -> Result<Cdrom, Refusal> {
         let state = self.read().ok_or(Refusal::NoVm)?.state;
         if !matches!(state, VmState::Running | VmState::Paused) {
@@ -244,6 +274,7 @@ impl VmService for Fake {
             state: VmState::Starting,
             end: None,
             variables: None,
+            disk_failures: Vec::new(),
             timeline: Timeline {
                 process_started_ms: 1_700_000_000_000,
                 vm_created_us: Some(7),
@@ -295,13 +326,20 @@ impl VmService for Fake {
             let id = spec.id.clone().unwrap();
             let (state, job) = self.change_of(&id);
             Disk {
-                id,
                 state,
                 job,
+                size: (state != DeviceState::Adding).then(|| self.size_of(&id)),
+                failure: None,
+                id,
                 spec,
             }
         });
         Ok(disks.collect())
+    }
+
+    fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>> {
+        let resized = self.resize_one(id, size);
+        Box::pin(async { resized })
     }
 
     fn nics(&self) -> Result<Vec<Nic>, Refusal> {

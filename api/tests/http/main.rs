@@ -15,6 +15,7 @@ mod cdroms;
 mod clients;
 mod cpus;
 mod devices;
+mod disks;
 mod document;
 mod events;
 mod fake;

@@ -390,7 +390,8 @@ pub struct SpecArgs {
     /// Add a disk: PATH, or path=PATH with any of the keys below
     ///
     /// format=raw|qcow2 (raw by default), readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the
-    /// host's page cache), engine=auto|io_uring|threads. A qcow2 image's backing file is named in a spec.
+    /// host's page cache), engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest,
+    /// pause the VM, try again for retry-deadline=SECONDS). A qcow2 image's backing file is named in a spec.
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
     pub disk: Vec<String>,
 

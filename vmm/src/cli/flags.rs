@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use paddock_api::spec::{
     BalloonConfig, CdromConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig,
-    DiskEngine, ImageFormat, MemoryConfig, NicConfig, PortConfig, TopologyConfig,
+    DiskEngine, ImageFormat, MemoryConfig, NicConfig, OnErrorConfig, PortConfig, RetryConfig,
+    TopologyConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -43,6 +44,8 @@ pub const DISK: Flag = Flag {
         "queues",
         "queue-size",
         "serial",
+        "on-error",
+        "retry-deadline",
     ],
 };
 /// `--cdrom`
@@ -158,9 +161,28 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
         queues: list.integer("queues"),
         queue_size: list.integer("queue-size"),
         serial: list.text("serial"),
+        on_error: on_error(&mut list),
         ..DiskConfig::default()
     };
     list.finish(disk)
+}
+
+fn on_error(list: &mut OptionList<'_>) -> Option<OnErrorConfig> {
+    let seconds = list.integer("retry-deadline");
+    let retry = RetryConfig {
+        deadline_ms: seconds.map(|seconds| seconds.saturating_mul(1000)),
+        ..RetryConfig::default()
+    };
+    let words = [
+        ("report", OnErrorConfig::Report),
+        ("stop", OnErrorConfig::Stop),
+        ("retry", OnErrorConfig::Retry(retry)),
+    ];
+    let on_error = list.choice("on-error", &words);
+    if seconds.is_some() && !matches!(on_error, Some(OnErrorConfig::Retry(_))) {
+        list.error("retry-deadline is for on-error=retry");
+    }
+    on_error
 }
 
 /// Reads `--cdrom`; without anything, a drive with an empty tray.
@@ -345,6 +367,27 @@ mod tests {
                 ..DiskConfig::default()
             })
         );
+        let retry = |seconds: Option<u64>| {
+            Some(OnErrorConfig::Retry(RetryConfig {
+                deadline_ms: seconds.map(|seconds| seconds * 1000),
+                ..RetryConfig::default()
+            }))
+        };
+        for (words, expected) in [
+            ("a,on-error=stop", Some(OnErrorConfig::Stop)),
+            ("a,on-error=report", Some(OnErrorConfig::Report)),
+            ("a,on-error=retry", retry(None)),
+            ("a,on_error=retry,retry-deadline=5", retry(Some(5))),
+        ] {
+            assert_eq!(disk(words).unwrap().on_error, expected, "{words}");
+        }
+        for bad in [
+            "a,retry-deadline=5",
+            "a,on-error=retry,retry-deadline=1m",
+            "a,on-error",
+        ] {
+            assert!(disk(bad).is_err(), "{bad}");
+        }
         let many = disk("a.img,readonly=1,direct=yes,queues=x,format=vmdk,nosuch").unwrap_err();
         assert_eq!(many.len(), 5, "{many:?}");
     }

@@ -14,6 +14,7 @@ use super::release::Released;
 use super::resizing::CpuChanges;
 use crate::Error;
 use crate::balloon::Balloon;
+use crate::disks::Disks;
 use crate::error::chain;
 use crate::growth::{Growth, GrowthError};
 use crate::metrics::Meters;
@@ -125,6 +126,7 @@ pub struct VmHandle {
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
     pub(super) variables: Variables,
+    pub(super) disks: Disks,
     pub(super) media: MediaChanges,
     pub(super) journal: Arc<Journal>,
     pub(super) meters: Arc<Meters>,
@@ -191,6 +193,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&Balloon> {
         self.balloon.as_ref()
+    }
+
+    /// The VM's disks: how they are, and the way to resize them.
+    #[must_use]
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The VM's CD-ROM drives, and the way to change their media.
@@ -309,6 +317,7 @@ mod tests {
             status,
             released,
             variables: Variables::new(Arc::default()),
+            disks: Disks::nowhere(),
             journal: Arc::default(),
             meters: Arc::new(Meters::new(&spec)),
             growth: Growth::new(&spec),

@@ -52,6 +52,7 @@ use crate::Error;
 use crate::balloon::Balloon;
 use crate::cdrom::Cdroms;
 use crate::console::ConsoleEnds;
+use crate::disks::Disks;
 use crate::growth::Growth;
 use crate::metrics::Meters;
 use crate::processors::Processors;
@@ -146,7 +147,14 @@ impl Driver {
         let opening = Opening::new(held.clone());
         let inventory = Inventory::new(Arc::clone(&spec));
         let (to_driver, changes) = mpsc::channel(MAX_RUNNING);
-        let plugging = Plugging::new(inventory.clone(), changes, opening.clone(), held.clone());
+        let disks = Disks::new(Arc::clone(&journal));
+        let plugging = Plugging::new(
+            inventory.clone(),
+            changes,
+            opening.clone(),
+            disks.clone(),
+            held.clone(),
+        );
         let changes = Changes {
             inventory,
             jobs,
@@ -182,6 +190,7 @@ impl Driver {
         let handle = VmHandle {
             requests: sender,
             variables: variables.clone(),
+            disks: disks.clone(),
             balloon: balloon.clone(),
             growth: growth.clone(),
             media,
@@ -199,6 +208,7 @@ impl Driver {
             balloon,
             growth,
             cdroms,
+            disks,
             processors,
             variables,
             meters,

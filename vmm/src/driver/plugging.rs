@@ -26,6 +26,7 @@ use super::inventory::{self, Inventory};
 use super::opening::Opening;
 use super::release::Held;
 use crate::Error;
+use crate::disks::Disks;
 use crate::error::chain;
 use crate::machine::Machine;
 use crate::machine::devices::{DeviceKey, OpenDevice};
@@ -105,6 +106,7 @@ pub struct Plugging {
     changes: mpsc::Receiver<Change>,
     inventory: Inventory,
     opening: Opening,
+    disks: Disks,
     held: Held,
     steps: JoinSet<Step>,
     /// Devices that were opened while there was no machine to plug them into.
@@ -121,12 +123,14 @@ impl Plugging {
         inventory: Inventory,
         changes: mpsc::Receiver<Change>,
         opening: Opening,
+        disks: Disks,
         held: Held,
     ) -> Self {
         Self {
             changes,
             inventory,
             opening,
+            disks,
             held,
             steps: JoinSet::new(),
             waiting: VecDeque::new(),
@@ -238,8 +242,9 @@ impl Plugging {
 
     fn open(&mut self, kind: DeviceKind, id: String, job: JobHandle) {
         let (spec, opening, name) = (self.inventory.spec(), self.opening.clone(), id.clone());
+        let disks = self.disks.clone();
         self.steps.spawn(async move {
-            let opening = opening.run(move || open(&spec, kind, &name));
+            let opening = opening.run(move || open(&spec, kind, &name, &disks));
             let result = tokio::select! {
                 result = opening => Some(result),
                 () = job.cancelled() => None,
@@ -408,12 +413,17 @@ impl Plugging {
 }
 
 /// Opens the device that the spec has under `id`.
-fn open(spec: &Arc<VmSpec>, kind: DeviceKind, id: &str) -> Result<OpenDevice, Error> {
+fn open(
+    spec: &Arc<VmSpec>,
+    kind: DeviceKind,
+    id: &str,
+    disks: &Disks,
+) -> Result<OpenDevice, Error> {
     let gone = || Error::part(id, std::io::Error::other("it is not in the spec any more"));
     match kind {
         DeviceKind::Disk => {
             let disk = spec.disks.iter().find(|disk| disk.id.as_str() == id);
-            OpenDevice::disk(id, disk.ok_or_else(gone)?)
+            OpenDevice::disk(id, disk.ok_or_else(gone)?, disks)
         }
         DeviceKind::Nic => {
             let nic = spec.nics.iter().find(|nic| nic.id.as_str() == id);
@@ -443,10 +453,12 @@ mod tests {
             let text = r#"{"boot": {"kernel": "/k"}, "disks": [{"path": "/absent"}]}"#;
             let inventory = Inventory::new(Arc::new(VmSpec::from_json(text).unwrap()));
             let (to_driver, changes) = mpsc::channel(1);
+            let opening = Opening::new(Held::new().0);
             let plugging = Plugging::new(
                 inventory.clone(),
                 changes,
-                Opening::new(Held::new().0),
+                opening,
+                Disks::nowhere(),
                 Held::new().0,
             );
             Self {
@@ -544,7 +556,7 @@ mod tests {
         image.as_file().set_len(1 << 20).unwrap();
         let disk = serde_json::json!({"path": image.path()}).to_string();
         let after = setup.inventory.spec().with_disk(&disk).unwrap();
-        let device = OpenDevice::disk("new", &after.disks[1]).unwrap();
+        let device = OpenDevice::disk("new", &after.disks[1], &setup.plugging.disks).unwrap();
         let phase = JobPhase::Opening;
         let job = setup.jobs.start(JobKind::AddDevice, "new", phase, None);
         let (id, job) = ("new".to_owned(), job.unwrap());

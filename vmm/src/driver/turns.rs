@@ -13,9 +13,10 @@ use super::{Changing, Life, OpenConsoles, Outcome, Request};
 use crate::Error;
 use crate::balloon::Balloon;
 use crate::cdrom::Cdroms;
+use crate::disks::Disks;
 use crate::growth::Growth;
 use crate::machine::Machine;
-use crate::machine::resources::Resources;
+use crate::machine::resources::{Outside, Resources};
 use crate::metrics::Meters;
 use crate::processors::Processors;
 use crate::variables::Variables;
@@ -42,6 +43,7 @@ pub(super) struct Turns {
     pub(super) balloon: Option<Balloon>,
     pub(super) growth: Growth,
     pub(super) cdroms: Cdroms,
+    pub(super) disks: Disks,
     pub(super) processors: Processors,
     pub(super) variables: Variables,
     pub(super) meters: Arc<Meters>,
@@ -63,12 +65,16 @@ impl Turns {
         let balloon = balloon.map(|balloon| balloon.handle().clone());
         let growth = self.growth.handle().cloned();
         let (processors, meters) = (self.processors.clone(), Arc::clone(&self.meters));
-        let cdroms = self.cdroms.clone();
+        let (cdroms, disks) = (self.cdroms.clone(), self.disks.clone());
         let opening = self.blocking(move || {
-            let consoles = consoles(&spec, &held)?;
-            Resources::open(
-                &spec, consoles, balloon, growth, &cdroms, processors, meters,
-            )
+            let outside = Outside {
+                consoles: consoles(&spec, &held)?,
+                balloon,
+                growth,
+                cdroms,
+                disks,
+            };
+            Resources::open(&spec, outside, processors, meters)
         });
         let Some(resources) = self.unless_stopped(opening, changing).await? else {
             return Ok(Outcome::Stopped);
@@ -197,6 +203,7 @@ impl Turns {
                 }
                 Turn::Resume => {
                     self.paused = false;
+                    self.disks.resume();
                     machine.start();
                     self.life.set(VmState::Running);
                     tracing::info!("guest resumed");
@@ -232,8 +239,12 @@ impl Turns {
             media,
         } = changing;
         let over = |outcome| Turn::Over(Fate::End(outcome));
+        let disks = self.disks.clone();
         loop {
             tokio::select! {
+                () = disks.stopped() => if self.life.state() == VmState::Running {
+                    return Turn::Pause;
+                },
                 Some(event) = events.recv() => match event {
                     Event::PowerOff => return over(Outcome::PoweredOff),
                     Event::Reset => return Turn::Over(self.on_reset()),

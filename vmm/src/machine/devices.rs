@@ -10,6 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use super::disks;
+use crate::Error;
+use crate::disks::{Disks, OpenDisk};
+use crate::memory::RamReclaim;
+use crate::metrics::DeviceMeter;
+use crate::systemd::inherited::inherited;
 use paddock_api::spec::{self, NicAttachment, PassedFd, ValueError};
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::virtio::VirtioDevice;
@@ -21,13 +27,6 @@ use paddock_devices::virtio::net::{self, Net, NetOptions};
 use paddock_devices::virtio::rng::{self, VirtioRng};
 use paddock_devices::virtio::scsi::{CdromHandle, VirtioScsi};
 use paddock_network::{Backend, BridgePort, InterfaceName, MacAddress, Tap, TapSource};
-use paddock_storage::Disk;
-
-use super::disks;
-use crate::Error;
-use crate::memory::RamReclaim;
-use crate::metrics::DeviceMeter;
-use crate::systemd::inherited::inherited;
 
 /// How often to look whether the last user of a backend is gone.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
@@ -103,20 +102,13 @@ pub struct OpenDevice {
 
 #[derive(Debug)]
 enum Part {
-    Disk(Box<spec::Disk>, OpenDisk),
+    Disk(Box<spec::Disk>, Arc<OpenDisk>, Arc<blk::Counters>),
     Cdrom(String, CdromHandle),
     Nic(Box<spec::Nic>, Nic),
     Console(Arc<ConsolePorts>),
     Rng(Arc<rng::Counters>),
     Balloon(BalloonHandle, Arc<RamReclaim>, BalloonOptions),
     Memory(MemHandle, Arc<RamReclaim>),
-}
-
-/// A disk's backend, and what was done with it.
-#[derive(Debug)]
-struct OpenDisk {
-    backend: Arc<dyn Disk>,
-    counters: Arc<blk::Counters>,
 }
 
 /// A NIC's backend with the address it was given, and what was done with it.
@@ -136,16 +128,23 @@ impl OpenDevice {
         }
     }
 
-    /// Opens a disk. `pointer` is its place in the spec.
+    /// Opens a disk, which tells `disks` how it fails. `pointer` is its place in the spec.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub fn disk(pointer: &str, disk: &spec::Disk) -> Result<Self, Error> {
-        let open = OpenDisk {
-            backend: disks::open(pointer, disk)?,
-            counters: Arc::new(blk::Counters::new(disk.queues)),
-        };
-        Self::new(Part::Disk(Box::new(disk.clone()), open)).tried(pointer)
+    pub fn disk(pointer: &str, disk: &spec::Disk, disks: &Disks) -> Result<Self, Error> {
+        let (backend, opener) = disks::open(pointer, disk)?;
+        let open = disks.opened(disk.id.as_str(), backend, opener, disk.on_error);
+        let counters = Arc::new(blk::Counters::new(disk.queues));
+        Self::new(Part::Disk(Box::new(disk.clone()), open, counters)).tried(pointer)
+    }
+
+    /// The disk that it is.
+    pub(super) fn open_disk(&self) -> Option<&Arc<OpenDisk>> {
+        match &self.part {
+            Part::Disk(_, open, _) => Some(open),
+            _ => None,
+        }
     }
 
     /// A CD-ROM drive, with whatever is in its tray.
@@ -191,7 +190,7 @@ impl OpenDevice {
     #[must_use]
     pub fn key(&self) -> DeviceKey {
         match &self.part {
-            Part::Disk(disk, _) => DeviceKey::Disk(disk.id.to_string()),
+            Part::Disk(disk, ..) => DeviceKey::Disk(disk.id.to_string()),
             Part::Cdrom(id, _) => DeviceKey::Cdrom(id.clone()),
             Part::Nic(nic, _) => DeviceKey::Nic(nic.id.to_string()),
             Part::Console(_) => DeviceKey::Console,
@@ -211,7 +210,7 @@ impl OpenDevice {
     #[must_use]
     pub fn meter(&self) -> Option<DeviceMeter> {
         match &self.part {
-            Part::Disk(_, open) => Some(DeviceMeter::Disk(Arc::clone(&open.counters))),
+            Part::Disk(_, _, counters) => Some(DeviceMeter::Disk(Arc::clone(counters))),
             Part::Cdrom(_, handle) => Some(DeviceMeter::Cdrom(handle.clone())),
             Part::Nic(_, nic) => Some(DeviceMeter::Nic(Arc::clone(&nic.counters))),
             Part::Console(ports) => Some(DeviceMeter::Console(ports.counters())),
@@ -232,7 +231,7 @@ impl OpenDevice {
         &self,
     ) -> Result<Box<dyn VirtioDevice>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(match &self.part {
-            Part::Disk(disk, open) => Box::new(make_disk(disk, open)?),
+            Part::Disk(disk, open, counters) => Box::new(make_disk(disk, open, counters)?),
             Part::Cdrom(id, handle) => Box::new(VirtioScsi::new(id, handle.clone())),
             Part::Nic(nic, open) => Box::new(make_nic(nic, open)?),
             Part::Console(ports) => Box::new(VirtioConsole::new("console", Arc::clone(ports))),
@@ -261,7 +260,7 @@ impl OpenDevice {
     pub fn close(self) -> bool {
         let end = Instant::now() + RELEASE_DEADLINE;
         let is_last = || match &self.part {
-            Part::Disk(_, open) => Arc::strong_count(&open.backend) == 1,
+            Part::Disk(_, open, _) => open.is_unused(),
             Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
             // The medium is the tray's, which stays with the VM.
             Part::Cdrom(..)
@@ -280,7 +279,11 @@ impl OpenDevice {
     }
 }
 
-fn make_disk(disk: &spec::Disk, open: &OpenDisk) -> Result<Blk, blk::BlkOptionsError> {
+fn make_disk(
+    disk: &spec::Disk,
+    open: &OpenDisk,
+    counters: &Arc<blk::Counters>,
+) -> Result<Blk, blk::BlkOptionsError> {
     let options = BlkOptions {
         queues: disk.queues,
         queue_size: disk.queue_size.get(),
@@ -291,8 +294,9 @@ fn make_disk(disk: &spec::Disk, open: &OpenDisk) -> Result<Blk, blk::BlkOptionsE
             .unwrap_or_default(),
         ..BlkOptions::default()
     };
-    let blk = Blk::new(disk.id.as_str(), Arc::clone(&open.backend), options)?;
-    Ok(blk.counting_in(Arc::clone(&open.counters)))
+    let blk = Blk::new(disk.id.as_str(), Arc::clone(open.backend()), options)?;
+    let blk = blk.ringing_by(Arc::clone(open.bell()));
+    Ok(blk.counting_in(Arc::clone(counters)))
 }
 
 fn make_nic(nic: &spec::Nic, open: &Nic) -> Result<Net, paddock_devices::virtio::DeviceError> {
@@ -369,7 +373,7 @@ mod tests {
         let disk = json!({"path": image.path(), "queues": 2});
         let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
         let spec = VmSpec::from_json(&spec.to_string()).unwrap();
-        let disk = OpenDevice::disk("/disks/0", &spec.disks[0]).unwrap();
+        let disk = OpenDevice::disk("/disks/0", &spec.disks[0], &Disks::nowhere()).unwrap();
         let Some(DeviceMeter::Disk(counters)) = disk.meter() else {
             panic!("{disk:?} counts nothing");
         };

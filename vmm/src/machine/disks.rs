@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use paddock_api::spec::{self, DirectIo, DiskEngine, DiskFile, DiskSource, ImageFormat, PassedFd};
+use paddock_storage::hold::Opener;
 use paddock_storage::{
     Backing, BackingFormat, Direct, Disk, Engine, OpenError, Qcow2Disk, Qcow2Options, RawDisk,
     RawOptions,
@@ -14,18 +15,21 @@ use paddock_storage::{
 use super::devices::take_passed;
 use crate::Error;
 
+/// What stands behind a disk, and the way to open it anew, if it has a name for that.
+type Opened = (Arc<dyn Disk>, Option<Opener>);
+
 /// Opens what stands behind a disk. `pointer` is the disk's place in the spec.
 ///
 /// # Errors
 /// When it cannot be had.
-pub(super) fn open(pointer: &str, disk: &spec::Disk) -> Result<Arc<dyn Disk>, Error> {
+pub(super) fn open(pointer: &str, disk: &spec::Disk) -> Result<Opened, Error> {
     match &disk.source {
         DiskSource::File(file) => open_file(pointer, disk, file),
     }
 }
 
 /// Opens an image file or a block device.
-fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Arc<dyn Disk>, Error> {
+fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Opened, Error> {
     let passed = match PassedFd::in_path(&file.path) {
         Some(passed) => Some(take_passed(&format!("{pointer}/path"), passed)?),
         None => None,
@@ -41,7 +45,7 @@ fn open_raw(
     disk: &spec::Disk,
     file: &DiskFile,
     passed: Option<OwnedFd>,
-) -> Result<Arc<dyn Disk>, OpenError> {
+) -> Result<Opened, OpenError> {
     let options = RawOptions {
         read_only: disk.read_only,
         direct: direct(file),
@@ -52,6 +56,7 @@ fn open_raw(
         },
         ..RawOptions::new(&file.path)
     };
+    let has_name = passed.is_none();
     let open = match passed {
         Some(passed) => RawDisk::adopt(passed, &options)?,
         None => RawDisk::open(&options)?,
@@ -64,14 +69,18 @@ fn open_raw(
         engine = ?open.engine(),
         "disk opened"
     );
-    Ok(Arc::new(open))
+    let opener = match has_name {
+        true => Some(open.opener(&options)?),
+        false => None,
+    };
+    Ok((Arc::new(open), opener))
 }
 
 fn open_qcow2(
     disk: &spec::Disk,
     file: &DiskFile,
     passed: Option<OwnedFd>,
-) -> Result<Arc<dyn Disk>, OpenError> {
+) -> Result<Opened, OpenError> {
     let options = Qcow2Options {
         read_only: disk.read_only,
         direct: direct(file),
@@ -90,7 +99,8 @@ fn open_qcow2(
         format = "qcow2",
         "disk opened"
     );
-    Ok(Arc::new(open))
+    // Its metadata are in memory, and would be lost.
+    Ok((Arc::new(open), None))
 }
 
 fn backing(spec: &spec::Backing) -> Backing {
@@ -134,7 +144,7 @@ mod tests {
     fn open_disk(disk: &Value) -> Result<Arc<dyn Disk>, Error> {
         let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
         let spec = VmSpec::from_json(&spec.to_string()).unwrap();
-        open("/disks/0", &spec.disks[0])
+        open("/disks/0", &spec.disks[0]).map(|(disk, _)| disk)
     }
 
     #[test]

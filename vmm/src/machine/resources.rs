@@ -18,6 +18,7 @@ use crate::boot::{BootFiles, BootSource};
 use crate::cdrom::{Cdroms, open_medium};
 use crate::console::ConsoleEnds;
 use crate::console::place::open_socket;
+use crate::disks::Disks;
 use crate::kvm::Kvm;
 use crate::memory::{PageSize, RamConfig, RamReclaim, create_ram};
 use crate::metrics::Meters;
@@ -39,6 +40,8 @@ pub struct Resources {
     pub(super) processors: Processors,
     /// Where all of it counts.
     pub(super) meters: Arc<Meters>,
+    /// Where disks are known.
+    disks: Disks,
 }
 
 /// What the machine starts with, opened.
@@ -50,21 +53,39 @@ pub(super) enum OpenBoot {
     Firmware(OpenFirmware),
 }
 
+/// The ends outside the machine of what is in it. They are there before it.
+#[derive(Debug)]
+pub struct Outside {
+    /// Where consoles end.
+    pub consoles: Arc<ConsoleEnds>,
+    /// The way to the balloon, if there is one.
+    pub balloon: Option<BalloonHandle>,
+    /// The way to the memory device, if there is one.
+    pub growth: Option<MemHandle>,
+    /// The CD-ROM drives.
+    pub cdroms: Cdroms,
+    /// Where disks are known.
+    pub disks: Disks,
+}
+
 impl Resources {
-    /// Opens everything the spec names; the ends outside the machine of consoles, balloon and memory device are there already. What
-    /// cannot be had is an error now, before a guest runs.
+    /// Opens everything the spec names. What cannot be had is an error now, before a guest runs.
     ///
     /// # Errors
     /// The first thing that cannot be had, with the pointer to it in the spec.
     pub fn open(
         spec: &VmSpec,
-        consoles: Arc<ConsoleEnds>,
-        balloon: Option<BalloonHandle>,
-        growth: Option<MemHandle>,
-        cdroms: &Cdroms,
+        outside: Outside,
         processors: Processors,
         meters: Arc<Meters>,
     ) -> Result<Self, Error> {
+        let Outside {
+            consoles,
+            balloon,
+            growth,
+            cdroms,
+            disks,
+        } = outside;
         let kvm = Kvm::open()?;
         let boot = match &spec.boot {
             Boot::Kernel(kernel) => OpenBoot::Kernel(open_kernel(kernel)?),
@@ -72,7 +93,7 @@ impl Resources {
         };
         let mut devices = Vec::new();
         for (index, disk) in spec.disks.iter().enumerate() {
-            devices.push(OpenDevice::disk(&format!("/disks/{index}"), disk)?);
+            devices.push(OpenDevice::disk(&format!("/disks/{index}"), disk, &disks)?);
         }
         for (index, drive) in cdroms.iter().enumerate() {
             devices.push(OpenDevice::cdrom(drive.id(), drive.handle().clone()));
@@ -107,7 +128,7 @@ impl Resources {
         }
         meters.set_ram(&ram);
         for device in &devices {
-            attach(&meters, device);
+            attach(&meters, &disks, device);
         }
         Ok(Self {
             kvm,
@@ -118,6 +139,7 @@ impl Resources {
             devices,
             processors,
             meters,
+            disks,
         })
     }
 
@@ -131,7 +153,7 @@ impl Resources {
 
     /// Adds a device: it is the VM's from now on.
     pub(super) fn add(&mut self, device: OpenDevice) {
-        attach(&self.meters, &device);
+        attach(&self.meters, &self.disks, &device);
         self.devices.push(device);
     }
 
@@ -146,6 +168,9 @@ impl Resources {
         let index = self.devices.iter().position(is_it)?;
         let device = self.devices.remove(index);
         self.meters.detach(&device.key());
+        if let Some(disk) = device.open_disk() {
+            self.disks.detach(disk.id());
+        }
         Some(device)
     }
 
@@ -173,8 +198,11 @@ fn boot_file<'a>(pointer: &str, path: &'a Path) -> Result<BootSource<'a>, Error>
     Ok(BootSource { path, file })
 }
 
-fn attach(meters: &Meters, device: &OpenDevice) {
+fn attach(meters: &Meters, disks: &Disks, device: &OpenDevice) {
     meters.attach(device.key(), device.broken(), device.meter());
+    if let Some(disk) = device.open_disk() {
+        disks.attach(disk);
+    }
 }
 
 fn page_size(spec: &VmSpec) -> PageSize {

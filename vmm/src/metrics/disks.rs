@@ -1,10 +1,13 @@
 //! What disks have done, as metrics: of each queue, for each kind of requests.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use paddock_api::metrics::{Exposition, Labels};
 use paddock_devices::virtio::blk::{self, DURATION_BOUNDS, KindValues};
+use paddock_storage::hold::Status;
+
+use crate::disks::Disks;
 
 /// A family: its name, its meaning, and where its number is.
 type Family = (&'static str, &'static str, fn(&KindValues) -> u64);
@@ -65,6 +68,43 @@ pub(super) fn describe(to: &mut Exposition, disks: &[(String, Arc<blk::Counters>
             let sum = Duration::from_nanos(values.nanoseconds);
             family.durations(&labels, &DURATION_BOUNDS, &values.classes, sum);
         }
+    }
+}
+
+/// The disks that are open: how large they are, and how they fail where requests are held then.
+pub(super) fn describe_open(to: &mut Exposition, disks: &Disks) {
+    let open = disks.all();
+    let mut sizes = to.gauge("paddock_disk_size_bytes", "The disk's size.");
+    for disk in &open {
+        sizes.sample(&[("disk", &disk.id())], disk.backend().size());
+    }
+    let holding = open.iter().filter_map(|disk| Some((disk, disk.holding()?)));
+    let holding: Vec<_> = holding.collect();
+    let since = |status: &Status| {
+        let since = status.failure?.since.duration_since(UNIX_EPOCH);
+        Some(since.unwrap_or_default())
+    };
+    let mut family = to.gauge(
+        "paddock_disk_held_requests",
+        "Requests that failed on the host, or came after one that did, and wait.",
+    );
+    for (disk, status) in &holding {
+        family.sample(&[("disk", &disk.id())], status.requests as u64);
+    }
+    let mut family = to.gauge(
+        "paddock_disk_failing_since_seconds",
+        "Since when the disk fails on the host, in seconds since 1970; 0 while it does not.",
+    );
+    for (disk, status) in &holding {
+        let since = since(status).unwrap_or_default();
+        family.sample(&[("disk", &disk.id())], since);
+    }
+    let mut family = to.counter(
+        "paddock_disk_host_errors_total",
+        "Failures on the host of requests that are held then, each attempt's included.",
+    );
+    for (disk, status) in &holding {
+        family.sample(&[("disk", &disk.id())], status.errors);
     }
 }
 

@@ -90,6 +90,7 @@ pub fn describe_vm(to: &mut Exposition, vm: &VmHandle) {
     describe_timeline(to, &meters.times.timeline());
     describe_vcpus(to, meters);
     describe_devices(to, meters);
+    disks::describe_open(to, vm.disks());
     if let Some(balloon) = vm.balloon() {
         describe_balloon(to, &balloon.status());
     }

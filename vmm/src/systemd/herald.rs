@@ -253,7 +253,10 @@ impl Script {
             EventKind::Action { .. }
             | EventKind::Medium { .. }
             | EventKind::Job { .. }
-            | EventKind::Variables { .. } => Said::default(),
+            | EventKind::Variables { .. }
+            | EventKind::DiskError { .. }
+            | EventKind::DiskRecovered { .. }
+            | EventKind::DiskResized { .. } => Said::default(),
         }
     }
 

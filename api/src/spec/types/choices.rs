@@ -45,6 +45,17 @@ pub enum ImageFormat {
     Qcow2,
 }
 
+/// What becomes of a request that has failed until the deadline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterRetry {
+    /// The guest gets the error, and that of each further request, until one succeeds.
+    #[default]
+    Report,
+    /// The VM is paused until it is resumed.
+    Stop,
+}
+
 /// What happens when the guest asks for a reset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

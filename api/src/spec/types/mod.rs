@@ -8,7 +8,7 @@ mod passed;
 mod text;
 
 pub use byte_size::{ByteSize, HugePageSize};
-pub use choices::{ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset};
+pub use choices::{AfterRetry, ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset};
 pub use mac::MacAddr;
 pub(crate) use number::in_range;
 pub use number::{Mtu, QueueSize, VlanId};

@@ -1,9 +1,11 @@
 //! Disks, and where their content is.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::super::config::{BackingConfig, DiskConfig};
-use super::super::machine::{Backing, Disk, DiskFile, DiskSource};
+use super::super::config::{BackingConfig, DiskConfig, OnErrorConfig};
+use super::super::machine::{Backing, Disk, DiskFile, DiskSource, OnError};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems};
 use super::super::types::{
@@ -14,6 +16,12 @@ use super::{optional, path};
 
 pub(super) const MAX_DISKS: usize = 128;
 const MAX_QUEUES: u64 = 64;
+/// How long to try again what failed, in milliseconds.
+const DEADLINES: RangeInclusive<u64> = 1..=86_400_000;
+const DEFAULT_DEADLINE: u64 = 60_000;
+/// How often, in milliseconds.
+const INTERVALS: RangeInclusive<u64> = 10..=60_000;
+const DEFAULT_INTERVAL: u64 = 1000;
 /// More queues than this by default are memory and threads that few guests need.
 const DEFAULT_QUEUES: u8 = 4;
 /// The most images of a disk, each an overlay of the next.
@@ -43,6 +51,7 @@ pub(super) fn disk(
         config.serial.as_deref(),
         str::parse,
     );
+    let on_error = on_error(config.on_error, &at.key("on_error"), problems);
     Some(Disk {
         id: id?,
         source: source?,
@@ -50,6 +59,35 @@ pub(super) fn disk(
         queues: queues?.unwrap_or_else(|| processors.min(DEFAULT_QUEUES).into()),
         queue_size: queue_size?.unwrap_or_default(),
         serial: serial?,
+        on_error: on_error?,
+    })
+}
+
+/// What becomes of requests that fail.
+fn on_error(
+    config: Option<OnErrorConfig>,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<OnError> {
+    let retry = match config {
+        None | Some(OnErrorConfig::Report) => return Some(OnError::Report),
+        Some(OnErrorConfig::Stop) => return Some(OnError::Stop),
+        Some(OnErrorConfig::Retry(retry)) => retry,
+    };
+    let at = at.key("retry");
+    let mut time = |key, what, given, range| {
+        optional(problems, &at.key(key), given, |given| {
+            in_range::<u64>(what, given, range)
+        })
+    };
+    let what = "the deadline in milliseconds";
+    let deadline = time("deadline_ms", what, retry.deadline_ms, DEADLINES);
+    let what = "the interval in milliseconds";
+    let interval = time("interval_ms", what, retry.interval_ms, INTERVALS);
+    Some(OnError::Retry {
+        deadline: Duration::from_millis(deadline?.unwrap_or(DEFAULT_DEADLINE)),
+        interval: Duration::from_millis(interval?.unwrap_or(DEFAULT_INTERVAL)),
+        then: retry.then.unwrap_or_default(),
     })
 }
 

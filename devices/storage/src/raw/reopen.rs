@@ -22,8 +22,10 @@ impl RawDisk {
     ///
     /// # Errors
     /// When the host does not tell what this image is.
-    pub fn opener(&self, options: &RawOptions) -> io::Result<Opener> {
-        let before = identity(&self.image.file.metadata()?);
+    pub fn opener(&self, options: &RawOptions) -> Result<Opener, OpenError> {
+        let unknown = |error| OpenError::because(&options.path, OpenErrorKind::Io, error);
+        let metadata = self.image.file.metadata().map_err(unknown)?;
+        let before = identity(&metadata);
         let options = RawOptions {
             block_size: Some(self.image.capabilities.logical_block_size),
             ..options.clone()

@@ -37,6 +37,7 @@ Examples
   paddock ctl vm show
 
   paddock ctl disks add data.img,id=data,readonly
+  paddock ctl disks resize data 20G
   paddock ctl disks remove data --deadline 60
   echo '{\"bridge\": \"br0\", \"vlan\": 100}' | paddock ctl nics add --spec -
 
@@ -144,7 +145,7 @@ pub enum VmCommand {
     Nmi,
     /// Stop its processors where they are; what the guest has asked of its devices is still done
     Pause,
-    /// Let a paused guest go on
+    /// Let a paused guest go on, and try disks that fail again
     Resume,
 }
 
@@ -200,6 +201,21 @@ pub enum DisksCommand {
     ///
     /// When the guest does not let go by the deadline, the disk stays, and can be removed again later.
     Remove(RemoveArgs),
+    /// Make a disk larger, or have the guest told how large it has become on the host
+    ///
+    /// A file is made longer; a block device is grown on the host before. A disk never shrinks.
+    Resize(ResizeDiskArgs),
+}
+
+/// `paddock ctl disks resize`
+#[derive(Debug, Args)]
+pub struct ResizeDiskArgs {
+    /// Its id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub id: String,
+    /// The size it is to have; without one, that of its file or block device
+    #[arg(value_name = "SIZE", value_parser = size)]
+    pub size: Option<ByteSize>,
 }
 
 /// `paddock ctl disks add`
@@ -208,7 +224,8 @@ pub struct AddDiskArgs {
     /// The disk: PATH, or path=PATH with any of the keys below
     ///
     /// readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the host's page cache),
-    /// engine=auto|io_uring|threads. A comma in a value is written twice. A relative PATH starts here, not where the process of the
+    /// engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest, pause the VM, try again for
+    /// retry-deadline=SECONDS). A comma in a value is written twice. A relative PATH starts here, not where the process of the
     /// VM does.
     #[arg(
         value_name = "DISK",

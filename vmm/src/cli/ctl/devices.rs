@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use hyper::Method;
 use paddock_api::device::{Disk, Nic};
+use paddock_api::disk::DiskSize;
 use paddock_api::spec::SyntaxError;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::CtlError;
 use super::args::{AddArgs, DisksCommand, NicsCommand, RemoveArgs};
@@ -42,6 +43,12 @@ pub async fn disks(session: &Session, command: &DisksCommand) -> Result<(), CtlE
             add(session, "disks", body, &args.more).await
         }
         DisksCommand::Remove(args) => remove(session, "disks", args).await,
+        DisksCommand::Resize(args) => {
+            let body = json!(DiskSize { size: args.size }).to_string();
+            let call = Call::new(Method::PUT, &["vm", "disks", &args.id, "size"]).body(body);
+            let one = |page: &mut _, disk: &Disk| render::disks(page, std::slice::from_ref(disk));
+            session.show(call, one).await
+        }
     }
 }
 

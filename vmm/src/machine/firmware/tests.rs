@@ -132,7 +132,8 @@ fn the_boot_order_is_one_of_places() {
     });
     let order = boot(&spec).order;
     let spec = VmSpec::from_json(&spec.to_string()).unwrap();
-    let mut disk = OpenDevice::disk("/disks/0", &spec.disks[0]).unwrap();
+    let mut disk =
+        OpenDevice::disk("/disks/0", &spec.disks[0], &crate::disks::Disks::nowhere()).unwrap();
     disk.slot = DeviceFunction::new(3, 0);
     let cdrom = |id: &str, place| {
         let mut cdrom = OpenDevice::cdrom(id, CdromHandle::new(id, || ()));

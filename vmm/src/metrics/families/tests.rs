@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use paddock_api::metrics::{FamilyKind, Snapshot};
-use paddock_api::spec::VmSpec;
+use paddock_api::spec::{OnError, VmSpec};
 use paddock_devices::virtio::scsi::CdromHandle;
 use paddock_devices::virtio::{blk, net, rng};
+use paddock_storage::testing::{Fault, MemoryDisk};
+use paddock_storage::{IoError, Operation, Request};
 
 use super::*;
 use crate::balloon::Balloon;
+use crate::disks::Disks;
 use crate::growth::Growth;
 use crate::metrics::Share;
 use crate::processors::Processors;
@@ -59,6 +62,7 @@ fn everything() -> Snapshot {
     describe_timeline(&mut to, &meters.times.timeline());
     describe_vcpus(&mut to, &meters);
     describe_devices(&mut to, &meters);
+    disks::describe_open(&mut to, &open_disks());
     describe_cpus(&mut to, &Processors::new(&spec).status());
     describe_memory(&mut to, &Growth::new(&spec).status());
     describe_balloon(&mut to, &Balloon::new(&spec).unwrap().status());
@@ -70,6 +74,37 @@ fn everything() -> Snapshot {
     };
     describe_variables(&mut to, &variables);
     Snapshot::parse(&to.into_text()).unwrap()
+}
+
+/// One that holds what fails, and one that does not.
+fn open_disks() -> Disks {
+    let disks = Disks::nowhere();
+    for (id, on_error) in [("held", OnError::Stop), ("plain", OnError::Report)] {
+        let memory = MemoryDisk::new(4096);
+        memory.script([Fault::Error(IoError::Os(5))]);
+        let disk = disks.opened(id, Arc::new(memory), None, on_error);
+        let mut queue = disk.backend().open_queue(1).unwrap();
+        let operation = Operation::Flush;
+        queue.submit(Request { tag: 0, operation });
+        queue.kick();
+        queue.reap(&mut Vec::new());
+        disks.attach(&disk);
+        // What it holds goes with the queue, its failure stays.
+    }
+    disks
+}
+
+#[test]
+fn disks_that_are_open_tell_their_size_and_how_they_fail() {
+    let all = everything();
+    let value = |name, disk| all.value(name, &[("disk", disk)]);
+    for disk in ["held", "plain"] {
+        assert_eq!(value("paddock_disk_size_bytes", disk), Some(4096.0));
+    }
+    assert_eq!(value("paddock_disk_held_requests", "held"), Some(0.0));
+    assert!(value("paddock_disk_failing_since_seconds", "held") > Some(1.6e9));
+    assert_eq!(value("paddock_disk_host_errors_total", "held"), Some(1.0));
+    assert_eq!(value("paddock_disk_held_requests", "plain"), None);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Disks and NICs.
 
 use paddock_api::device::{Disk, Nic};
-use paddock_api::spec::{DirectIo, DiskConfig, DiskEngine, ImageFormat, NicConfig};
+use paddock_api::disk::DiskFailure;
+use paddock_api::spec::{DirectIo, DiskConfig, DiskEngine, ImageFormat, NicConfig, OnErrorConfig};
 
-use super::{Cell, Page, word};
+use super::events::moment;
+use super::{Cell, Colour, Page, bytes, word};
 
 /// Disks, a line each.
 pub fn disks(page: &mut Page, disks: &[Disk]) {
@@ -11,12 +13,17 @@ pub fn disks(page: &mut Page, disks: &[Disk]) {
         vec![
             Cell::new(&disk.id),
             Cell::state(&disk.state),
+            Cell::new(disk.size.map(bytes).unwrap_or_default()),
             Cell::new(path(&disk.spec)),
             Cell::new(disk_options(&disk.spec)),
             job(disk.job),
+            disk.failure
+                .as_ref()
+                .map(|one| Cell::coloured(failure(one), Colour::Red))
+                .unwrap_or_default(),
         ]
     });
-    let headings = ["ID", "STATE", "PATH", "OPTIONS", "JOB"];
+    let headings = ["ID", "STATE", "SIZE", "PATH", "OPTIONS", "JOB", "FAILURE"];
     page.table(&headings, rows.collect(), "no disks");
 }
 
@@ -38,6 +45,22 @@ pub fn nics(page: &mut Page, nics: &[Nic]) {
 
 fn job(job: Option<u64>) -> Cell {
     Cell::new(job.map(|job| job.to_string()).unwrap_or_default())
+}
+
+/// How a disk fails.
+pub(super) fn failure(failure: &DiskFailure) -> String {
+    let DiskFailure {
+        error,
+        errno,
+        requests,
+        attempts,
+        ..
+    } = failure;
+    let since = moment(failure.since_ms);
+    let handling = word(&failure.handling);
+    format!(
+        "{error} (errno {errno}) since {since}: {handling}; requests: {requests}, attempts: {attempts}"
+    )
 }
 
 /// Where a disk's content is.
@@ -67,6 +90,11 @@ pub(super) fn disk_options(disk: &DiskConfig) -> String {
     }
     if let Some(engine) = disk.engine.filter(|engine| *engine != DiskEngine::Auto) {
         options.push(word(&engine));
+    }
+    match disk.on_error {
+        None | Some(OnErrorConfig::Report) => {}
+        Some(OnErrorConfig::Stop) => options.push("stops on errors".to_owned()),
+        Some(OnErrorConfig::Retry(_)) => options.push("retries".to_owned()),
     }
     options.join(", ")
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::jobs::counted;
-use super::{Cell, Colour, Page};
+use super::{Cell, Colour, Page, bytes};
 
 /// Columns of a number and a name that most events have.
 const WIDTHS: [usize; 3] = [5, 24, 8];
@@ -39,9 +39,12 @@ fn text<'a>(fields: &'a Map<String, Value>, key: &str) -> &'a str {
 
 /// When it happened: UTC, by the millisecond.
 fn time(fields: &Map<String, Value>) -> String {
-    let Some(time) = fields.get("time_ms").and_then(Value::as_u64) else {
-        return String::new();
-    };
+    let time = fields.get("time_ms").and_then(Value::as_u64);
+    time.map(moment).unwrap_or_default()
+}
+
+/// Milliseconds since 1970: UTC.
+pub(super) fn moment(time: u64) -> String {
     // A nonsensical time is shown as it is: formatting knows no years from 10000 on.
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(time));
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
@@ -102,6 +105,22 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             "" => Cell::coloured("written again", Colour::Green),
             error => Cell::coloured(error, Colour::Red),
         },
+        "disk-error" => {
+            let (disk, error) = (text(fields, "disk"), text(fields, "error"));
+            Cell::coloured(format!("{disk}: {error}"), Colour::Red)
+        }
+        "disk-recovered" => {
+            let number = |key| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
+            let disk = text(fields, "disk");
+            let (after, attempts) = (number("after_ms"), number("attempts"));
+            let told = format!("{disk} after {after} ms, {attempts} attempts");
+            Cell::coloured(told, Colour::Green)
+        }
+        "disk-resized" => {
+            let size = fields.get("size").and_then(Value::as_u64);
+            let size = size.map(bytes).unwrap_or_default();
+            Cell::new(format!("{} has {size}", text(fields, "disk")))
+        }
         "deleted" => Cell::default(),
         "gap" => {
             let lost = fields.get("lost").and_then(Value::as_u64);
@@ -183,6 +202,18 @@ mod tests {
                 "variables  vm.fd: cannot be written",
             ),
             (json!({"type": "variables"}), "variables  written again"),
+            (
+                json!({"type": "disk-error", "disk": "data", "errno": 5, "error": "Input/output error"}),
+                "disk-error  data: Input/output error",
+            ),
+            (
+                json!({"type": "disk-recovered", "disk": "data", "after_ms": 7, "attempts": 2}),
+                "disk-recovered  data after 7 ms, 2 attempts",
+            ),
+            (
+                json!({"type": "disk-resized", "disk": "data", "size": 2048}),
+                "disk-resized  data has 2 KiB",
+            ),
             (json!({"type": "deleted"}), "deleted"),
             (
                 json!({"type": "throttled", "by": 2}),

@@ -8,7 +8,7 @@ use paddock_api::spec::{
 };
 use paddock_api::timeline::Timeline;
 
-use super::devices::{attachment, disk_options, path};
+use super::devices::{attachment, disk_options, failure, path};
 use super::{Cell, Colour, Page, word};
 
 /// The VM: its state and its parts.
@@ -26,6 +26,11 @@ pub fn vm(page: &mut Page, vm: &Vm) {
         let detail = detail.lines().map(Cell::new);
         properties.push(("detail", detail.collect()));
     }
+    let failures = vm.disk_failures.iter().map(|one| {
+        let told = format!("{}: {}", one.disk, failure(one));
+        Cell::coloured(told, Colour::Red)
+    });
+    properties.push(("failures", failures.collect()));
     properties.extend([
         ("UUID", one(spec.uuid.as_deref())),
         ("boot", boot(spec.boot.as_ref())),

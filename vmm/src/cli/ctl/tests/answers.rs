@@ -15,6 +15,7 @@ pub fn vm(state: &str) -> Value {
         },
         "state": state,
         "variables": {"unsaved": true, "error": "vm.fd: cannot be written"},
+        "disk_failures": [failure("disk0")],
         "timeline": {"process_started_ms": 1_700_000_000_000_u64, "machine_built_us": 12_345, "init_up_us": 2_500_000},
         "last_event": 2,
     })
@@ -32,10 +33,15 @@ pub fn ended(reason: &str, detail: &str, pointer: &str) -> Value {
     vm
 }
 
+pub fn failure(disk: &str) -> Value {
+    json!({"disk": disk, "errno": 28, "error": "No space left on device", "since_ms": 1_700_000_000_123_u64,
+           "handling": "stopped", "requests": 2, "attempts": 1})
+}
+
 pub fn disk() -> Value {
-    json!({"id": "data", "state": "removing", "job": 3,
+    json!({"id": "data", "state": "removing", "job": 3, "size": 1 << 30, "failure": failure("data"),
            "spec": {"id": "data", "path": "/srv/data.img", "read_only": false, "direct": "auto", "engine": "io_uring", "queues": 1,
-                    "serial": "S1"}})
+                    "serial": "S1", "on_error": "stop"}})
 }
 
 pub fn nic() -> Value {

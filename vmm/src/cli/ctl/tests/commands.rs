@@ -10,7 +10,7 @@ use super::fake::{Fake, Request, answer, ctl, stream, text};
 use crate::cli::Status;
 
 /// A command line for each call of the API, and what it asks for.
-const CALLS: [(&str, &str, &str); 29] = [
+const CALLS: [(&str, &str, &str); 30] = [
     ("vm create --kernel k", "PUT /api/v1/vm", "PUT /api/v1/vm"),
     ("vm show", "GET /api/v1/vm", "GET /api/v1/vm"),
     ("vm delete", "DELETE /api/v1/vm", "DELETE /api/v1/vm"),
@@ -34,6 +34,11 @@ const CALLS: [(&str, &str, &str); 29] = [
         "disks remove data --deadline 5",
         "DELETE /api/v1/vm/disks/{id}",
         "DELETE /api/v1/vm/disks/data?deadline_ms=5000",
+    ),
+    (
+        "disks resize data 20G",
+        "PUT /api/v1/vm/disks/{id}/size",
+        "PUT /api/v1/vm/disks/data/size",
     ),
     (
         "cdroms list",
@@ -132,7 +137,7 @@ fn right(request: &Request) -> Vec<u8> {
         ("POST", ["vm", "actions", _]) => (202, Value::Null),
         (_, ["vm"]) => (201, answers::vm("running")),
         ("GET", ["vm", "disks"]) => (200, json!([answers::disk()])),
-        ("GET", ["vm", "disks", _]) => (200, answers::disk()),
+        ("GET", ["vm", "disks", _]) | ("PUT", ["vm", "disks", _, "size"]) => (200, answers::disk()),
         ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
         ("GET", ["vm", "nics", _]) => (200, answers::nic()),
         (_, ["vm", "disks" | "nics", ..]) => (202, answers::job("succeeded")),
@@ -237,6 +242,7 @@ fn answers_as_people_read_them() {
         "\
 name        web
 state       running
+failures    disk0: No space left on device (errno 28) since 2023-11-14T22:13:20.123Z: stopped; requests: 2, attempts: 1
 boot        /boot/vmlinuz
             console=ttyS0
 CPUs        4 (1 socket, 2 cores, 2 threads)
@@ -253,8 +259,9 @@ last event  2
     assert_eq!(
         fake.ctl("disks list").well(),
         "\
-ID    STATE     PATH           OPTIONS              JOB
-data  removing  /srv/data.img  serial S1, io_uring  3
+ID    STATE     SIZE   PATH           OPTIONS                               JOB  FAILURE
+data  removing  1 GiB  /srv/data.img  serial S1, io_uring, stops on errors  3    \
+No space left on device (errno 28) since 2023-11-14T22:13:20.123Z: stopped; requests: 2, attempts: 1
 "
     );
     assert_eq!(

@@ -1,0 +1,44 @@
+//! Disks that are there: their size.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+
+use super::body::json_body;
+use super::devices::device_id;
+use super::routes::Shared;
+use crate::device::{DeviceKind, Disk};
+use crate::disk::DiskSize;
+use crate::problem::{NotRead, NotServed, Problem};
+use crate::spec::read_json;
+
+/// Make a disk larger, or look how large it has become
+///
+/// A file is made longer, which takes no space on the host before the guest writes there; a block device is grown on the host before. The guest
+/// is told at once; what it does with the space is its own affair. A disk never shrinks.
+#[utoipa::path(
+    put,
+    path = "/api/v1/vm/disks/{id}/size",
+    tag = "devices",
+    params(("id" = String, Path, description = "The disk's id.")),
+    request_body = DiskSize,
+    responses(
+        (status = 200, description = "The disk, as it now is.", body = Disk),
+        (status = 404, description = "There is no VM, or no such disk.", body = Problem),
+        (status = 409, description = "The disk is not open.", body = Problem),
+        (status = 422, description = "The disk cannot be like that; `errors` has every reason.", body = Problem),
+        NotServed,
+        NotRead,
+    )
+)]
+pub(crate) async fn resize_disk(
+    State(shared): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<Disk>, Problem> {
+    let text = json_body(request, shared.limits).await?;
+    let id = device_id(DeviceKind::Disk, id)?;
+    let DiskSize { size } = read_json(&text)?;
+    let size = size.map(|size| size.bytes());
+    Ok(Json(shared.service.resize_disk(&id, size).await?))
+}

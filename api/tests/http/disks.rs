@@ -1,0 +1,63 @@
+//! Disks that are there: resized, refused.
+
+use paddock_api::resource::VmState;
+use serde_json::json;
+
+use super::harness::{Answer, Harness, SPEC};
+
+const SIZE: &str = "/api/v1/vm/disks/disk0/size";
+const WITH_DISK: &str = r#"{"boot": {"kernel": "/k"}, "disks": [{"path": "/d", "on_error": {"retry": {"then": "stop"}}}]}"#;
+
+#[track_caller]
+fn resize(server: &Harness, body: &str) -> Answer {
+    server.send("PUT", SIZE, body)
+}
+
+#[test]
+fn a_disk_grows_by_a_size_or_as_it_has_grown() {
+    let server = Harness::start();
+    server.put(WITH_DISK);
+    server.fake.is_now(VmState::Running);
+    let disk = server.get("/api/v1/vm/disks/disk0").json();
+    assert_eq!(
+        (&disk["size"], disk.get("failure")),
+        (&json!(1 << 20), None)
+    );
+    let retry = json!({"retry": {"deadline_ms": 60000, "interval_ms": 1000, "then": "stop"}});
+    assert_eq!(disk["spec"]["on_error"], retry, "with its defaults");
+    let answer = resize(&server, r#"{"size": "4MiB"}"#);
+    assert_eq!(
+        (answer.status, &answer.json()["size"]),
+        (200, &json!(4 << 20))
+    );
+    assert_eq!(resize(&server, "{}").json()["size"], 8 << 20);
+    assert_eq!(server.get("/api/v1/vm/disks").json()[0]["size"], 8 << 20);
+}
+
+#[test]
+fn what_is_wrong_is_told_at_its_place() {
+    let server = Harness::start();
+    server.put(WITH_DISK);
+    let cases = [
+        ("{", 400, "", "malformed"),
+        ("[]", 422, "", "wrong-type"),
+        (r#"{"size": []}"#, 422, "/size", "wrong-type"),
+        (r#"{"size": "512KiB"}"#, 422, "/size", "out-of-range"),
+        (r#"{"bytes": 0}"#, 422, "/bytes", "unknown-field"),
+    ];
+    server.refuses("PUT", SIZE, &cases);
+}
+
+#[test]
+fn it_needs_a_disk_that_is_there() {
+    let server = Harness::start();
+    assert_eq!(resize(&server, "{}").refusal(), (404, "no-vm".into()));
+    server.put(SPEC);
+    assert_eq!(resize(&server, "{}").refusal(), (404, "no-device".into()));
+    server.fake.is_now(VmState::Running);
+    let added = server.send("POST", "/api/v1/vm/disks", r#"{"path": "/d"}"#);
+    assert_eq!(added.status, 202);
+    assert_eq!(resize(&server, "{}").refusal(), (409, "wrong-state".into()));
+    server.fake.finish_change();
+    assert_eq!(resize(&server, "{}").status, 200);
+}

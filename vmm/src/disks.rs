@@ -1,0 +1,401 @@
+//! A VM's disks as others see them: how large they are and how they fail, and the way to resize and to resume them.
+//!
+//! Made with the state driver; a disk is known here from when it is plugged in until it is taken out, through resets of the machine. Read on the
+//! control plane's thread; told of failures on the disks' threads, which wait for nobody here. The guest decides what is asked of a disk, and the
+//! host how it fails: each failure is one event, and so is its end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use paddock_api::device::DeviceKind;
+use paddock_api::disk::{DiskFailure, FailureHandling};
+use paddock_api::journal::Journal;
+use paddock_api::resource::EventKind;
+use paddock_api::service::Refusal;
+use paddock_api::spec::{AfterRetry, OnError};
+use paddock_devices::virtio::blk::ConfigBell;
+use paddock_storage::hold::{Failure, Listener, News, Opener, Policy, Retry, Status, Then};
+use paddock_storage::{Disk, HoldingDisk, IoError, ResizeError};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::error::chain;
+
+/// How long the host may take to resize a disk.
+const RESIZE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A disk that is open.
+#[derive(Debug)]
+pub struct OpenDisk {
+    id: String,
+    /// What the device has.
+    backend: Arc<dyn Disk>,
+    /// The same, if failed requests are held.
+    holding: Option<Arc<HoldingDisk>>,
+    bell: Arc<ConfigBell>,
+}
+
+impl OpenDisk {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What stands behind the device.
+    #[must_use]
+    pub fn backend(&self) -> &Arc<dyn Disk> {
+        &self.backend
+    }
+
+    /// The way to its driver.
+    #[must_use]
+    pub fn bell(&self) -> &Arc<ConfigBell> {
+        &self.bell
+    }
+
+    /// Whether no device has it, nor anybody who is about to do something with it.
+    #[must_use]
+    pub fn is_unused(self: &Arc<Self>) -> bool {
+        let ours = 1 + usize::from(self.holding.is_some());
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.backend) == ours
+    }
+
+    /// How it holds requests, if it may.
+    #[must_use]
+    pub fn holding(&self) -> Option<Status> {
+        self.holding.as_ref().map(|holding| holding.status())
+    }
+
+    /// How it fails, if it does.
+    #[must_use]
+    pub fn failure(&self) -> Option<DiskFailure> {
+        let status = self.holding()?;
+        let failure = status.failure?;
+        let since = failure.since.duration_since(SystemTime::UNIX_EPOCH);
+        Some(DiskFailure {
+            disk: self.id.clone(),
+            errno: failure.errno,
+            error: in_words(&failure),
+            offset: failure.offset,
+            since_ms: since.map_or(0, milliseconds),
+            handling: match (status.stopped, status.reporting) {
+                (true, _) => FailureHandling::Stopped,
+                (_, true) => FailureHandling::Reporting,
+                _ => FailureHandling::Retrying,
+            },
+            requests: status.requests as u64,
+            attempts: status.attempts.into(),
+        })
+    }
+}
+
+fn in_words(failure: &Failure) -> String {
+    IoError::Os(failure.errno).to_string()
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A VM's disks. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Disks {
+    journal: Arc<Journal>,
+    /// Of threads that resize one: they may hang, and there are few.
+    resizing: Arc<Semaphore>,
+    /// In the order in which they were plugged in.
+    attached: Arc<Mutex<Vec<Arc<OpenDisk>>>>,
+    /// A disk has stopped.
+    stops: Arc<Notify>,
+}
+
+impl Disks {
+    /// Of a VM that has none yet. Events go to `journal`.
+    #[must_use]
+    pub fn new(journal: Arc<Journal>) -> Self {
+        Self {
+            journal,
+            resizing: Arc::new(Semaphore::new(1)),
+            attached: Arc::default(),
+            stops: Arc::default(),
+        }
+    }
+
+    /// A disk that was opened, with the policy of its spec. `opener` opens it anew, if that can be.
+    #[must_use]
+    pub fn opened(
+        &self,
+        id: &str,
+        disk: Arc<dyn Disk>,
+        opener: Option<Opener>,
+        on_error: OnError,
+    ) -> Arc<OpenDisk> {
+        let policy = match on_error {
+            OnError::Report => None,
+            OnError::Stop => Some(Policy::Stop),
+            OnError::Retry {
+                deadline,
+                interval,
+                then,
+            } => Some(Policy::Retry(Retry {
+                deadline,
+                interval,
+                then: match then {
+                    AfterRetry::Report => Then::Report,
+                    AfterRetry::Stop => Then::Stop,
+                },
+            })),
+        };
+        let holding = policy.map(|policy| {
+            let disk = Arc::clone(&disk);
+            Arc::new(HoldingDisk::new(disk, policy, opener, self.listener(id)))
+        });
+        Arc::new(OpenDisk {
+            id: id.to_owned(),
+            backend: holding.clone().map_or(disk, |holding| holding as _),
+            holding,
+            bell: Arc::default(),
+        })
+    }
+
+    fn listener(&self, id: &str) -> Listener {
+        let (journal, stops) = (Arc::clone(&self.journal), Arc::clone(&self.stops));
+        let id = id.to_owned();
+        Box::new(move |news| {
+            let disk = id.clone();
+            match news {
+                News::Failed(failure) => {
+                    let error = in_words(&failure);
+                    tracing::error!(disk, error, "the disk fails; its requests are held");
+                    journal.publish(EventKind::DiskError {
+                        disk,
+                        errno: failure.errno,
+                        error,
+                        offset: failure.offset,
+                    });
+                }
+                News::Stopped(_) => stops.notify_one(),
+                News::Reporting(failure) => {
+                    let error = in_words(&failure);
+                    tracing::error!(disk, error, "the disk did not recover; the guest is told");
+                }
+                News::Recovered { after, attempts } => {
+                    tracing::info!(disk, ?after, attempts, "the disk works again");
+                    journal.publish(EventKind::DiskRecovered {
+                        disk,
+                        after_ms: milliseconds(after),
+                        attempts: attempts.into(),
+                    });
+                }
+            }
+        })
+    }
+
+    /// A disk is the VM's from now on.
+    pub(crate) fn attach(&self, disk: &Arc<OpenDisk>) {
+        self.attached.lock().push(Arc::clone(disk));
+    }
+
+    /// A disk is not the VM's any more.
+    pub(crate) fn detach(&self, id: &str) {
+        self.attached.lock().retain(|disk| disk.id != id);
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<OpenDisk>> {
+        self.attached.lock().clone()
+    }
+
+    /// The disk of this id.
+    #[must_use]
+    pub fn find(&self, id: &str) -> Option<Arc<OpenDisk>> {
+        let attached = self.attached.lock();
+        attached.iter().find(|disk| disk.id == id).cloned()
+    }
+
+    /// Those that fail, and how.
+    #[must_use]
+    pub fn failures(&self) -> Vec<DiskFailure> {
+        let disks = self.all();
+        disks.iter().filter_map(|disk| disk.failure()).collect()
+    }
+
+    /// Waits until a disk wants the VM to stand still. Nothing is lost when the wait is given up.
+    pub(crate) async fn stopped(&self) {
+        loop {
+            self.stops.notified().await;
+            let mut holding = self.all().into_iter().filter_map(|disk| disk.holding());
+            if holding.any(|status| status.stopped) {
+                return;
+            }
+        }
+    }
+
+    /// Tries those that fail again, as the VM goes on.
+    pub(crate) fn resume(&self) {
+        for disk in self.all() {
+            if let Some(Err(error)) = disk.holding.as_ref().map(|holding| holding.resume()) {
+                tracing::error!(disk = disk.id, %error, "the disk cannot be tried again");
+            }
+        }
+    }
+
+    /// Makes a disk so large, or looks how large it has become, and tells its driver. `known` says whether the VM has such a disk at all.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be so large.
+    pub async fn resize(&self, id: &str, size: Option<u64>, known: bool) -> Result<(), Refusal> {
+        let id = id.to_owned();
+        let Some(disk) = self.find(&id) else {
+            let kind = DeviceKind::Disk;
+            return Err(match known {
+                true => Refusal::DiskClosed { id },
+                false => Refusal::NoDevice { kind, id },
+            });
+        };
+        let journal = Arc::clone(&self.journal);
+        let Ok(place) = Arc::clone(&self.resizing).try_acquire_owned() else {
+            return Err(Refusal::Busy);
+        };
+        let resizing = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            resize(&disk, size, &journal).map_err(|error| chain(&error))
+        });
+        match tokio::time::timeout(RESIZE_DEADLINE, resizing).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(detail))) => Err(Refusal::DiskSize(detail)),
+            Ok(Err(error)) => Err(Refusal::DiskSize(error.to_string())),
+            Err(_) => Err(Refusal::DiskSize(format!(
+                "the host has not resized it within {RESIZE_DEADLINE:?}"
+            ))),
+        }
+    }
+}
+
+/// Resizes a disk and tells its driver. May block as storage does.
+fn resize(disk: &OpenDisk, size: Option<u64>, journal: &Journal) -> Result<(), ResizeError> {
+    let before = disk.backend.size();
+    let size = disk.backend.resize(size)?;
+    if size != before {
+        tracing::info!(disk = disk.id, before, size, "disk resized");
+        let disk = disk.id.clone();
+        journal.publish(EventKind::DiskResized { disk, size });
+    }
+    // Also if it was as large already: it may have been opened anew since the driver was told.
+    disk.bell.ring();
+    Ok(())
+}
+
+#[cfg(test)]
+impl Disks {
+    /// Of no VM, for tests.
+    pub(crate) fn nowhere() -> Self {
+        Self::new(Arc::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_storage::testing::{Fault, MemoryDisk};
+    use paddock_storage::{Operation, Request};
+
+    use super::*;
+    fn disks() -> (Disks, Arc<Journal>) {
+        let journal = Arc::<Journal>::default();
+        (Disks::new(Arc::clone(&journal)), journal)
+    }
+
+    fn kinds(journal: &Arc<Journal>) -> Vec<EventKind> {
+        use paddock_api::journal::Delivery;
+        journal.close();
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        { runtime }.build().unwrap().block_on(async {
+            let (mut follower, mut kinds) = (journal.follow(Some(0)), Vec::new());
+            while let Some(Delivery::Event(event)) = follower.next().await {
+                kinds.push(event.kind.clone());
+            }
+            kinds
+        })
+    }
+
+    #[test]
+    fn a_disk_that_stops_is_an_event_a_state_and_a_wish() {
+        let (disks, journal) = disks();
+        let memory = MemoryDisk::new(4096);
+        memory.script([Fault::Error(IoError::Os(libc::ENOSPC))]);
+        let disk = disks.opened("data", Arc::new(memory), None, OnError::Stop);
+        disks.attach(&disk);
+        assert_eq!(disks.failures(), []);
+        let mut queue = disk.backend().open_queue(4).unwrap();
+        let operation = Operation::Flush;
+        queue.submit(Request { tag: 0, operation });
+        queue.kick();
+        let mut done = Vec::new();
+        queue.reap(&mut done);
+        let failures = disks.failures();
+        let failure = &failures[0];
+        assert_eq!(
+            (failure.disk.as_str(), failure.errno),
+            ("data", libc::ENOSPC)
+        );
+        assert_eq!(failure.handling, FailureHandling::Stopped);
+        assert!(failure.error.contains("No space left"), "{failure:?}");
+        assert_eq!((failure.requests, failure.offset), (1, None));
+        assert!(failure.since_ms > 1_600_000_000_000);
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.build().unwrap();
+        runtime.block_on(disks.stopped());
+        disks.resume();
+        let start = std::time::Instant::now();
+        while done.is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            queue.reap(&mut done);
+            std::thread::yield_now();
+        }
+        while !disks.failures().is_empty() {
+            std::thread::yield_now();
+        }
+        drop(queue);
+        disks.detach("data");
+        assert!(disk.is_unused() && disks.find("data").is_none());
+        let names: Vec<_> = kinds(&journal).iter().map(EventKind::name).collect();
+        assert_eq!(names, ["disk-error", "disk-recovered"]);
+    }
+
+    #[tokio::test]
+    async fn a_disk_is_resized_unless_it_cannot_be() {
+        let (disks, journal) = disks();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let raw = paddock_storage::RawOptions::new(image.path());
+        let raw = Arc::new(paddock_storage::RawDisk::open(&raw).unwrap());
+        let fixed = Arc::new(MemoryDisk::new(4096));
+        disks.attach(&disks.opened("raw", raw, None, OnError::Report));
+        disks.attach(&disks.opened("fixed", fixed, None, OnError::Stop));
+        disks.resize("raw", Some(2 << 20), true).await.unwrap();
+        disks.resize("raw", None, true).await.unwrap();
+        assert_eq!(image.as_file().metadata().unwrap().len(), 2 << 20);
+        let why = |refusal: Result<(), Refusal>| refusal.unwrap_err().to_string();
+        let refused = disks.resize("raw", Some(1 << 20), true).await;
+        assert!(why(refused).contains("cannot shrink"));
+        let refused = disks.resize("fixed", None, true).await;
+        assert!(why(refused).contains("cannot change its size"));
+        let refused = disks.resize("new", None, true).await;
+        assert_eq!(
+            refused,
+            Err(Refusal::DiskClosed {
+                id: "new".to_owned()
+            })
+        );
+        let refused = disks.resize("none", None, false).await;
+        assert!(why(refused).contains("no disk with the id"));
+        let event = EventKind::DiskResized {
+            disk: "raw".to_owned(),
+            size: 2 << 20,
+        };
+        let seen = std::thread::spawn(move || kinds(&journal));
+        assert_eq!(seen.join().unwrap(), [event]);
+    }
+}
