@@ -69,6 +69,29 @@ fn verify_file(file: &File, area: &Area) -> u64 {
     checked
 }
 
+/// Has the guest write blocks all over its disk by 4 queues, flush, and read them back.
+fn write_and_verify(vm: &Vm, count: u64) -> Area {
+    let area = area(count);
+    let mut write = BlocksWrite::new(area.clone());
+    write.issue.jobs = 16;
+    write.flush = true;
+    let written = vm.call_within(write, LONG);
+    assert!(written.is_clean(), "{written:?}");
+    assert_eq!(written.blocks, count);
+    assert_eq!(written.cpus, [0, 1, 2, 3], "every queue was used");
+    verify(vm, &area);
+    area
+}
+
+/// Has the guest read back what was written.
+fn verify(vm: &Vm, area: &Area) {
+    let mut verify = BlocksVerify::new(area.clone());
+    verify.issue.jobs = 16;
+    let verified = vm.call_within(verify, LONG);
+    let all = Some(verified.blocks) == area.count;
+    assert!(verified.is_clean() && all, "{verified:?}");
+}
+
 /// Random writes on every queue, seen the same from both sides.
 fn writes_are_the_same_from_both_sides(options: &str) {
     let (_directory, path) = image(GIB);
@@ -83,25 +106,10 @@ fn writes_are_the_same_from_both_sides(options: &str) {
     let found = &info.disks[0];
     assert_eq!((found.size, found.queues, found.read_only), (GIB, 4, false));
     assert_eq!(found.serial, "PADDOCK-0001");
-    let count = amount(3000, 12_000);
-    let area = area(count);
-    let mut write = BlocksWrite::new(area.clone());
-    write.issue.jobs = 16;
-    write.flush = true;
-    let written = vm.call_within(write, LONG);
-    assert!(written.is_clean(), "{written:?}");
-    assert_eq!(written.blocks, count);
-    assert_eq!(written.cpus, [0, 1, 2, 3], "every queue was used");
-    let mut verify = BlocksVerify::new(area.clone());
-    verify.issue.jobs = 16;
-    let verified = vm.call_within(verify, LONG);
-    assert!(
-        verified.is_clean() && verified.blocks == count,
-        "{verified:?}"
-    );
+    let area = write_and_verify(&vm, amount(3000, 12_000));
     // Without a word to the guest: the data is in the file now, and only there where it was written.
     let file = File::open(&path).unwrap();
-    assert_eq!(verify_file(&file, &area), count);
+    let count = verify_file(&file, &area);
     let allocated = file.metadata().unwrap().blocks() * 512;
     assert!(
         allocated < count * 4096 * 2,
@@ -142,6 +150,53 @@ fn what_the_file_holds_is_what_the_guest_reads() {
     assert!(reply.is_clean(), "{reply:?}");
     assert_eq!(reply.bytes, 64 * MIB);
     vm.power_off();
+}
+
+#[test]
+fn random_writes_on_4_queues_of_a_qcow2_image() {
+    // An overlay: what is around a block that the guest writes is copied.
+    let (directory, base) = image(GIB);
+    let path = directory.path().join("disk.qcow2");
+    run(&format!(
+        "qemu-img create -q -f qcow2 -F raw -b {} {}",
+        base.display(),
+        path.display()
+    ));
+    let spec = directory.path().join("vm.json");
+    let disk = serde_json::json!({"path": path, "format": "qcow2", "queues": 4, "backing": {"path": base}});
+    let text = serde_json::json!({"disks": [disk]}).to_string();
+    std::fs::write(&spec, text).unwrap();
+    let boot = || {
+        let builder = Vm::builder().cpus(&4);
+        builder.args(["--spec", spec.to_str().unwrap()]).boot()
+    };
+    let vm = boot();
+    assert_eq!(vm.info().disks[0].size, GIB);
+    let range = Range {
+        path: "/dev/vda".to_owned(),
+        offset: 0,
+        length: 64 * MIB,
+    };
+    let discard = BlocksDiscard { range };
+    assert_eq!(vm.call(discard).error, None);
+    let area = write_and_verify(&vm, amount(2000, 8000));
+    // What was flushed is there when the process is gone from one moment to the next, and the image is as sound as before.
+    drop(vm);
+    let vm = boot();
+    verify(&vm, &area);
+    vm.power_off();
+    let raw = directory.path().join("disk.raw");
+    run(&format!("qemu-img check -f qcow2 {}", path.display()));
+    run(&format!(
+        "qemu-img convert -f qcow2 -O raw {} {}",
+        path.display(),
+        raw.display()
+    ));
+    assert_eq!(
+        verify_file(&File::open(&raw).unwrap(), &area),
+        area.count.unwrap()
+    );
+    assert_eq!(std::fs::metadata(&base).unwrap().blocks(), 0);
 }
 
 /// Flush requests that a block device has completed (Documentation/block/stat, field 16).
