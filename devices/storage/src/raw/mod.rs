@@ -207,4 +207,4 @@ impl Disk for RawDisk {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

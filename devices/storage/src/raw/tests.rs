@@ -279,7 +279,7 @@ fn a_full_file_system_is_enospc() {
 }
 
 /// A test is left out for want of something on the host. That is for a developer's own machine: in CI it fails.
-fn left_out(missing: &str) {
+pub(crate) fn left_out(missing: &str) {
     assert!(
         std::env::var_os("CI").is_none(),
         "this host lacks what the test needs: {missing}"
@@ -287,7 +287,7 @@ fn left_out(missing: &str) {
     eprintln!("left out: this host lacks {missing}");
 }
 
-fn mount_tmpfs(path: &Path) -> bool {
+pub(crate) fn mount_tmpfs(path: &Path) -> bool {
     let status = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=1m", "none"])
         .arg(path)

@@ -1,6 +1,7 @@
 //! Several queues of one image at once, and an image that grows.
 
 use super::*;
+use crate::raw::tests::{left_out, mount_tmpfs};
 use crate::{Completion, Request, ResizeError};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -285,4 +286,64 @@ fn what_a_longer_backing_file_has_does_not_appear_when_an_overlay_grows() {
     drop(disk);
     assert_sound(&path);
     assert!(seen_by_qemu(&path) == now);
+}
+
+/// Writes block after block until one fails; returns how many there were and why.
+fn fill(queue: &mut dyn DiskQueue, from: u64) -> (u64, IoError) {
+    let mut block = from;
+    loop {
+        if let Err(error) = write(queue, block * 4096, &pattern(block as u8, 4096)) {
+            return (block, error);
+        }
+        block += 1;
+    }
+}
+
+#[test]
+fn a_full_file_system_is_enospc_and_no_harm() {
+    let directory = TempDir::new().unwrap();
+    let mount = directory.path().join("small");
+    fs::create_dir(&mount).unwrap();
+    if !mount_tmpfs(&mount) {
+        return left_out("mounting a tmpfs, which takes root");
+    }
+    let result = std::panic::catch_unwind(|| {
+        let [path, ballast] = ["image", "ballast"].map(|name| mount.join(name));
+        create(&path, "cluster_size=4k", 8 << 20);
+        fs::write(&ballast, vec![1; 256 << 10]).unwrap();
+        let disk = open(&Qcow2Options::new(&path));
+        let mut queue = disk.open_queue(4).unwrap();
+        let (first, error) = fill(&mut *queue, 0);
+        assert_eq!(error, IoError::Os(libc::ENOSPC));
+        // What failed is written once there is room, as who holds it would have it.
+        fs::remove_file(&ballast).unwrap();
+        let (end, error) = fill(&mut *queue, first);
+        assert_eq!(error, IoError::Os(libc::ENOSPC));
+        assert!(end > first);
+        let bytes = contents(&disk);
+        for block in 0..end {
+            let at = block as usize * 4096;
+            assert!(
+                bytes[at..at + 4096] == pattern(block as u8, 4096),
+                "block {block}"
+            );
+        }
+        // A last one with room for the tables of all.
+        run(
+            &mut *queue,
+            Operation::Discard {
+                offset: 0,
+                length: 64 << 10,
+            },
+        )
+        .unwrap();
+        run(&mut *queue, Operation::Flush).unwrap();
+        drop(queue);
+        drop(disk);
+        assert_sound(&path);
+        let disk = open(&Qcow2Options::new(&path));
+        assert!(contents(&disk)[64 << 10..] == bytes[64 << 10..]);
+    });
+    Command::new("umount").arg(&mount).status().unwrap();
+    result.unwrap();
 }
