@@ -2,8 +2,9 @@
 //! one kind of replica wrote opens in the other.
 //!
 //! A directory and its files are in [`files`], the layers of an open volume and what changes them in [`volume`], data connections in [`data`],
-//! gRPC in [`control`], and all of it together in [`process`].
+//! gRPC in [`control`], transfers and purges in [`agent`], and all of it together in [`process`].
 
+pub mod agent;
 pub mod control;
 pub mod data;
 pub mod error;

@@ -31,7 +31,8 @@ struct Cli {
 enum Command {
     /// Serves the replica in a directory, until it is told to end (SIGTERM, SIGINT).
     ///
-    /// With --listen HOST:P it takes control calls (gRPC) on port P, and data on P+1. There is no authentication: listen only where nobody else is.
+    /// With --listen HOST:P it takes control calls (gRPC) on port P, data on P+1, calls of the sync agent on P+2, and receives the files of a
+    /// rebuild on the ports from P+3 on. There is no authentication: listen only where nobody else is.
     ///
     /// At the end what was written is on stable storage, and the replica stays as open as an engine left it: only an engine closes it.
     Replica(ReplicaArgs),
@@ -39,7 +40,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ReplicaArgs {
-    /// Where to listen; the port after it is used as well.
+    /// Where to listen; the ports after it are used as well.
     #[arg(long, value_name = "HOST:PORT", default_value = "localhost:9502")]
     listen: String,
     /// Make a volume of this size where there is none: bytes, or such as 10G.
@@ -57,6 +58,12 @@ struct ReplicaArgs {
     /// How data connections come: by TCP, or on the unix socket of the volume.
     #[arg(long, value_enum, default_value_t)]
     data_server_protocol: Protocol,
+    /// Whether to serve the sync agent, which transfers files and purges snapshots.
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    sync_agent: bool,
+    /// How many files may be received at once, each on a port of its own.
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    sync_agent_port_count: u16,
     /// This process's name. Calls that name another are refused.
     #[arg(long, value_name = "NAME", default_value = "")]
     replica_instance_name: String,
@@ -119,6 +126,7 @@ fn settings(cli: Cli) -> Result<Settings, String> {
         listen,
         data,
         size: args.size,
+        agent_ports: args.sync_agent.then_some(args.sync_agent_port_count),
         options: Options {
             directory: args.directory,
             backing_file: args.backing_file,

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_longhorn::replica::replica_service_server::ReplicaServiceServer;
+use paddock_longhorn::sync_agent::sync_agent_service_server::SyncAgentServiceServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::agent::Agent;
 use crate::control::{Identity, ReplicaControl};
 use crate::data::{Address, DataServer, Engine};
 use crate::error::{Error, Result};
@@ -38,6 +40,8 @@ pub struct Settings {
     pub data: Address,
     /// Bytes of the volume that is made where there is none.
     pub size: Option<i64>,
+    /// How many files may be received at once; `None` for no sync agent.
+    pub agent_ports: Option<u16>,
     /// The replica.
     pub options: Options,
 }
@@ -87,6 +91,34 @@ async fn listen(address: SocketAddr) -> Result<TcpIncoming> {
     Ok(TcpIncoming::from(listener).with_nodelay(Some(true)))
 }
 
+/// Listens for calls of the sync agent; the future serves them.
+async fn serve_agent(
+    replica: &Arc<Replica>,
+    identity: &Identity,
+    control: SocketAddr,
+    count: u16,
+) -> Result<impl Future<Output = std::result::Result<(), tonic::transport::Error>>> {
+    let none = || Error::refused("--listen: there are not enough ports after this one");
+    let port = control.port().checked_add(2).ok_or_else(none)?;
+    let first = port
+        .checked_add(1)
+        .filter(|first| first.checked_add(count).is_some())
+        .ok_or_else(none)?;
+    let listener = listen(SocketAddr::new(control.ip(), port)).await?;
+    let agent = Agent::new(
+        Arc::clone(replica),
+        identity.clone(),
+        control.ip(),
+        first,
+        count,
+    );
+    agent.clean()?;
+    let service = SyncAgentServiceServer::with_interceptor(agent, identity.clone());
+    Ok(Server::builder()
+        .add_service(service)
+        .serve_with_incoming(listener))
+}
+
 async fn serve(settings: Settings) -> Result<()> {
     let replica = Replica::new(settings.options);
     if let Some(size) = settings.size {
@@ -105,6 +137,16 @@ async fn serve(settings: Settings) -> Result<()> {
         volume: settings.volume,
         instance: settings.instance,
     };
+    let agent = match settings.agent_ports {
+        Some(count) => Some(serve_agent(&replica, &identity, settings.listen, count).await?),
+        None => None,
+    };
+    let agent = async move {
+        match agent {
+            Some(agent) => agent.await,
+            None => std::future::pending().await,
+        }
+    };
     let service = ReplicaServiceServer::with_interceptor(
         ReplicaControl::new(Arc::clone(&replica)),
         identity.clone(),
@@ -118,10 +160,17 @@ async fn serve(settings: Settings) -> Result<()> {
         .add_service(health_service)
         .serve_with_incoming(control);
     tracing::info!(control = %settings.listen, data = %describe(&settings.data).display(), "listening");
+    let told = |what: &str, result: std::result::Result<(), tonic::transport::Error>| {
+        let error = result
+            .err()
+            .map_or_else(String::new, |error| error.to_string());
+        Err(format!("{what} are no longer served: {error}"))
+    };
     let ended = tokio::select! {
         _ = terminated.recv() => Ok(()),
         _ = interrupted.recv() => Ok(()),
-        result = control => Err(format!("control calls are no longer served: {}", result.err().map_or_else(String::new, |error| error.to_string()))),
+        result = control => told("control calls", result),
+        result = agent => told("calls of the sync agent", result),
     };
     tracing::info!("ending");
     let finish = move || {

@@ -41,6 +41,14 @@ pub(crate) fn serve_small(directory: &Path, engine: Engine) -> Served {
 }
 
 impl Served {
+    /// Ends as a process does: nothing of it is left.
+    pub(crate) fn end(self) {
+        assert!(self.server.stop(Duration::from_secs(20)));
+        while Arc::strong_count(&self.replica) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub(crate) fn client(&self) -> Client {
         let stream = TcpStream::connect(self.server.local_address().unwrap()).unwrap();
         stream.set_nodelay(true).unwrap();

@@ -168,8 +168,9 @@ impl Run {
                 if close {
                     replica.close().unwrap();
                 }
-                self.served = serve(self.options.clone(), 0, self.engine);
-                self.client = self.served.client();
+                let served = serve(self.options.clone(), 0, self.engine);
+                self.client = served.client();
+                std::mem::replace(&mut self.served, served).end();
             }
         }
     }

@@ -1,38 +1,12 @@
 //! The process: its ports, its calls, and its end.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-mod common;
-
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::Command;
 
-use common::Process;
+use crate::common::{Process, snapshot};
 use paddock_longhorn::messages as m;
-use paddock_longhorn::wire::{HEADER, Header, Kind};
 use tonic::{Code, Request};
 
-const MIB: u32 = 1 << 20;
-
-fn snapshot(name: &str) -> m::ReplicaSnapshotRequest {
-    m::ReplicaSnapshotRequest {
-        name: name.to_owned(),
-        user_created: true,
-        created: "2026-01-02T03:04:05Z".to_owned(),
-        labels: [("a".to_owned(), "b".to_owned())].into(),
-    }
-}
-
-fn call(stream: &mut TcpStream, header: Header, payload: &[u8]) -> (Header, Vec<u8>) {
-    stream.write_all(&header.encode()).unwrap();
-    stream.write_all(payload).unwrap();
-    let mut bytes = [0; HEADER];
-    stream.read_exact(&mut bytes).unwrap();
-    let answer = Header::decode(&bytes).unwrap();
-    let mut payload = vec![0; answer.payload as usize];
-    stream.read_exact(&mut payload).unwrap();
-    (answer, payload)
-}
+const MIB: i64 = 1 << 20;
 
 #[tokio::test]
 async fn an_engines_life_with_a_replica() {
@@ -76,12 +50,7 @@ async fn an_engines_life_with_a_replica() {
         (Code::Unknown, "replica is already open")
     );
 
-    let mut data = TcpStream::connect(("127.0.0.1", process.port + 1)).unwrap();
-    let write = Header {
-        payload: 4096,
-        ..Header::request(1, Kind::Write, 8192, 4096)
-    };
-    assert_eq!(call(&mut data, write, &[9; 4096]).0.kind, Kind::Response);
+    process.data().write(8192, &[9; 4096]);
     let replica = control
         .replica_snapshot(snapshot("s"))
         .await
@@ -126,7 +95,7 @@ async fn an_engines_life_with_a_replica() {
         (error.code(), parsed["rollbackMessage"].as_str()),
         (Code::Internal, Some(""))
     );
-    let size = i64::from(2 * MIB);
+    let size = 2 * MIB;
     let replica = control
         .replica_expand(m::ReplicaExpandRequest { size })
         .await
@@ -150,9 +119,7 @@ async fn an_engines_life_with_a_replica() {
         .unwrap();
     assert_eq!((replica.state.as_str(), replica.dirty), ("closed", true));
     control.replica_open(open).await.unwrap();
-    let mut data = TcpStream::connect(("127.0.0.1", process.port + 1)).unwrap();
-    let (answer, payload) = call(&mut data, Header::request(2, Kind::Read, 8192, 4096), &[]);
-    assert_eq!((answer.kind, payload), (Kind::Response, vec![9; 4096]));
+    assert_eq!(process.data().read(8192, 4096), [9; 4096]);
     let replica = control
         .replica_close(())
         .await
