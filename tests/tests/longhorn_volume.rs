@@ -18,7 +18,7 @@ use paddock_storage::longhorn::{
 };
 use paddock_storage::{Buffer, Completion, Disk, DiskQueue, IoError, Operation, Request};
 use paddock_tests::longhorn::{
-    Engine, EngineOptions, Replica, ReplicaOptions, directory, volume_name,
+    Engine, EngineOptions, Network, Replica, ReplicaOptions, directory, volume_name,
 };
 use paddock_tests::within;
 use tempfile::TempDir;
@@ -29,6 +29,9 @@ const BLOCK: usize = 16 << 10;
 const SEED: u64 = 5;
 /// How long a request may take when nothing is wrong.
 const SOON: Duration = Duration::from_secs(30);
+
+/// What a volume without replicas answers.
+const EIO: IoError = IoError::Os(rustix::io::Errno::IO.raw_os_error());
 
 /// Three replicas of a volume.
 struct Set {
@@ -309,17 +312,12 @@ fn a_frozen_replica_is_left_after_the_timeout_and_the_last_after_twice_that() {
     user.write(0, MIB, 3).unwrap();
     set.replicas[2].freeze();
     let before = Instant::now();
-    assert_eq!(user.write(0, MIB, 4), Err(IoError::Os(libc_eio())));
+    assert_eq!(user.write(0, MIB, 4), Err(EIO));
     let took = before.elapsed();
     assert!(
         took > Duration::from_secs(15) && took < Duration::from_secs(24),
         "{took:?}"
     );
-}
-
-/// EIO.
-fn libc_eio() -> i32 {
-    rustix::io::Errno::IO.raw_os_error()
 }
 
 #[test]
@@ -477,4 +475,119 @@ fn a_volume_is_handed_over_open() {
     drop(user);
     volume.close().unwrap();
     User::new(&set.open()).check(0, SIZE, 3);
+}
+
+#[test]
+fn a_replica_whose_answers_are_lost_is_left_after_the_timeout() {
+    let mut set = Set::start("cable", false);
+    let network = Arc::new(Network::new());
+    set.options.network = Some(Arc::clone(&network));
+    set.replicas.remove(1);
+    set.add();
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, MIB, 1).unwrap();
+    network.cut();
+    let before = Instant::now();
+    user.write(0, MIB, 2).unwrap();
+    let took = before.elapsed();
+    assert!(
+        took > Duration::from_secs(7) && took < Duration::from_secs(14),
+        "{took:?}"
+    );
+    assert_eq!(
+        modes(&volume),
+        [Mode::ReadWrite, Mode::ReadWrite, Mode::Failed]
+    );
+    let before = Instant::now();
+    user.write(0, MIB, 3).unwrap();
+    assert!(
+        before.elapsed() < Duration::from_secs(7),
+        "it is still waited for"
+    );
+    // It is back, and behind: nobody reads it.
+    network.mend();
+    for _ in 0..3 {
+        user.check(0, MIB, 3);
+    }
+    assert_eq!(modes(&volume)[2], Mode::Failed);
+    drop(user);
+    volume.close().unwrap();
+}
+
+#[test]
+fn two_of_three_replicas_may_go_at_once() {
+    let mut set = Set::start("two", false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, MIB, 1).unwrap();
+    set.replicas[0].kill();
+    set.replicas[1].freeze();
+    user.write(0, MIB, 2).unwrap();
+    user.check(0, MIB, 2);
+    assert_eq!(
+        modes(&volume),
+        [Mode::Failed, Mode::Failed, Mode::ReadWrite]
+    );
+    set.replicas[2].kill();
+    assert_eq!(user.write(0, MIB, 3), Err(EIO));
+}
+
+/// Rebuilds replica 2 after it was killed, and does something to the set while that is under way.
+fn interrupt_a_rebuild(name: &str, interrupt: impl FnOnce(&mut Set)) -> (Set, Volume) {
+    let mut set = Set::start(name, false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    set.replicas[2].kill();
+    user.write(0, MIB, 2).unwrap();
+    let address = set.address(2);
+    volume.remove_replica(&address).unwrap();
+    set.replicas[2].restart();
+    let rebuilt = std::thread::scope(|scope| {
+        let rebuild = scope.spawn(|| volume.add_replica(address.clone()));
+        assert!(
+            within(SOON, || volume.progress().is_some()),
+            "it does not begin"
+        );
+        interrupt(&mut set);
+        user.write(0, MIB, 3).unwrap();
+        rebuild.join().unwrap()
+    });
+    assert!(rebuilt.is_err(), "{rebuilt:?}");
+    assert_eq!(modes(&volume)[2], Mode::Failed);
+    assert_eq!(volume.progress(), None);
+    user.write(MIB, 2 * MIB, 3).unwrap();
+    user.check(0, 2 * MIB, 3);
+    (set, volume)
+}
+
+#[test]
+fn a_rebuild_whose_replica_dies_is_begun_anew() {
+    let (mut set, volume) = interrupt_a_rebuild("interrupted", |set| set.replicas[2].kill());
+    let address = set.address(2);
+    volume.remove_replica(&address).unwrap();
+    set.replicas[2].restart();
+    volume.add_replica(address).unwrap();
+    assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
+    set.assert_alike(&[0, 1, 2]);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_rebuild_whose_source_dies_goes_on_from_another_when_it_is_begun_anew() {
+    let (mut set, volume) = interrupt_a_rebuild("source", |set| set.replicas[0].kill());
+    assert_eq!(
+        modes(&volume),
+        [Mode::Failed, Mode::ReadWrite, Mode::Failed]
+    );
+    for index in [0, 2] {
+        let address = set.address(index);
+        volume.remove_replica(&address).unwrap();
+        set.replicas[index].restart();
+        volume.add_replica(address).unwrap();
+    }
+    assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
+    set.assert_alike(&[0, 1, 2]);
+    volume.close().unwrap();
 }

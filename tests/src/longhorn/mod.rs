@@ -8,6 +8,7 @@
 mod cli;
 mod data;
 mod engine;
+mod network;
 mod ports;
 mod process;
 mod replica;
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 pub use self::cli::{Cli, Listed};
 pub use self::data::{DataConnection, DataError};
 pub use self::engine::{Engine, EngineOptions};
+pub use self::network::Network;
 pub use self::replica::{Replica, ReplicaOptions};
 use crate::files;
 

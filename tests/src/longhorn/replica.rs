@@ -1,12 +1,14 @@
 //! A replica process, and the directory it keeps its copy in.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::process::Signal;
 
 use super::data::DataConnection;
+use super::network::Network;
 use super::ports::Ports;
 use super::process::Process;
 use super::{START_DEADLINE, is_served, program};
@@ -22,6 +24,8 @@ pub struct ReplicaOptions {
     pub revision_counter: bool,
     /// More flags of `longhorn replica`.
     pub flags: Vec<String>,
+    /// Another host, as it were, than this machine.
+    pub network: Option<Arc<Network>>,
 }
 
 impl ReplicaOptions {
@@ -36,6 +40,7 @@ impl ReplicaOptions {
             volume: volume.to_owned(),
             revision_counter: false,
             flags: Vec::new(),
+            network: None,
         }
     }
 }
@@ -88,19 +93,24 @@ impl Replica {
     /// Where it serves gRPC.
     #[must_use]
     pub fn control(&self) -> SocketAddr {
-        self.ports.address(0)
+        self.at(0)
+    }
+
+    fn at(&self, number: u16) -> SocketAddr {
+        let port = self.ports.address(number).port();
+        SocketAddr::from((address(&self.options), port))
     }
 
     /// Where it takes data connections.
     #[must_use]
     pub fn data(&self) -> SocketAddr {
-        self.ports.address(1)
+        self.at(1)
     }
 
     /// Where its sync agent serves gRPC.
     #[must_use]
     pub fn sync_agent(&self) -> SocketAddr {
-        self.ports.address(2)
+        self.at(2)
     }
 
     /// Its directory.
@@ -169,17 +179,27 @@ impl Replica {
     }
 }
 
+/// Where the world finds it.
+fn address(options: &ReplicaOptions) -> Ipv4Addr {
+    let network = options.network.as_ref();
+    network.map_or(Ipv4Addr::LOCALHOST, |network| network.address())
+}
+
 fn spawn(directory: &Path, size: u64, options: &ReplicaOptions, ports: &Ports) -> Process {
-    let mut command = Command::new(&options.program);
+    let mut command = match &options.network {
+        Some(network) => network.command(&options.program),
+        None => Command::new(&options.program),
+    };
+    let listen = SocketAddr::from((address(options), ports.address(0).port()));
     command
         .args(["--volume-name", &options.volume, "replica"])
-        .args(["--listen", &ports.address(0).to_string()])
+        .args(["--listen", &listen.to_string()])
         .args(["--size", &size.to_string()])
         .args(["--sync-agent-port-count", &Ports::SYNC_AGENT.to_string()]);
     if !options.revision_counter {
         command.arg("--disableRevCounter");
     }
     command.args(&options.flags).arg(directory);
-    let name = format!("replica {}, {}", ports.address(0), directory.display());
+    let name = format!("replica {listen}, {}", directory.display());
     Process::start(name, &mut command)
 }

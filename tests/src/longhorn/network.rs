@@ -1,0 +1,106 @@
+//! A network of two hosts, this machine and a network namespace, whose cable can lose everything.
+
+use std::ffi::OsStr;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A network namespace that one cable connects with this machine; gone on drop.
+#[derive(Debug)]
+pub struct Network {
+    /// Of the namespace, and of this machine's end of the cable.
+    name: String,
+    net: u8,
+}
+
+impl Network {
+    /// A new one.
+    ///
+    /// # Panics
+    /// When it cannot be made: it takes root, and iproute2.
+    #[must_use]
+    pub fn new() -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        // Those of other processes have other numbers, with luck; the kernel says where not.
+        let process = std::process::id().to_le_bytes()[0];
+        for _ in 0..u8::MAX {
+            let net = process.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+            let name = format!("pdnet{net}");
+            if !try_ip(&["netns", "add", &name]) {
+                continue;
+            }
+            let this = Self { name, net };
+            let (name, far) = (this.name.as_str(), "eth0");
+            let (near_address, far_address) =
+                (format!("10.98.{net}.1/24"), format!("10.98.{net}.2/24"));
+            ip(&[
+                "link", "add", name, "type", "veth", "peer", "name", far, "netns", name,
+            ]);
+            ip(&["address", "add", &near_address, "dev", name]);
+            ip(&["link", "set", name, "up"]);
+            ip(&["-n", name, "address", "add", &far_address, "dev", far]);
+            ip(&["-n", name, "link", "set", "lo", "up"]);
+            ip(&["-n", name, "link", "set", far, "up"]);
+            return this;
+        }
+        panic!("no network namespace can be made: is this root, and is there ip(8)?");
+    }
+
+    /// Where its host is to be found.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 98, self.net, 2)
+    }
+
+    /// Loses what the host sends from now on, acknowledgements too, and tells nobody: as a switch would that has forgotten it.
+    pub fn cut(&self) {
+        ip(&["-n", &self.name, "route", "add", "blackhole", &self.near()]);
+    }
+
+    /// Loses nothing any more.
+    pub fn mend(&self) {
+        ip(&[
+            "-n",
+            &self.name,
+            "route",
+            "delete",
+            "blackhole",
+            &self.near(),
+        ]);
+    }
+
+    /// This machine, as seen from there.
+    fn near(&self) -> String {
+        format!("10.98.{}.1/32", self.net)
+    }
+
+    /// A command that runs there.
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // With it goes the cable.
+        try_ip(&["netns", "delete", &self.name]);
+    }
+}
+
+fn try_ip(arguments: &[&str]) -> bool {
+    let output = Command::new("ip").args(arguments).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+#[track_caller]
+fn ip(arguments: &[&str]) {
+    assert!(try_ip(arguments), "ip {} failed", arguments.join(" "));
+}
