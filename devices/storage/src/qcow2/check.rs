@@ -7,7 +7,6 @@
 //!
 //! Reads the L1, L2 and reference count tables once, before the guest runs: for each TiB of data in clusters of 64 KiB that is about 160 MiB.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 
@@ -72,7 +71,7 @@ pub(super) fn check(file: &File, header: &Header) -> Result<(), CheckError> {
             ));
         }
         if entry != 0 {
-            used.metadata(entry, "a block of reference counts")?;
+            used.take(entry, ALONE, "a block of reference counts")?;
         }
     }
     let l1 = read_table(file, header.l1_offset, entries * 8)?;
@@ -80,7 +79,6 @@ pub(super) fn check(file: &File, header: &Header) -> Result<(), CheckError> {
     if tables << header.cluster_bits > MAX_L2_BYTES {
         return Err(too_large());
     }
-    let mut shared = Shared::default();
     for &entry in &l1 {
         if entry & RESERVED_L1 != 0 {
             return damaged(format!("an L1 entry is {entry:#x}"));
@@ -89,24 +87,11 @@ pub(super) fn check(file: &File, header: &Header) -> Result<(), CheckError> {
         if offset == 0 {
             continue;
         }
-        used.metadata(offset, "an L2 table")?;
-        shared.note(offset >> header.cluster_bits, entry & COPIED == 0);
+        used.take(offset, state(entry), "an L2 table")?;
         let l2 = read_table(file, offset, header.cluster_size())?;
-        used.l2_table(&l2, &mut shared)?;
+        used.l2_table(&l2)?;
     }
-    used.counted(file, &reftable, &shared)
-}
-
-/// Clusters that the image says are shared, with a snapshot: all others that are used must be counted once. Few, if any.
-#[derive(Default)]
-struct Shared(HashSet<u64>);
-
-impl Shared {
-    fn note(&mut self, cluster: u64, is_shared: bool) {
-        if is_shared {
-            self.0.insert(cluster);
-        }
-    }
+    used.counted(file, &reftable)
 }
 
 /// How often each cluster of the file is used.
@@ -115,8 +100,15 @@ struct Used<'a> {
     counts: Vec<u16>,
 }
 
-/// A cluster that nothing else may share.
+/// A cluster that nothing else has.
 const ALONE: u16 = 1 << 15;
+/// A cluster that a snapshot has, too, as the image says.
+const SHARED: u16 = ALONE | 1;
+
+/// What an entry of a table says of its cluster.
+fn state(entry: u64) -> u16 {
+    if entry & COPIED == 0 { SHARED } else { ALONE }
+}
 
 impl Used<'_> {
     /// Takes what must be nobody else's.
@@ -124,19 +116,19 @@ impl Used<'_> {
         let clusters = bytes.div_ceil(self.header.cluster_size());
         for cluster in 0..clusters {
             // Within the end, by the header's checks.
-            self.metadata(offset + (cluster << self.header.cluster_bits), what)?;
+            self.take(offset + (cluster << self.header.cluster_bits), ALONE, what)?;
         }
         Ok(())
     }
 
-    fn metadata(&mut self, offset: u64, what: &str) -> Result<(), CheckError> {
+    fn take(&mut self, offset: u64, state: u16, what: &str) -> Result<(), CheckError> {
         let count = self.at(offset, what)?;
         if *count != 0 {
             return damaged(format!(
                 "{what} is at byte {offset}, which is used otherwise"
             ));
         }
-        *count = ALONE;
+        *count = state;
         Ok(())
     }
 
@@ -154,8 +146,7 @@ impl Used<'_> {
         }
     }
 
-    fn l2_table(&mut self, table: &[u64], shared: &mut Shared) -> Result<(), CheckError> {
-        let bits = self.header.cluster_bits;
+    fn l2_table(&mut self, table: &[u64]) -> Result<(), CheckError> {
         for &entry in table {
             if entry & COMPRESSED != 0 {
                 self.compressed(entry)?;
@@ -172,8 +163,7 @@ impl Used<'_> {
                 continue;
             }
             // Data is as much its own as a table: a cluster that is shared is shared with a snapshot, which is not looked at.
-            self.metadata(offset, "data")?;
-            shared.note(offset >> bits, entry & COPIED == 0);
+            self.take(offset, state(entry), "data")?;
         }
         Ok(())
     }
@@ -201,7 +191,7 @@ impl Used<'_> {
     }
 
     /// Compares with the reference counts.
-    fn counted(&self, file: &File, reftable: &[u64], shared: &Shared) -> Result<(), CheckError> {
+    fn counted(&self, file: &File, reftable: &[u64]) -> Result<(), CheckError> {
         let per_block = usize::try_from(self.header.refblock_entries()).unwrap_or(usize::MAX);
         for (block, counts) in self.counts.chunks(per_block).enumerate() {
             if counts.iter().all(|count| *count == 0) {
@@ -216,7 +206,7 @@ impl Used<'_> {
                 let cluster = (block * per_block + index) as u64;
                 let counted = refcount(&bytes, index, self.header.refcount_order);
                 let enough = match used {
-                    ALONE if shared.0.contains(&cluster) => counted > 1,
+                    SHARED => counted > 1,
                     ALONE => counted == 1,
                     used => counted >= u64::from(used),
                 };
