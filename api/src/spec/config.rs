@@ -254,11 +254,14 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
-    /// An image file or a block device. Required. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process, by its number
-    /// (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
+    /// An image file or a block device. Required, unless there is `nbd`. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process,
+    /// by its number (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = true, min_length = 1)]
+    #[schema(value_type = Option<String>, min_length = 1)]
     pub path: Option<PathBuf>,
+    /// An export of an NBD server, in the place of `path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<Box<NbdConfig>>,
     /// The image's format; `"raw"` by default. It is never guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<ImageFormat>,
@@ -326,6 +329,64 @@ pub struct RetryConfig {
     /// What becomes of it at the deadline; `"report"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub then: Option<AfterRetry>,
+}
+
+/// An export of an NBD server. When the server goes away and comes back, with the same export, the guest sees a slow disk: what was not answered
+/// is asked again, and what was not flushed is written again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"uri\": \"nbd://storage.example/disk\"}"
+)]
+pub struct NbdConfig {
+    /// `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`; `nbds` in the place of `nbd` demands TLS, and nothing else uses it.
+    /// Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = true, pattern = "^[Nn][Bb][Dd][Ss]?([+][Uu][Nn][Ii][Xx])?:", max_length = 16384)]
+    pub uri: Option<String>,
+    /// Certificates. Required where the URI demands TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<NbdTlsConfig>,
+    /// How long connecting and negotiating may take: 100 to 300000 milliseconds; 10000 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 100, maximum = 300_000)]
+    pub connect_timeout_ms: Option<u64>,
+    /// How long the server may be silent while it has requests, before it is connected to anew: 100 to 3600000 milliseconds; 30000 by
+    /// default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 100, maximum = 3_600_000)]
+    pub request_timeout_ms: Option<u64>,
+    /// How long requests wait for a server that is away, before they fail: 100 to 86400000 milliseconds; 60000 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 100, maximum = 86_400_000)]
+    pub reconnect_deadline_ms: Option<u64>,
+}
+
+/// TLS, version 1.3, with an NBD server: by certificates, in PEM files that are read for each connection. There are no pre-shared keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"ca\": \"/etc/pki/storage/ca-cert.pem\"}"
+)]
+pub struct NbdTlsConfig {
+    /// The CA that signed the server's certificate. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = true, min_length = 1)]
+    pub ca: Option<PathBuf>,
+    /// Our certificate, for a server that wants one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1)]
+    pub certificate: Option<PathBuf>,
+    /// Its private key. Goes with `certificate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1)]
+    pub key: Option<PathBuf>,
+    /// The name that the server's certificate must have; the URI's `tls-hostname` or host by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 253)]
+    pub hostname: Option<String>,
 }
 
 /// An image that others are overlays of. It is only read, and nobody may write it.

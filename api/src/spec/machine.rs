@@ -10,8 +10,8 @@ use serde::{Serialize, Serializer};
 
 use super::config::{
     BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
-    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, OnErrorConfig, PortConfig,
-    RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
+    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NbdConfig, NbdTlsConfig, NicConfig,
+    OnErrorConfig, PortConfig, RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
     AfterRetry, ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
@@ -202,6 +202,36 @@ pub enum OnError {
 pub enum DiskSource {
     /// In a file or block device of the host's.
     File(DiskFile),
+    /// On an NBD server.
+    Nbd(NbdExport),
+}
+
+/// An export of an NBD server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NbdExport {
+    /// Its URI, of which only the scheme is known to be right.
+    pub uri: String,
+    /// Certificates; there when, and only when, the URI demands TLS.
+    pub tls: Option<NbdTls>,
+    /// How long connecting and negotiating may take.
+    pub connect_timeout: Duration,
+    /// How long the server may be silent while it has requests.
+    pub request_timeout: Duration,
+    /// How long requests wait for a server that is away.
+    pub reconnect_deadline: Duration,
+}
+
+/// Certificates for an NBD server, in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NbdTls {
+    /// The CA of the server's certificate.
+    pub ca: PathBuf,
+    /// Our certificate and its private key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name that the server's certificate must have, where it is not the URI's.
+    pub hostname: Option<String>,
 }
 
 /// A file or block device behind a disk.
@@ -430,6 +460,29 @@ impl From<&Disk> for DiskConfig {
                 engine: Some(file.engine),
                 ..config
             },
+            DiskSource::Nbd(export) => Self {
+                nbd: Some(Box::new(export.into())),
+                ..config
+            },
+        }
+    }
+}
+
+impl From<&NbdExport> for NbdConfig {
+    fn from(export: &NbdExport) -> Self {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).ok();
+        let tls = export.tls.as_ref().map(|tls| NbdTlsConfig {
+            ca: Some(tls.ca.clone()),
+            certificate: tls.identity.as_ref().map(|(file, _)| file.clone()),
+            key: tls.identity.as_ref().map(|(_, file)| file.clone()),
+            hostname: tls.hostname.clone(),
+        });
+        Self {
+            uri: Some(export.uri.clone()),
+            tls,
+            connect_timeout_ms: milliseconds(export.connect_timeout),
+            request_timeout_ms: milliseconds(export.request_timeout),
+            reconnect_deadline_ms: milliseconds(export.reconnect_deadline),
         }
     }
 }

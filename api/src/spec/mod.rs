@@ -33,12 +33,13 @@ mod tests;
 
 pub use config::{
     BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
-    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NicConfig, OnErrorConfig, PortConfig,
-    RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
+    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NbdConfig, NbdTlsConfig, NicConfig,
+    OnErrorConfig, PortConfig, RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
     Backing, Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, DiskFile, DiskSource,
-    FirmwareBoot, KernelBoot, Memory, Nic, NicAttachment, OnError, Port, Smbios, Topology, VmSpec,
+    FirmwareBoot, KernelBoot, Memory, NbdExport, NbdTls, Nic, NicAttachment, OnError, Port, Smbios,
+    Topology, VmSpec,
 };
 pub use pointer::JsonPointer;
 pub(crate) use problem::quoted;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use paddock_api::spec::{
     BalloonConfig, CdromConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig,
-    DiskEngine, ImageFormat, MemoryConfig, NicConfig, OnErrorConfig, PortConfig, RetryConfig,
-    TopologyConfig,
+    DiskEngine, ImageFormat, MemoryConfig, NbdConfig, NbdTlsConfig, NicConfig, OnErrorConfig,
+    PortConfig, RetryConfig, TopologyConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -37,6 +37,12 @@ pub const DISK: Flag = Flag {
     keys: &[
         "path",
         "format",
+        "nbd",
+        "tls-ca",
+        "tls-certificate",
+        "tls-key",
+        "tls-hostname",
+        "reconnect-deadline",
         "id",
         "readonly",
         "direct",
@@ -162,9 +168,30 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
         queue_size: list.integer("queue-size"),
         serial: list.text("serial"),
         on_error: on_error(&mut list),
+        nbd: nbd(&mut list),
         ..DiskConfig::default()
     };
     list.finish(disk)
+}
+
+fn nbd(list: &mut OptionList<'_>) -> Option<Box<NbdConfig>> {
+    let seconds = list.integer("reconnect-deadline");
+    let tls = NbdTlsConfig {
+        ca: list.text("tls-ca").map(PathBuf::from),
+        certificate: list.text("tls-certificate").map(PathBuf::from),
+        key: list.text("tls-key").map(PathBuf::from),
+        hostname: list.text("tls-hostname"),
+    };
+    let nbd = NbdConfig {
+        uri: list.text("nbd"),
+        tls: Some(tls).filter(|tls| *tls != NbdTlsConfig::default()),
+        reconnect_deadline_ms: seconds.map(|seconds| seconds.saturating_mul(1000)),
+        ..NbdConfig::default()
+    };
+    if nbd.uri.is_none() && nbd != NbdConfig::default() {
+        list.error("tls-* and reconnect-deadline are for nbd=URI");
+    }
+    nbd.uri.is_some().then(|| Box::new(nbd))
 }
 
 fn on_error(list: &mut OptionList<'_>) -> Option<OnErrorConfig> {
@@ -381,7 +408,32 @@ mod tests {
         ] {
             assert_eq!(disk(words).unwrap().on_error, expected, "{words}");
         }
+        let uri = "nbds+unix:///x?socket=/s";
+        let words = format!(
+            "nbd={uri},tls-ca=c,tls-certificate=d,tls-key=e,tls-hostname=f,reconnect-deadline=9"
+        );
+        let tls = NbdTlsConfig {
+            ca: Some("c".into()),
+            certificate: Some("d".into()),
+            key: Some("e".into()),
+            hostname: Some("f".into()),
+        };
+        let nbd = NbdConfig {
+            uri: Some(uri.into()),
+            tls: Some(tls),
+            reconnect_deadline_ms: Some(9000),
+            ..NbdConfig::default()
+        };
+        assert_eq!(
+            disk(&words),
+            Ok(DiskConfig {
+                nbd: Some(Box::new(nbd)),
+                ..DiskConfig::default()
+            })
+        );
         for bad in [
+            "a,tls-ca=c",
+            "a,reconnect-deadline=5",
             "a,retry-deadline=5",
             "a,on-error=retry,retry-deadline=1m",
             "a,on-error",

@@ -5,11 +5,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use paddock_api::spec::{self, DirectIo, DiskEngine, DiskFile, DiskSource, ImageFormat, PassedFd};
+use paddock_api::spec::{
+    self, DirectIo, DiskEngine, DiskFile, DiskSource, ImageFormat, NbdExport, PassedFd,
+};
 use paddock_storage::hold::Opener;
+use paddock_storage::nbd::{NbdIdentity, NbdTls};
 use paddock_storage::{
-    Backing, BackingFormat, Direct, Disk, Engine, OpenError, Qcow2Disk, Qcow2Options, RawDisk,
-    RawOptions,
+    Backing, BackingFormat, Direct, Disk, Engine, NbdDisk, NbdOptions, NbdUri, OpenError,
+    Qcow2Disk, Qcow2Options, RawDisk, RawOptions,
 };
 
 use super::devices::take_passed;
@@ -25,7 +28,41 @@ type Opened = (Arc<dyn Disk>, Option<Opener>);
 pub(super) fn open(pointer: &str, disk: &spec::Disk) -> Result<Opened, Error> {
     match &disk.source {
         DiskSource::File(file) => open_file(pointer, disk, file),
+        DiskSource::Nbd(export) => open_nbd(pointer, disk, export),
     }
+}
+
+/// Connects to an NBD server.
+fn open_nbd(pointer: &str, disk: &spec::Disk, export: &NbdExport) -> Result<Opened, Error> {
+    let uri: NbdUri = export
+        .uri
+        .parse()
+        .map_err(|error| Error::part(format!("{pointer}/nbd/uri"), error))?;
+    let options = NbdOptions {
+        tls: export.tls.as_ref().map(|tls| NbdTls {
+            ca: tls.ca.clone(),
+            identity: tls
+                .identity
+                .clone()
+                .map(|(certificate, key)| NbdIdentity { certificate, key }),
+            hostname: tls.hostname.clone(),
+        }),
+        read_only: disk.read_only,
+        connect_timeout: export.connect_timeout,
+        request_timeout: export.request_timeout,
+        reconnect_deadline: export.reconnect_deadline,
+        ..NbdOptions::new(uri)
+    };
+    let open = NbdDisk::open(options).map_err(|error| Error::part(pointer, error))?;
+    tracing::info!(
+        disk = disk.id.as_str(),
+        uri = export.uri,
+        bytes = open.size(),
+        many_connections = open.has_many_connections(),
+        "disk opened"
+    );
+    // It connects anew by itself, with what was not flushed in its memory.
+    Ok((Arc::new(open), None))
 }
 
 /// Opens an image file or a block device.
@@ -145,6 +182,40 @@ mod tests {
         let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
         let spec = VmSpec::from_json(&spec.to_string()).unwrap();
         open("/disks/0", &spec.disks[0]).map(|(disk, _)| disk)
+    }
+
+    #[test]
+    fn an_export_is_reached_by_its_uri() {
+        let directory = tempfile::tempdir().unwrap();
+        let [image, socket] = ["image", "socket"].map(|name| directory.path().join(name));
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        let mut command = Command::new("qemu-nbd");
+        command
+            .args(["-f", "raw", "-r", "-t", "-k"])
+            .args([&socket, &image]);
+        let server = command.spawn();
+        let mut server = server.unwrap_or_else(|e| panic!("qemu-nbd, install qemu-utils: {e}"));
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let disk = json!({"nbd": {"uri": uri}, "read_only": true});
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let opened = loop {
+            let opened = open_disk(&disk);
+            if opened.is_ok() || std::time::Instant::now() >= end {
+                break opened;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        let writing = open_disk(&json!({"nbd": {"uri": uri, "connect_timeout_ms": 1000}}));
+        server.kill().unwrap();
+        server.wait().unwrap();
+        let opened = opened.unwrap();
+        assert_eq!(opened.size(), 1 << 20);
+        assert!(opened.capabilities().read_only);
+        // It lets one client in, so that is all that can be said.
+        writing.unwrap_err();
+        let bad = open_disk(&json!({"nbd": {"uri": "nbd+unix:///?socket=relative"}}));
+        let text = crate::error::chain(&bad.unwrap_err());
+        assert!(text.contains("/disks/0/nbd/uri"), "{text}");
     }
 
     #[test]

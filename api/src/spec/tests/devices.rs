@@ -24,6 +24,95 @@ fn ids_are_unique_among_all_devices() {
 }
 
 #[test]
+fn disks_on_nbd_servers() {
+    let disk = |nbd: Value| with("disks", json!([{"nbd": nbd}]));
+    let spec = valid(&disk(json!({"uri": "nbd://h/x"})));
+    let DiskSource::Nbd(export) = &spec.disks[0].source else {
+        panic!("{:?}", spec.disks[0].source);
+    };
+    let seconds = [
+        export.connect_timeout,
+        export.request_timeout,
+        export.reconnect_deadline,
+    ];
+    assert_eq!(seconds.map(|time| time.as_secs()), [10, 30, 60]);
+    let tls = json!({"ca": "/ca", "certificate": "/c", "key": "/k", "hostname": "h"});
+    let all = json!({"uri": "NBDS+unix:///?socket=/s", "tls": tls, "connect_timeout_ms": 100,
+        "request_timeout_ms": 200, "reconnect_deadline_ms": 300});
+    let spec = valid(&disk(all.clone()));
+    let again = serde_json::to_value(VmConfig::from(&spec)).unwrap();
+    assert_eq!(again["disks"][0]["nbd"], all);
+    assert_eq!(valid(&again), spec);
+    for (nbd, at, code) in [
+        (json!({}), "", MissingField),
+        (json!({"uri": "http://h/"}), "/uri", Malformed),
+        (json!({"uri": "x".repeat(16385)}), "/uri", OutOfRange),
+        (json!({"uri": "nbds://h"}), "", MissingField),
+        (
+            json!({"uri": "nbd://h", "tls": {"ca": "/c"}}),
+            "/tls",
+            Conflict,
+        ),
+        (json!({"uri": "nbds://h", "tls": {}}), "/tls", MissingField),
+        (
+            json!({"uri": "nbds://h", "tls": {"ca": ""}}),
+            "/tls/ca",
+            Malformed,
+        ),
+        (
+            json!({"uri": "nbds://h", "tls": {"ca": "/c", "key": "/k"}}),
+            "/tls",
+            MissingField,
+        ),
+        (
+            json!({"uri": "nbds://h", "tls": {"ca": "/c", "certificate": "/c"}}),
+            "/tls",
+            MissingField,
+        ),
+        (
+            json!({"uri": "nbds://h", "tls": {"ca": "/c", "hostname": ""}}),
+            "/tls/hostname",
+            OutOfRange,
+        ),
+        (
+            json!({"uri": "nbd://h", "connect_timeout_ms": 99}),
+            "/connect_timeout_ms",
+            OutOfRange,
+        ),
+        (
+            json!({"uri": "nbd://h", "request_timeout_ms": 3_600_001}),
+            "/request_timeout_ms",
+            OutOfRange,
+        ),
+        (
+            json!({"uri": "nbd://h", "reconnect_deadline_ms": 0}),
+            "/reconnect_deadline_ms",
+            OutOfRange,
+        ),
+    ] {
+        refuses(&disk(nbd), &[(&format!("/disks/0/nbd{at}"), code)]);
+    }
+    let same = |read_only| {
+        let disk = json!({"nbd": {"uri": "nbd://h"}, "read_only": read_only});
+        with("disks", json!([disk, disk]))
+    };
+    valid(&same(true));
+    refuses(&same(false), &[("/disks/1/nbd/uri", Duplicate)]);
+    for (field, value) in [
+        ("path", json!("a")),
+        ("format", json!("raw")),
+        ("direct", json!("on")),
+        ("engine", json!("threads")),
+        ("backing", json!({"path": "b"})),
+    ] {
+        let mut both = json!({"nbd": {"uri": "nbd://h"}});
+        both[field] = value;
+        let at = format!("/disks/0/{field}");
+        refuses(&with("disks", json!([both])), &[(&at, Conflict)]);
+    }
+}
+
+#[test]
 fn disks() {
     let same = |first, second| {
         with(

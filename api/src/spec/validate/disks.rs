@@ -12,7 +12,7 @@ use super::super::types::{
     DeviceId, DiskEngine, ImageFormat, PassedFd, QueueSize, ValueError, in_range,
 };
 use super::passed::passed_or_path;
-use super::{optional, path};
+use super::{nbd, optional, path};
 
 pub(super) const MAX_DISKS: usize = 128;
 const MAX_QUEUES: u64 = 64;
@@ -93,8 +93,11 @@ fn on_error(
 
 /// Where its content is.
 fn source(config: &DiskConfig, at: &JsonPointer, problems: &mut Problems) -> Option<DiskSource> {
+    if let Some(nbd) = &config.nbd {
+        return nbd::export(config, nbd, at, problems).map(DiskSource::Nbd);
+    }
     if config.path.is_none() {
-        let detail = "path is missing: name an image file or a block device";
+        let detail = "path is missing: name an image file or a block device, or give nbd";
         problems.missing(at, &["path"], detail);
     }
     file(config, at, problems).map(DiskSource::File)
@@ -184,6 +187,18 @@ pub(super) fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mu
             let detail =
                 format!("disk {first} has the same path; only read-only disks may share one");
             problems.add(at.index(index).key("path"), ProblemCode::Duplicate, detail);
+        }
+        let uri = |disk: &DiskConfig| disk.nbd.as_ref().and_then(|nbd| nbd.uri.clone());
+        let first = uri(disk).and_then(|ours| {
+            disks[..index].iter().position(|other| {
+                (writes(disk) || writes(other)) && uri(other).as_ref() == Some(&ours)
+            })
+        });
+        if let Some(first) = first {
+            let detail =
+                format!("disk {first} has the same URI; only read-only disks may share one");
+            let at = at.index(index).key("nbd").key("uri");
+            problems.add(at, ProblemCode::Duplicate, detail);
         }
     }
 }

@@ -9,6 +9,7 @@ pub(super) mod cdroms;
 mod console;
 mod devices;
 mod disks;
+mod nbd;
 pub(super) mod passed;
 mod smbios;
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::CtlError;
 use super::args::{AddArgs, DisksCommand, NicsCommand, RemoveArgs};
 use super::client::Call;
-use super::paths::make_absolute;
+use super::paths::{make_absolute, of_disk};
 use super::session::Session;
 use super::{jobs, render};
 use crate::cli::flags;
@@ -36,7 +36,7 @@ pub async fn disks(session: &Session, command: &DisksCommand) -> Result<(), CtlE
             let words = args.disk.as_deref();
             let read = |words: &str| {
                 let mut disk = flags::disk(words)?;
-                disk.path.as_mut().map(make_absolute);
+                of_disk(&mut disk).for_each(make_absolute);
                 Ok(disk)
             };
             let body = described(words, "DISK", read, args.more.spec.as_deref())?;

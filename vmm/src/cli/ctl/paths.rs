@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use paddock_api::spec::{ConsoleTarget, PassedFd, VmConfig};
+use paddock_api::spec::{ConsoleTarget, DiskConfig, PassedFd, VmConfig};
 
 /// One path. An empty one stays as it is, for the API to refuse, and so does a descriptor that cannot be.
 pub fn make_absolute(path: &mut PathBuf) {
@@ -13,6 +13,14 @@ pub fn make_absolute(path: &mut PathBuf) {
     if let Ok(absolute) = std::path::absolute(&path) {
         *path = absolute;
     }
+}
+
+/// All of a disk's.
+pub fn of_disk(disk: &mut DiskConfig) -> impl Iterator<Item = &mut PathBuf> {
+    let tls = disk.nbd.as_mut().and_then(|nbd| nbd.tls.as_mut());
+    let tls = tls.map(|tls| [&mut tls.ca, &mut tls.certificate, &mut tls.key]);
+    let tls = tls.into_iter().flatten().filter_map(Option::as_mut);
+    disk.path.iter_mut().chain(tls)
 }
 
 /// All of a spec.
@@ -27,8 +35,7 @@ pub fn make_all_absolute(config: &mut VmConfig) {
             paths.extend(firmware.template.as_mut());
         }
     }
-    let disks = config.disks.iter_mut();
-    paths.extend(disks.filter_map(|disk| disk.path.as_mut()));
+    paths.extend(config.disks.iter_mut().flat_map(of_disk));
     let cdroms = config.cdroms.iter_mut();
     paths.extend(cdroms.filter_map(|cdrom| cdrom.path.as_mut()));
     if let Some(console) = &mut config.console {

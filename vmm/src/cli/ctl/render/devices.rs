@@ -65,9 +65,9 @@ pub(super) fn failure(failure: &DiskFailure) -> String {
 
 /// Where a disk's content is.
 pub(super) fn path(disk: &DiskConfig) -> String {
-    let path = disk.path.as_ref();
-    path.map(|path| path.display().to_string())
-        .unwrap_or_default()
+    let path = disk.path.as_ref().map(|path| path.display().to_string());
+    let uri = disk.nbd.as_ref().and_then(|nbd| nbd.uri.clone());
+    path.or(uri).unwrap_or_default()
 }
 
 /// What is not as it is for most disks.
