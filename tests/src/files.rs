@@ -33,6 +33,12 @@ pub fn target() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
 }
 
+/// A program of the release build, beside [`paddock`].
+#[must_use]
+pub fn release(name: &str) -> PathBuf {
+    paddock().with_file_name(name)
+}
+
 /// Makes an empty disk: the sparse file `name` of `size` bytes.
 ///
 /// # Panics

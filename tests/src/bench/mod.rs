@@ -1,7 +1,7 @@
 //! Benchmarks: figures of Paddock beside those of its peers, taken in one run, in turns. Only ratios mean anything in the lab.
 //!
-//! To add a figure: write a module with a function that measures one VMM once, or that starts one to be measured again and again, and name
-//! it in [`FIGURES`].
+//! To add a figure of VMMs: write a module with a function that measures one VMM once, or that starts one to be measured again and again, and
+//! name it in `VMM_FIGURES`. Those of storage are in its module.
 
 mod block;
 mod boot;
@@ -12,9 +12,11 @@ mod ram_disk;
 mod report;
 mod running;
 mod size;
+mod storage;
 mod vmm;
 
 pub use report::{Goal, Report, Spread};
+pub use storage::{Contest, LoadOutcome};
 pub use vmm::Vmm;
 
 use std::io;
@@ -33,14 +35,14 @@ pub enum BenchError {
         /// Why it failed.
         source: io::Error,
     },
-    /// A VMM did not do what it was started for.
-    #[error("{vmm}: {what}; it printed:\n{output}")]
-    Vmm {
+    /// A VMM or another program did not do what it was started for.
+    #[error("{name}: {what}; it printed:\n{output}")]
+    Program {
         /// Its name.
-        vmm: &'static str,
+        name: &'static str,
         /// What did not happen.
         what: String,
-        /// The end of what it and its guest printed.
+        /// The end of what it, and a guest of it, printed.
         output: String,
     },
 }
@@ -56,15 +58,15 @@ pub enum Place {
 
 /// The figures that a name on the command line stands for: that one, or else all whose names begin with it and a hyphen.
 pub fn named(name: &str) -> impl Iterator<Item = &'static Figure> {
-    let exact = FIGURES.iter().any(|figure| figure.name == name);
+    let exact = figures().any(|figure| figure.name == name);
     let group = format!("{name}-");
-    FIGURES.iter().filter(move |figure| match exact {
+    figures().filter(move |figure| match exact {
         true => figure.name == name,
         false => figure.name.starts_with(&group),
     })
 }
 
-/// Takes a value of one VMM each time that it is called.
+/// Takes a value of one contestant each time that it is called.
 pub type Meter = Box<dyn FnMut() -> Result<f64, BenchError>>;
 
 /// Something to be measured.
@@ -80,12 +82,55 @@ pub struct Figure {
     pub goal: Goal,
     /// Where.
     pub place: Place,
-    /// Which VMMs can do that.
-    pub able: fn(&Vmm) -> bool,
-    /// How often each VMM has its turn in a round, whose value is the mean of them.
+    /// Whom Paddock is compared with.
+    pub peer: &'static str,
+    /// How often each contestant has its turn in a round, whose value is the mean of them.
     pub turns: u32,
-    /// Prepares to measure one of them.
-    pub meter: fn(&Vmm) -> Result<Meter, BenchError>,
+    /// Who is measured, and how.
+    pub contestants: Contestants,
+}
+
+/// Who is measured, and how.
+#[derive(Debug)]
+pub enum Contestants {
+    /// VMMs, on guests that are alike.
+    Vmms {
+        /// Which of them can do that.
+        able: fn(&Vmm) -> bool,
+        /// Prepares to measure one of them.
+        meter: fn(&Vmm) -> Result<Meter, BenchError>,
+    },
+    /// Storage, without a guest.
+    Storage(Contest),
+}
+
+/// What there is to measure, and what figures share. Dropped, it ends what it has started.
+#[derive(Debug)]
+pub struct Subjects {
+    vmms: Vec<Vmm>,
+    storage: storage::Yard,
+}
+
+impl Subjects {
+    /// What this machine has.
+    #[must_use]
+    pub fn found() -> Self {
+        Self {
+            vmms: Vmm::found(),
+            storage: storage::Yard::default(),
+        }
+    }
+
+    /// A figure's contestants, prepared.
+    fn prepare(&mut self, figure: &Figure) -> Result<Vec<(&'static str, Meter)>, BenchError> {
+        match &figure.contestants {
+            Contestants::Vmms { able, meter } => {
+                let able = self.vmms.iter().filter(|vmm| able(vmm));
+                able.map(|vmm| Ok((vmm.name(), meter(vmm)?))).collect()
+            }
+            Contestants::Storage(contest) => self.storage.prepare(*contest),
+        }
+    }
 }
 
 /// Turns of what is measured by the second.
@@ -102,16 +147,26 @@ fn anyone(_: &Vmm) -> bool {
 }
 
 /// All figures.
-pub const FIGURES: &[Figure] = &[
+pub fn figures() -> impl Iterator<Item = &'static Figure> {
+    VMM_FIGURES.iter().chain(storage::figures())
+}
+
+/// The peer of VMMs' figures.
+const QEMU: &str = "qemu";
+
+const VMM_FIGURES: &[Figure] = &[
     Figure {
         name: "boot",
         about: "from the VMM's start to the guest's init, same kernel",
         unit: "s",
         goal: Goal::Times(0.5),
         place: Place::Kvm,
-        able: anyone,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, boot::measure),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| anew(vmm, boot::measure),
+        },
     },
     Figure {
         name: "firmware-app",
@@ -119,12 +174,15 @@ pub const FIGURES: &[Figure] = &[
         unit: "s",
         goal: Goal::Times(0.8),
         place: Place::Kvm,
-        able: Vmm::runs_stock_firmware,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| {
-            anew(vmm, |vmm| {
-                firmware::measure(vmm, firmware::Kind::Application)
-            })
+        contestants: Contestants::Vmms {
+            able: Vmm::runs_stock_firmware,
+            meter: |vmm| {
+                anew(vmm, |vmm| {
+                    firmware::measure(vmm, firmware::Kind::Application)
+                })
+            },
         },
     },
     Figure {
@@ -133,9 +191,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "s",
         goal: Goal::Times(0.8),
         place: Place::Kvm,
-        able: Vmm::runs_stock_firmware,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, |vmm| firmware::measure(vmm, firmware::Kind::Reset)),
+        contestants: Contestants::Vmms {
+            able: Vmm::runs_stock_firmware,
+            meter: |vmm| anew(vmm, |vmm| firmware::measure(vmm, firmware::Kind::Reset)),
+        },
     },
     Figure {
         name: "firmware-debian",
@@ -143,9 +204,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "s",
         goal: Goal::Times(0.8),
         place: Place::Kvm,
-        able: Vmm::runs_stock_firmware,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, |vmm| firmware::measure(vmm, firmware::Kind::Debian)),
+        contestants: Contestants::Vmms {
+            able: Vmm::runs_stock_firmware,
+            meter: |vmm| anew(vmm, |vmm| firmware::measure(vmm, firmware::Kind::Debian)),
+        },
     },
     Figure {
         name: "overhead",
@@ -153,9 +217,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(6.0),
         place: Place::Kvm,
-        able: anyone,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::All)),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::All)),
+        },
     },
     Figure {
         name: "overhead-anonymous",
@@ -163,9 +230,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(1.0),
         place: Place::Kvm,
-        able: anyone,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::Anonymous)),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| anew(vmm, |vmm| overhead::measure(vmm, overhead::Kind::Anonymous)),
+        },
     },
     Figure {
         name: "block-read-1",
@@ -173,9 +243,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.4),
         place: Place::Kvm,
-        able: anyone,
+        peer: QEMU,
         turns: TURNS,
-        meter: |vmm| block::meter(vmm, block::Kind::Read, 1),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| block::meter(vmm, block::Kind::Read, 1),
+        },
     },
     Figure {
         name: "block-read-32",
@@ -183,9 +256,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.6),
         place: Place::Kvm,
-        able: anyone,
+        peer: QEMU,
         turns: TURNS,
-        meter: |vmm| block::meter(vmm, block::Kind::Read, 32),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| block::meter(vmm, block::Kind::Read, 32),
+        },
     },
     Figure {
         name: "block-write-1",
@@ -193,9 +269,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "1/s",
         goal: Goal::AtLeastTimes(1.3),
         place: Place::Kvm,
-        able: anyone,
+        peer: QEMU,
         turns: TURNS,
-        meter: |vmm| block::meter(vmm, block::Kind::Write, 1),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| block::meter(vmm, block::Kind::Write, 1),
+        },
     },
     Figure {
         name: "api",
@@ -203,9 +282,12 @@ pub const FIGURES: &[Figure] = &[
         unit: "ms",
         goal: Goal::AtMost(10.0),
         place: Place::Here,
-        able: anyone,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, control::measure),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| anew(vmm, control::measure),
+        },
     },
     Figure {
         name: "size",
@@ -213,44 +295,49 @@ pub const FIGURES: &[Figure] = &[
         unit: "MiB",
         goal: Goal::AtMost(8.0),
         place: Place::Here,
-        able: anyone,
+        peer: QEMU,
         turns: 1,
-        meter: |vmm| anew(vmm, size::measure),
+        contestants: Contestants::Vmms {
+            able: anyone,
+            meter: |vmm| anew(vmm, size::measure),
+        },
     },
 ];
 
-/// Measures a figure on every VMM that is able to, `rounds` times in turns. `progress` is told of each value as it comes.
+/// Measures a figure on every contestant that is able to, `rounds` times in turns. `progress` is told of each value as it comes.
 ///
 /// # Errors
 /// When one cannot be measured.
 pub fn run(
     figure: &Figure,
-    vmms: &[Vmm],
+    subjects: &mut Subjects,
     rounds: usize,
     mut progress: impl FnMut(&str),
 ) -> Result<Report, BenchError> {
     let mut report = Report::new(figure);
     let mut meters = Vec::new();
-    for vmm in vmms.iter().filter(|vmm| (figure.able)(vmm)) {
-        meters.push((vmm.name(), (figure.meter)(vmm)?, 0.0));
+    for (place, (name, meter)) in subjects.prepare(figure)?.into_iter().enumerate() {
+        meters.push((place, name, meter, 0.0));
     }
     for round in 1..=rounds {
         for _ in 0..figure.turns {
-            for (_, meter, sum) in &mut meters {
+            for (_, _, meter, sum) in &mut meters {
                 *sum += meter()?;
             }
             // There and back: what grows or shrinks meanwhile meets the first and the last alike.
             meters.reverse();
         }
         // Measured in any order, shown in one.
-        for vmm in vmms {
-            let found = meters.iter_mut().find(|(name, ..)| *name == vmm.name());
-            if let Some((name, _, sum)) = found {
-                let value = std::mem::take(sum) / f64::from(figure.turns);
-                let (of, unit) = (figure.name, figure.unit);
-                progress(&format!("{of} {round}/{rounds}: {name} {value:.3} {unit}"));
-                report.add(name, value);
-            }
+        let mut values: Vec<_> = meters
+            .iter_mut()
+            .map(|(place, name, _, sum)| (*place, *name, std::mem::take(sum)))
+            .collect();
+        values.sort_by_key(|(place, ..)| *place);
+        for (_, name, sum) in values {
+            let value = sum / f64::from(figure.turns);
+            let (of, unit) = (figure.name, figure.unit);
+            progress(&format!("{of} {round}/{rounds}: {name} {value:.3} {unit}"));
+            report.add(name, value);
         }
     }
     Ok(report)

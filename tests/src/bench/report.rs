@@ -6,16 +6,15 @@ use serde::Serialize;
 
 use super::Figure;
 
-/// The VMM that goals are about, and the one they compare with.
-const OURS: &str = "paddock";
-const PEER: &str = "qemu";
+/// Whom goals are about.
+pub(super) const OURS: &str = "paddock";
 
 /// What Paddock is to reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Goal {
-    /// Its value is at most this times QEMU's in the same round.
+    /// Its value is at most this times the peer's in the same round.
     Times(f64),
-    /// Its value is at least this times QEMU's in the same round.
+    /// Its value is at least this times the peer's in the same round.
     AtLeastTimes(f64),
     /// Its value is at most this.
     AtMost(f64),
@@ -46,11 +45,11 @@ impl Spread {
     }
 }
 
-/// One VMM's values of a figure.
+/// One contestant's values of a figure.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Series {
     /// Its name.
-    pub vmm: &'static str,
+    pub name: &'static str,
     /// A value a round.
     pub values: Vec<f64>,
 }
@@ -64,14 +63,16 @@ pub struct Report {
     pub about: &'static str,
     /// What values are in.
     pub unit: &'static str,
-    /// By VMM, in the order they were measured.
+    /// By contestant, in the order they were measured.
     pub series: Vec<Series>,
-    /// Paddock's value divided by QEMU's, round by round.
+    /// Paddock's value divided by the peer's, round by round.
     pub ratio: Option<Spread>,
     /// The goal in words.
     pub goal: String,
     /// Whether Paddock's median reaches it; `None` where it was not measured.
     pub met: Option<bool>,
+    /// The peer that the ratio is to.
+    pub peer: &'static str,
     #[serde(skip)]
     wanted: Goal,
 }
@@ -80,9 +81,10 @@ impl Report {
     /// Without values.
     #[must_use]
     pub fn new(figure: &Figure) -> Self {
+        let peer = figure.peer;
         let goal = match figure.goal {
-            Goal::Times(limit) => format!("at most {limit} × {PEER}"),
-            Goal::AtLeastTimes(limit) => format!("at least {limit} × {PEER}"),
+            Goal::Times(limit) => format!("at most {limit} × {peer}"),
+            Goal::AtLeastTimes(limit) => format!("at least {limit} × {peer}"),
             Goal::AtMost(limit) => format!("at most {limit} {}", figure.unit),
         };
         Self {
@@ -93,29 +95,30 @@ impl Report {
             ratio: None,
             goal,
             met: None,
+            peer,
             wanted: figure.goal,
         }
     }
 
     /// Adds a value.
-    pub fn add(&mut self, vmm: &'static str, value: f64) {
-        match self.series.iter_mut().find(|series| series.vmm == vmm) {
+    pub fn add(&mut self, name: &'static str, value: f64) {
+        match self.series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.values.push(value),
             None => self.series.push(Series {
-                vmm,
+                name,
                 values: vec![value],
             }),
         }
         self.judge();
     }
 
-    fn values(&self, vmm: &str) -> &[f64] {
-        let found = self.series.iter().find(|series| series.vmm == vmm);
+    fn values(&self, name: &str) -> &[f64] {
+        let found = self.series.iter().find(|series| series.name == name);
         found.map_or(&[], |series| series.values.as_slice())
     }
 
     fn judge(&mut self) {
-        let (ours, peer) = (self.values(OURS), self.values(PEER));
+        let (ours, peer) = (self.values(OURS), self.values(self.peer));
         let ratios: Vec<f64> = ours.iter().zip(peer).map(|(a, b)| a / b).collect();
         let (ours, ratio) = (Spread::of(ours), Spread::of(&ratios));
         self.met = match self.wanted {
@@ -126,24 +129,24 @@ impl Report {
         self.ratio = ratio;
     }
 
-    /// For people: a line a VMM, and one on the goal.
+    /// For people: a line a contestant, and one on the goal.
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = format!("{}: {}\n", self.figure, self.about);
         for series in &self.series {
             if let Some(Spread { median, min, max }) = Spread::of(&series.values) {
-                let (vmm, unit) = (series.vmm, self.unit);
+                let (name, unit) = (series.name, self.unit);
                 let _ = writeln!(
                     text,
-                    "  {vmm:<18} {median:>9.2} {unit:<4} ({min:.2}–{max:.2})"
+                    "  {name:<18} {median:>9.2} {unit:<5} ({min:.2}–{max:.2})"
                 );
             }
         }
         if let Some(Spread { median, min, max }) = self.ratio {
             let _ = writeln!(
                 text,
-                "  {:<18} {median:>9.2} ×    ({min:.2}–{max:.2})",
-                "ratio to qemu"
+                "  {:<18} {median:>9.2} ×     ({min:.2}–{max:.2})",
+                format!("ratio to {}", self.peer)
             );
         }
         let met = match self.met {
@@ -168,10 +171,10 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::FIGURES;
+    use crate::bench::figures;
 
     fn figure(name: &str) -> &'static Figure {
-        FIGURES.iter().find(|figure| figure.name == name).unwrap()
+        figures().find(|figure| figure.name == name).unwrap()
     }
 
     #[test]
@@ -203,6 +206,18 @@ mod tests {
             report.add("qemu", 4.0);
         }
         assert!(report.table().ends_with("at most 0.5 × qemu: met\n"));
+    }
+
+    #[test]
+    fn a_figures_peer_is_its_own() {
+        let mut report = Report::new(figure("storage-raw-randread-64"));
+        for (name, value) in [("paddock", 95.0), ("qemu", 10.0), ("fio", 100.0)] {
+            report.add(name, value);
+        }
+        assert_eq!(report.ratio.map(|ratio| ratio.median), Some(0.95));
+        let table = report.table();
+        assert!(table.contains("at least 0.9 × fio: met"), "{table}");
+        assert!(table.contains("ratio to fio "), "{table}");
     }
 
     #[test]

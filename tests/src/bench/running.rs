@@ -80,8 +80,8 @@ impl Running {
                 Err(RecvTimeoutError::Disconnected) => format!("it ended before {text:?}"),
             };
             let output = seen.split_off(seen.len().saturating_sub(SHOWN)).join("\n");
-            return Err(BenchError::Vmm {
-                vmm: self.vmm,
+            return Err(BenchError::Program {
+                name: self.vmm,
                 what,
                 output,
             });
@@ -149,8 +149,8 @@ impl Measuring {
         self.0.signal(Signal::STOP)?;
         let number = line.rsplit(' ').next().map(str::trim);
         let number = number.and_then(|number| number.parse().ok());
-        number.ok_or_else(|| BenchError::Vmm {
-            vmm: self.0.vmm,
+        number.ok_or_else(|| BenchError::Program {
+            name: self.0.vmm,
             what: "the guest measured no number".to_owned(),
             output: line,
         })

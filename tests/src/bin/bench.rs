@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
-use paddock_tests::bench::{self, BenchError, FIGURES, Figure, Place, Report, Vmm};
+use paddock_tests::bench::{self, BenchError, Figure, Place, Report, Subjects};
 
 const USAGE: &str = "\
 usage: tests/bench [NAME…] [--rounds N] [--json]
 
-Measures Paddock beside Debian's QEMU, in turns, on the same guest; all figures, or those named, where the beginning of a name up to a
-hyphen stands for all that have it. Values mean something only beside each other.
+Measures Paddock beside its peers, in turns; all figures, or those named, where the beginning of a name up to a hyphen stands for all that
+have it. Values mean something only beside each other.
+VMMs have the same guest: Paddock, and Debian's QEMU. Figures of storage have no guest: Paddock's Longhorn engine beside Longhorn's own, on
+three replicas of Longhorn's, and raw disks beside fio. They are root's.
 PADDOCK_BENCH_CLOUD_HYPERVISOR=PATH and PADDOCK_BENCH_FIRECRACKER=PATH add those peers.
 
 figures:";
@@ -17,14 +19,13 @@ struct Options {
     figures: Vec<&'static Figure>,
     rounds: usize,
     json: bool,
-    /// Only say how many figures there are to measure.
-    count: bool,
+    /// Only say which figures there are to measure.
+    names: bool,
 }
 
 fn usage() -> String {
-    let lines = FIGURES
-        .iter()
-        .map(|f| format!("  {:<20} {}", f.name, f.about));
+    let width = bench::figures().map(|f| f.name.len()).max().unwrap_or(0);
+    let lines = bench::figures().map(|f| format!("  {:<width$} {}", f.name, f.about));
     format!("{USAGE}\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
@@ -33,7 +34,7 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
         figures: Vec::new(),
         rounds: bench::ROUNDS,
         json: false,
-        count: false,
+        names: false,
     };
     let mut place = None;
     let mut arguments = arguments.into_iter();
@@ -41,7 +42,7 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
         match argument.as_str() {
             "--help" | "-h" => return Ok(None),
             "--json" => options.json = true,
-            "--count" => options.count = true,
+            "--names" => options.names = true,
             "--place" => {
                 place = match arguments.next().as_deref() {
                     Some("here") => Some(Place::Here),
@@ -65,7 +66,7 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
         }
     }
     if options.figures.is_empty() {
-        options.figures = FIGURES.iter().collect();
+        options.figures = bench::figures().collect();
     }
     options
         .figures
@@ -74,10 +75,12 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>,
 }
 
 fn measure(options: &Options) -> Result<Vec<Report>, BenchError> {
-    let vmms = Vmm::found();
+    let mut subjects = Subjects::found();
     let mut reports = Vec::new();
     for figure in &options.figures {
-        let report = bench::run(figure, &vmms, options.rounds, |line| eprintln!("{line}"))?;
+        let report = bench::run(figure, &mut subjects, options.rounds, |line| {
+            eprintln!("{line}");
+        })?;
         if !options.json {
             println!("{}", report.table());
         }
@@ -98,8 +101,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if options.count {
-        println!("{}", options.figures.len());
+    if options.names {
+        for figure in &options.figures {
+            println!("{}", figure.name);
+        }
         return ExitCode::SUCCESS;
     }
     let reports = match measure(&options) {

@@ -1,24 +1,32 @@
 //! What `tests/bench storage` puts on a disk: one kind of request, so many at once, for so long, by a queue as a guest's would be used. Prints what
 //! came of it as JSON.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paddock_storage::longhorn::{EngineSocket, Nobody, Volume, VolumeOptions};
+use paddock_storage::longhorn::{
+    EngineSocket, Nobody, ReplicaAddress, Volume, VolumeError, VolumeOptions,
+};
 use paddock_storage::{
     Buffer, Completion, Direct, Disk, DiskQueue, Engine, Operation, RawDisk, RawOptions, Request,
 };
-use serde_json::json;
+use paddock_tests::bench::LoadOutcome;
 
 const USAGE: &str = "\
-usage: disk-load DISK [--write] [--sequential] [--block BYTES] [--depth N] [--seconds N]
+usage: disk-load DISK [--write] [--sequential] [--block BYTES] [--depth N] [--seconds N | --once] [--snapshot]
+       disk-load --volume … --rebuild HOST:PORT
 
 DISK is one of
   --volume NAME=HOST:PORT,HOST:PORT,…   replicas, by Paddock's engine
   --socket PATH=BYTES                   a volume of that size, by the engine that serves the socket
-  --file PATH                           a raw file";
+  --file PATH                           a raw file
+
+--once       as many requests as the disk has blocks
+--snapshot   takes a snapshot of the volume halfway
+--rebuild    adds a replica, and prints how many seconds that took";
 
 /// Which disk.
 enum Subject {
@@ -34,6 +42,9 @@ struct Options {
     block: u64,
     depth: u16,
     time: Duration,
+    once: bool,
+    snapshot: bool,
+    rebuild: Option<ReplicaAddress>,
 }
 
 fn parse() -> Option<Options> {
@@ -46,11 +57,17 @@ fn parse() -> Option<Options> {
         block: 4096,
         depth: 1,
         time: Duration::from_secs(3),
+        once: false,
+        snapshot: false,
+        rebuild: None,
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--write" => options.write = true,
             "--sequential" => options.sequential = true,
+            "--once" => options.once = true,
+            "--snapshot" => options.snapshot = true,
+            "--rebuild" => options.rebuild = Some(arguments.next()?.parse().ok()?),
             "--block" => options.block = arguments.next()?.parse().ok()?,
             "--depth" => options.depth = arguments.next()?.parse().ok()?,
             "--seconds" => options.time = Duration::from_secs_f64(arguments.next()?.parse().ok()?),
@@ -134,14 +151,22 @@ fn load(queue: &mut dyn DiskQueue, size: u64, options: &Options) -> Result<Vec<D
     let buffers: Vec<Buffer> = (0..options.depth).map(|i| filled(length, i)).collect();
     let mut since = vec![Instant::now(); usize::from(options.depth)];
     let (mut times, mut done) = (Vec::new(), Vec::<Completion>::new());
+    let mut left = if options.once {
+        places.blocks
+    } else {
+        u64::MAX
+    };
     let mut free: Vec<usize> = (0..usize::from(options.depth)).collect();
-    let end = Instant::now() + options.time;
+    let begin = Instant::now();
     // Nothing else is to be waited for.
     let nothing = std::os::unix::net::UnixStream::pair()?;
     let waits = queue.watch(std::os::fd::AsFd::as_fd(&nothing.0))?;
-    while queue.in_flight() > 0 || Instant::now() < end {
-        if Instant::now() < end {
-            for slot in free.drain(..) {
+    loop {
+        let more = left > 0 && (options.once || begin.elapsed() < options.time);
+        if more {
+            let now = free.len().min(usize::try_from(left)?);
+            left -= now as u64;
+            for slot in free.drain(..now) {
                 let buffer = buffers[slot].part(options.block);
                 let offset = places.next() * options.block;
                 let operation = match options.write {
@@ -153,6 +178,8 @@ fn load(queue: &mut dyn DiskQueue, size: u64, options: &Options) -> Result<Vec<D
                 queue.submit(Request { tag, operation });
             }
             queue.kick();
+        } else if queue.in_flight() == 0 {
+            return Ok(times);
         }
         if waits {
             queue.wait(None);
@@ -167,7 +194,6 @@ fn load(queue: &mut dyn DiskQueue, size: u64, options: &Options) -> Result<Vec<D
             free.push(slot);
         }
     }
-    Ok(times)
 }
 
 fn filled(length: usize, seed: u16) -> Buffer {
@@ -184,33 +210,49 @@ fn wait(fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn run(options: &Options) -> Result<serde_json::Value, Failure> {
+/// Takes a snapshot of the volume halfway. Returns for how many milliseconds it froze the I/O.
+fn snapshot(volume: &Volume, options: &Options) -> Result<f64, VolumeError> {
+    std::thread::sleep(options.time / 2);
+    let taken = volume.snapshot(None, HashMap::new())?;
+    Ok(taken.frozen.as_secs_f64() * 1e3)
+}
+
+fn run(options: &Options) -> Result<LoadOutcome, Failure> {
     let (disk, volume) = open(&options.subject)?;
+    let snapshotted = volume.as_deref().filter(|_| options.snapshot);
     let mut queue = disk.open_queue(options.depth)?;
     let begin = Instant::now();
-    let mut times = load(queue.as_mut(), disk.size(), options)?;
-    let took = begin.elapsed().as_secs_f64();
+    let (times, frozen_ms) = std::thread::scope(|scope| {
+        let frozen = snapshotted.map(|volume| scope.spawn(|| snapshot(volume, options)));
+        let times = load(queue.as_mut(), disk.size(), options)?;
+        let frozen = frozen.map(|thread| thread.join().map_err(|_| "the snapshot panicked"));
+        let frozen = frozen.transpose()?.transpose()?;
+        Ok::<_, Failure>((times, frozen))
+    })?;
+    let took = begin.elapsed();
     drop(queue);
     if let Some(volume) = volume {
         volume.close()?;
     }
-    times.sort_unstable();
-    let at = |part: usize| {
-        times
-            .get(times.len() * part / 100)
-            .copied()
-            .unwrap_or_default()
-    };
     let count = u32::try_from(times.len())?;
     let mean = times.iter().sum::<Duration>() / count.max(1);
-    Ok(json!({
-        "requests_per_second": f64::from(count) / took,
-        "bytes": u64::from(count) * options.block,
-        "seconds": took,
-        "mean_us": mean.as_secs_f64() * 1e6,
-        "median_us": at(50).as_secs_f64() * 1e6,
-        "p99_us": at(99).as_secs_f64() * 1e6,
-    }))
+    Ok(LoadOutcome {
+        requests_per_second: f64::from(count) / took.as_secs_f64(),
+        mean_us: mean.as_secs_f64() * 1e6,
+        frozen_ms,
+    })
+}
+
+/// Adds a replica to the volume; returns how many seconds that took.
+fn rebuild(options: &Options, replica: &ReplicaAddress) -> Result<f64, Failure> {
+    let (_, Some(volume)) = open(&options.subject)? else {
+        return Err("only a volume can be given a replica".into());
+    };
+    let begin = Instant::now();
+    volume.add_replica(replica.clone())?;
+    let took = begin.elapsed().as_secs_f64();
+    volume.close()?;
+    Ok(took)
 }
 
 fn main() -> ExitCode {
@@ -218,7 +260,11 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    match run(&options) {
+    let result = match &options.rebuild {
+        Some(replica) => rebuild(&options, replica).map(|seconds| seconds.to_string()),
+        None => run(&options).and_then(|outcome| Ok(serde_json::to_string(&outcome)?)),
+    };
+    match result {
         Ok(result) => {
             println!("{result}");
             ExitCode::SUCCESS
