@@ -128,7 +128,8 @@ def build(steps: Steps) -> None:
     if steps.must("paddock", ["cargo", "build", "--locked", "--release", "-p", "paddock-vmm"], deadline=20 * MINUTE):
         for command in cargo.TEST_BUILDS:
             steps.must("tests for the lab", command, deadline=20 * MINUTE)
-    # By itself, for its dependencies have features of their own.
+    # Each by itself, for their dependencies have features of their own.
+    steps.must("paddock-replica", ["cargo", "build", "--locked", "--release", "-p", "paddock-replica"], deadline=20 * MINUTE)
     load = ["cargo", "build", "--locked", "--release", "-p", "paddock-tests", "--bin", "disk-load"]
     steps.must("disk-load for the benchmarks", load, deadline=20 * MINUTE)
 

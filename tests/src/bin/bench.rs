@@ -9,8 +9,8 @@ usage: tests/bench [NAME…] [--rounds N] [--json]
 
 Measures Paddock beside its peers, in turns; all figures, or those named, where the beginning of a name up to a hyphen stands for all that
 have it. Values mean something only beside each other.
-VMMs have the same guest: Paddock, and Debian's QEMU. Figures of storage have no guest: Paddock's Longhorn engine beside Longhorn's own, on
-three replicas of Longhorn's, and raw disks beside fio. They are root's.
+VMMs have the same guest: Paddock, and Debian's QEMU. Figures of storage have no guest: Paddock's Longhorn engine beside Longhorn's own on
+three replicas (engine: both on Longhorn's replicas; stack: each on replicas of its own), and raw disks beside fio. They are root's.
 PADDOCK_BENCH_CLOUD_HYPERVISOR=PATH and PADDOCK_BENCH_FIRECRACKER=PATH add those peers.
 
 figures:";

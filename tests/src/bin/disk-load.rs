@@ -14,6 +14,7 @@ use paddock_storage::{
     Buffer, Completion, Direct, Disk, DiskQueue, Engine, Operation, RawDisk, RawOptions, Request,
 };
 use paddock_tests::bench::LoadOutcome;
+use paddock_tests::threads::process_cpu_time;
 
 const USAGE: &str = "\
 usage: disk-load DISK [--write] [--sequential] [--block BYTES] [--depth N] [--seconds N | --once] [--snapshot]
@@ -221,7 +222,7 @@ fn run(options: &Options) -> Result<LoadOutcome, Failure> {
     let (disk, volume) = open(&options.subject)?;
     let snapshotted = volume.as_deref().filter(|_| options.snapshot);
     let mut queue = disk.open_queue(options.depth)?;
-    let begin = Instant::now();
+    let (begin, spent) = (Instant::now(), process_cpu_time(std::process::id())?);
     let (times, frozen_ms) = std::thread::scope(|scope| {
         let frozen = snapshotted.map(|volume| scope.spawn(|| snapshot(volume, options)));
         let times = load(queue.as_mut(), disk.size(), options)?;
@@ -229,7 +230,10 @@ fn run(options: &Options) -> Result<LoadOutcome, Failure> {
         let frozen = frozen.transpose()?.transpose()?;
         Ok::<_, Failure>((times, frozen))
     })?;
-    let took = begin.elapsed();
+    let (took, spent) = (
+        begin.elapsed(),
+        process_cpu_time(std::process::id())? - spent,
+    );
     drop(queue);
     if let Some(volume) = volume {
         volume.close()?;
@@ -239,6 +243,8 @@ fn run(options: &Options) -> Result<LoadOutcome, Failure> {
     Ok(LoadOutcome {
         requests_per_second: f64::from(count) / took.as_secs_f64(),
         mean_us: mean.as_secs_f64() * 1e6,
+        bytes: u64::from(count) * options.block,
+        cpu_seconds: spent.as_secs_f64(),
         frozen_ms,
     })
 }

@@ -5,7 +5,7 @@ use crate::bench::{Contestants, Figure, Goal, Place};
 
 /// All of them.
 pub(in crate::bench) fn figures() -> impl Iterator<Item = &'static Figure> {
-    ENGINE.iter().flatten().chain(OTHERS)
+    ENGINE.iter().chain(STACK).flatten().chain(OTHERS)
 }
 
 const fn figure(
@@ -133,6 +133,12 @@ const ENGINE_GOALS: Goals = Goals {
     bandwidth: 1.8,
 };
 
+const STACK_GOALS: Goals = Goals {
+    latency: 0.4,
+    iops: 3.0,
+    bandwidth: 2.5,
+};
+
 const ENGINE: &[[Figure; 3]; 4] = kbench!(
     "engine",
     "both engines on three replicas of Longhorn's",
@@ -140,7 +146,28 @@ const ENGINE: &[[Figure; 3]; 4] = kbench!(
     ENGINE_GOALS
 );
 
+const STACK: &[[Figure; 3]; 4] = kbench!(
+    "stack",
+    "each engine on three replicas of its own",
+    Contest::Stacks,
+    STACK_GOALS
+);
+
 const OTHERS: &[Figure] = &[
+    figure(
+        "storage-stack-cpu-read",
+        "CPU time of load generator, engine and replicas, sequential reads of 128 KiB, each engine on three replicas of its own",
+        "s/GiB",
+        Goal::Times(0.3),
+        Contest::Stacks(load(false, false, LARGE_BLOCK, DEPTH), Want::Cpu),
+    ),
+    figure(
+        "storage-stack-cpu-write",
+        "the same of writes",
+        "s/GiB",
+        Goal::Times(0.3),
+        Contest::Stacks(load(true, false, LARGE_BLOCK, DEPTH), Want::Cpu),
+    ),
     figure(
         "storage-raw-randread-1",
         "random reads of 4 KiB from a raw file, one at a time",
@@ -213,17 +240,21 @@ mod tests {
 
     #[test]
     fn the_profiles_of_kbench() {
-        let loads: HashSet<_> = ENGINE
-            .iter()
-            .flatten()
-            .map(|figure| match figure.contestants {
-                Contestants::Storage(Contest::Engines(load, want)) => format!("{load:?} {want:?}"),
-                _ => panic!("{figure:?}"),
-            })
-            .collect();
-        assert_eq!(loads.len(), 12);
-        let found = crate::bench::named("storage-engine-bandwidth-randwrite").next();
-        let Contestants::Storage(Contest::Engines(load, Want::Bandwidth)) =
+        for figures in [ENGINE, STACK] {
+            let loads: HashSet<_> = figures
+                .iter()
+                .flatten()
+                .map(|figure| match figure.contestants {
+                    Contestants::Storage(
+                        Contest::Engines(load, want) | Contest::Stacks(load, want),
+                    ) => format!("{load:?} {want:?}"),
+                    _ => panic!("{figure:?}"),
+                })
+                .collect();
+            assert_eq!(loads.len(), 12);
+        }
+        let found = crate::bench::named("storage-stack-bandwidth-randwrite").next();
+        let Contestants::Storage(Contest::Stacks(load, Want::Bandwidth)) =
             found.unwrap().contestants
         else {
             panic!("{found:?}");

@@ -33,6 +33,8 @@ pub enum Want {
     Iops,
     /// MiB a second.
     Bandwidth,
+    /// CPU time of everything that takes part, load generator, engine and replicas: seconds per GiB.
+    Cpu,
 }
 
 /// What `disk-load` prints.
@@ -42,6 +44,10 @@ pub struct LoadOutcome {
     pub requests_per_second: f64,
     /// Mean time of a request, in microseconds.
     pub mean_us: f64,
+    /// Read or written.
+    pub bytes: u64,
+    /// CPU time of the process meanwhile.
+    pub cpu_seconds: f64,
     /// For how long a snapshot froze the I/O, in milliseconds.
     pub frozen_ms: Option<f64>,
 }
@@ -62,14 +68,18 @@ impl Load {
         arguments
     }
 
-    /// What is wanted, of what came of this load.
-    pub(super) fn value(self, want: Want, outcome: &LoadOutcome) -> f64 {
+    /// What is wanted, of what came of this load; `cpu` are the seconds of those besides the load generator.
+    pub(super) fn value(self, want: Want, outcome: &LoadOutcome, cpu: f64) -> f64 {
+        // Far less than 2^53.
+        #[expect(clippy::cast_precision_loss)]
+        let gib = outcome.bytes as f64 / f64::from(1 << 30);
         match want {
             Want::Latency => outcome.mean_us,
             Want::Iops => outcome.requests_per_second,
             Want::Bandwidth => {
                 outcome.requests_per_second * f64::from(self.block) / f64::from(1 << 20)
             }
+            Want::Cpu => (outcome.cpu_seconds + cpu) / gib,
         }
     }
 }
@@ -176,11 +186,14 @@ mod tests {
         let outcome = LoadOutcome {
             requests_per_second: 4096.0,
             mean_us: 250.0,
+            bytes: 512 << 20,
+            cpu_seconds: 0.5,
             frozen_ms: None,
         };
-        let value = |want| LOAD.value(want, &outcome);
+        let value = |want| LOAD.value(want, &outcome, 1.0);
         assert_eq!(value(Want::Latency), 250.0);
         assert_eq!(value(Want::Iops), 4096.0);
         assert_eq!(value(Want::Bandwidth), 512.0);
+        assert_eq!(value(Want::Cpu), 3.0);
     }
 }

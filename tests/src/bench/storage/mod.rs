@@ -17,6 +17,7 @@ pub(super) use self::set::Yard;
 
 use super::report::OURS;
 use super::{BenchError, Meter};
+use set::Kind;
 
 /// Whom engines are compared with.
 const LONGHORN: &str = "longhorn";
@@ -28,6 +29,8 @@ const FIO: &str = "fio";
 pub enum Contest {
     /// Paddock's engine and Longhorn's, both on the same replicas of Longhorn's.
     Engines(Load, Want),
+    /// Paddock's engine on replicas of Paddock's, Longhorn's on replicas of Longhorn's.
+    Stacks(Load, Want),
     /// Paddock's raw disk and fio, by io_uring and O_DIRECT, on the same file.
     Raw(Load),
     /// How long a snapshot freezes the I/O of Paddock's engine, on Longhorn's replicas that are written to.
@@ -44,12 +47,22 @@ impl Yard {
     ) -> Result<Vec<(&'static str, Meter)>, BenchError> {
         Ok(match contest {
             Contest::Engines(load, want) => {
-                let set = self.set()?;
+                let set = self.set(Kind::Longhorn)?;
                 vec![
                     (OURS, engines::paddock(&set, load, want)),
                     (LONGHORN, engines::longhorn(&set, load, want)),
                 ]
             }
+            Contest::Stacks(load, want) => vec![
+                (
+                    OURS,
+                    engines::paddock(&self.set(Kind::Paddock)?, load, want),
+                ),
+                (
+                    LONGHORN,
+                    engines::longhorn(&self.set(Kind::Longhorn)?, load, want),
+                ),
+            ],
             Contest::Raw(load) => {
                 let file = self.file()?;
                 vec![

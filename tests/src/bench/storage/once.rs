@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::load::Load;
-use super::set::{REPLICAS, SIZE, Set};
+use super::set::{Kind, REPLICAS, SIZE, Set};
 use crate::bench::{BenchError, Meter};
 
 /// What is written while the snapshot is taken.
@@ -17,7 +17,7 @@ const WRITES: Load = Load {
 /// Milliseconds.
 pub(super) fn freeze() -> Result<Meter, BenchError> {
     // Snapshots stay, hence replicas of its own.
-    let set = Set::start(REPLICAS);
+    let set = Set::start(Kind::Longhorn, REPLICAS);
     set.subject().fill()?;
     Ok(Box::new(move || {
         let outcome = set.subject().load(WRITES, &["--snapshot"])?;
@@ -31,7 +31,7 @@ pub(super) fn freeze() -> Result<Meter, BenchError> {
 
 /// A volume that lacks one replica, full of data. A rebuild takes a snapshot, hence each has a volume of its own.
 fn bereft() -> Result<Set, BenchError> {
-    let set = Set::start(REPLICAS - 1);
+    let set = Set::start(Kind::Longhorn, REPLICAS - 1);
     set.subject().fill()?;
     Ok(set)
 }

@@ -16,7 +16,7 @@ pub(super) fn paddock(file: &Rc<DataFile>, load: Load) -> Meter {
     let file = Rc::clone(file);
     Box::new(move || {
         let outcome = Subject::File(file.path.clone()).load(load, &[])?;
-        Ok(load.value(Want::Iops, &outcome))
+        Ok(load.value(Want::Iops, &outcome, 0.0))
     })
 }
 

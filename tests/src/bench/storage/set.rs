@@ -3,17 +3,40 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::load::Subject;
 use crate::bench::BenchError;
-use crate::longhorn::{Engine, EngineOptions, Replica, ReplicaOptions, directory, volume_name};
+use crate::files;
+use crate::longhorn::{
+    Engine, EngineOptions, Replica, ReplicaOptions, directory, program, volume_name,
+};
+use crate::threads::process_cpu_time;
 
 /// Bytes of a volume, and of the file.
 pub(super) const SIZE: u64 = 256 << 20;
 /// So many replicas, as Longhorn has by default.
 pub(super) const REPLICAS: usize = 3;
+
+/// Whose replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Longhorn's.
+    Longhorn,
+    /// Ours: `paddock-replica`.
+    Paddock,
+}
+
+impl Kind {
+    fn program(self) -> PathBuf {
+        match self {
+            Self::Longhorn => program(),
+            Self::Paddock => files::release("paddock-replica"),
+        }
+    }
+}
 
 /// A volume's replicas, which nobody has open.
 #[derive(Debug)]
@@ -26,11 +49,14 @@ pub(super) struct Set {
 }
 
 impl Set {
-    /// Starts so many of Longhorn's.
-    pub(super) fn start(count: usize) -> Self {
+    /// Starts so many.
+    pub(super) fn start(kind: Kind, count: usize) -> Self {
         let volume = volume_name("bench");
         let mut set = Self {
-            options: ReplicaOptions::of(&volume),
+            options: ReplicaOptions {
+                program: kind.program(),
+                ..ReplicaOptions::of(&volume)
+            },
             volume,
             replicas: Vec::new(),
             directory: directory(),
@@ -62,6 +88,20 @@ impl Set {
         let replicas: Vec<_> = self.replicas.iter().collect();
         Engine::start(&self.volume, SIZE, &replicas, &EngineOptions::default())
     }
+
+    /// CPU time of its processes so far.
+    pub(super) fn cpu_time(&self) -> Result<Duration, BenchError> {
+        let pids = self.replicas.iter().map(Replica::pid);
+        pids.map(cpu_time).sum()
+    }
+}
+
+/// CPU time of a process so far.
+pub(super) fn cpu_time(pid: u32) -> Result<Duration, BenchError> {
+    process_cpu_time(pid).map_err(|source| BenchError::Host {
+        what: "reading a process's CPU time".to_owned(),
+        source,
+    })
 }
 
 /// A file full of data, while this lives.
@@ -92,19 +132,19 @@ impl DataFile {
 /// What is there so far.
 #[derive(Debug, Default)]
 pub(in crate::bench) struct Yard {
-    set: Option<Rc<Set>>,
+    sets: Vec<(Kind, Rc<Set>)>,
     file: Option<Rc<DataFile>>,
 }
 
 impl Yard {
     /// Replicas that are full of data, and stay so.
-    pub(super) fn set(&mut self) -> Result<Rc<Set>, BenchError> {
-        if let Some(set) = &self.set {
+    pub(super) fn set(&mut self, kind: Kind) -> Result<Rc<Set>, BenchError> {
+        if let Some((_, set)) = self.sets.iter().find(|(of, _)| *of == kind) {
             return Ok(Rc::clone(set));
         }
-        let set = Rc::new(Set::start(REPLICAS));
+        let set = Rc::new(Set::start(kind, REPLICAS));
         set.subject().fill()?;
-        self.set = Some(Rc::clone(&set));
+        self.sets.push((kind, Rc::clone(&set)));
         Ok(set)
     }
 
