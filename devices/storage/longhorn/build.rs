@@ -57,6 +57,8 @@ const SYNC_AGENT: &[Call] = &[
     ("SnapshotPurge", "Empty", "Empty"),
     ("SnapshotPurgeStatus", "Empty", "PurgeStatus"),
     ("ReplicaRebuildStatus", "Empty", "RebuildStatus"),
+    ("SnapshotHashCancel", "NameMessage", "Empty"),
+    ("SnapshotHashLockState", "Empty", "LockState"),
 ];
 
 const CONTROLLER: &[Call] = &[

@@ -1,4 +1,5 @@
-//! The messages of `SyncAgentService`: what a rebuild needs of it. Backups, clones and hashes are not spoken.
+//! The messages of `SyncAgentService`: what a rebuild needs of it. Backups and clones are not spoken, and of checksums
+//! only that there are none.
 
 use std::collections::HashMap;
 
@@ -149,4 +150,12 @@ pub struct RebuildStatus {
     /// The replicas it comes from.
     #[prost(string, repeated, tag = "6")]
     pub from_replica_address_list: Vec<String>,
+}
+
+/// Whether the checksum of a snapshot is being made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct LockState {
+    /// It is.
+    #[prost(bool, tag = "1")]
+    pub is_locked: bool,
 }

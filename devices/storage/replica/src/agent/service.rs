@@ -1,4 +1,5 @@
-//! `SyncAgentService`: what a rebuild and a purge need. Calls for backups, clones and checksums are not implemented, which clients are told.
+//! `SyncAgentService`: what a rebuild and a purge need. Calls for backups, clones and checksums are not implemented,
+//! which clients are told.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -173,5 +174,14 @@ impl SyncAgentService for Agent {
             from_replica_address: work.sources.first().cloned().unwrap_or_default(),
             from_replica_address_list: work.sources.clone(),
         }))
+    }
+
+    /// Longhorn's tools cancel the making of a snapshot's checksum before they remove it. Here none is ever made.
+    async fn snapshot_hash_cancel(&self, _: Request<m::NameMessage>) -> Reply<()> {
+        Ok(Response::new(()))
+    }
+
+    async fn snapshot_hash_lock_state(&self, _: Request<()>) -> Reply<m::LockState> {
+        Ok(Response::new(m::LockState { is_locked: false }))
     }
 }
