@@ -125,7 +125,9 @@ def unit(steps: Steps) -> None:
 
 def build(steps: Steps) -> None:
     """The release binaries, and the end-to-end tests."""
-    if steps.must("paddock", ["cargo", "build", "--locked", "--release", "-p", "paddock-vmm"], deadline=20 * MINUTE):
+    # Each by itself, or cargo would build one with the features that the other wants of their common dependencies.
+    packages = ["paddock-vmm", "paddock-replica"]
+    if all([steps.must(package, ["cargo", "build", "--locked", "--release", "-p", package], deadline=20 * MINUTE) for package in packages]):
         for command in cargo.TEST_BUILDS:
             steps.must("tests for the lab", command, deadline=20 * MINUTE)
     # Each by itself, for their dependencies have features of their own.

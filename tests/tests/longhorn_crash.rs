@@ -19,7 +19,7 @@ use std::time::Duration;
 use paddock_probe::blocks::{self, SECTOR, Stamp};
 use paddock_storage::longhorn::{Mode, Nobody, ReplicaAddress, Volume, VolumeOptions};
 use paddock_storage::{Buffer, Disk, Operation, Request};
-use paddock_tests::longhorn::{Replica, ReplicaOptions, directory, volume_name};
+use paddock_tests::longhorn::{Replica, ReplicaOptions, directory, own_replica, volume_name};
 use paddock_tests::within;
 use tempfile::TempDir;
 
@@ -219,7 +219,16 @@ fn crash_again_and_again(mut world: World, rounds: usize) {
 }
 
 #[test]
-fn a_hundred_crashes_of_the_engine() {
-    let world = World::new("crashes", ReplicaOptions::of);
+fn a_hundred_crashes_of_the_engine_on_paddocks_replicas() {
+    let world = World::new("crashes", |volume| ReplicaOptions {
+        program: own_replica(),
+        ..ReplicaOptions::of(volume)
+    });
     crash_again_and_again(world, 100);
+}
+
+#[test]
+fn crashes_of_the_engine_on_longhorns_replicas() {
+    let world = World::new("crashes-go", ReplicaOptions::of);
+    crash_again_and_again(world, 20);
 }

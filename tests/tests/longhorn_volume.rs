@@ -9,6 +9,7 @@
 )]
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,8 @@ use paddock_storage::longhorn::{
 };
 use paddock_storage::{Buffer, Completion, Disk, DiskQueue, IoError, Operation, Request};
 use paddock_tests::longhorn::{
-    Engine, EngineOptions, Network, Replica, ReplicaOptions, directory, volume_name,
+    Engine, EngineOptions, Network, Replica, ReplicaOptions, directory, own_replica, program,
+    volume_name,
 };
 use paddock_tests::within;
 use tempfile::TempDir;
@@ -43,7 +45,13 @@ struct Set {
 }
 
 impl Set {
+    /// Three of Longhorn's.
     fn start(name: &str, revision_counter: bool) -> Self {
+        Self::of(name, revision_counter, [program(), program(), program()])
+    }
+
+    /// Three of these programs'.
+    fn of(name: &str, revision_counter: bool, programs: [PathBuf; 3]) -> Self {
         let (volume, directory) = (volume_name(name), directory());
         let options = ReplicaOptions {
             revision_counter,
@@ -55,7 +63,8 @@ impl Set {
             directory,
             options,
         };
-        for _ in 0..3 {
+        for program in programs {
+            set.options.program = program;
             set.add();
         }
         set
@@ -180,7 +189,23 @@ fn modes(volume: &Volume) -> Vec<Mode> {
 
 #[test]
 fn what_paddock_writes_longhorn_reads_and_the_other_way_round() {
-    let set = Set::start("both-ways", true);
+    both_ways(&Set::start("both-ways", true));
+}
+
+#[test]
+fn both_engines_use_paddocks_replicas() {
+    let programs = [own_replica(), own_replica(), own_replica()];
+    both_ways(&Set::of("own", true, programs));
+}
+
+#[test]
+fn both_engines_use_a_mixed_set() {
+    let programs = [own_replica(), program(), own_replica()];
+    both_ways(&Set::of("mixed", true, programs));
+}
+
+/// Paddock's engine writes and Longhorn's reads, and the other way round.
+fn both_ways(set: &Set) {
     let volume = set.open();
     assert_eq!(volume.size(), SIZE);
     let mut user = User::new(&volume);
@@ -231,7 +256,26 @@ fn what_paddock_writes_longhorn_reads_and_the_other_way_round() {
 
 #[test]
 fn a_killed_replica_is_left_at_once_and_rebuilt_under_writes() {
-    let mut set = Set::start("rebuild", false);
+    kill_and_rebuild(Set::start("rebuild", false));
+}
+
+#[test]
+fn replicas_of_one_kind_are_rebuilt_from_those_of_the_other() {
+    // Replica 1 is rebuilt, from replica 0.
+    kill_and_rebuild(Set::of(
+        "from-go",
+        false,
+        [program(), own_replica(), program()],
+    ));
+    kill_and_rebuild(Set::of(
+        "from-own",
+        false,
+        [own_replica(), program(), own_replica()],
+    ));
+}
+
+/// Kills a replica under writes and rebuilds it under writes.
+fn kill_and_rebuild(mut set: Set) {
     let volume = set.open();
     let mut user = User::new(&volume);
     user.write(0, SIZE, 1).unwrap();

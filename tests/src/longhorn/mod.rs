@@ -44,6 +44,21 @@ pub fn program() -> PathBuf {
     path
 }
 
+/// Paddock's own replica, which takes the same command line as Longhorn's.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn own_replica() -> PathBuf {
+    let path = files::target().join("release/paddock-replica");
+    assert!(
+        path.exists(),
+        "{} is missing: run cargo build --release -p paddock-replica",
+        path.display()
+    );
+    path
+}
+
 /// A directory for the replicas' directories, on the file system of `target/`: that of `/tmp` may not be one for replicas.
 ///
 /// # Panics
