@@ -130,8 +130,6 @@ def build(steps: Steps) -> None:
     if all([steps.must(package, ["cargo", "build", "--locked", "--release", "-p", package], deadline=20 * MINUTE) for package in packages]):
         for command in cargo.TEST_BUILDS:
             steps.must("tests for the lab", command, deadline=20 * MINUTE)
-    # Each by itself, for their dependencies have features of their own.
-    steps.must("paddock-replica", ["cargo", "build", "--locked", "--release", "-p", "paddock-replica"], deadline=20 * MINUTE)
     load = ["cargo", "build", "--locked", "--release", "-p", "paddock-tests", "--bin", "disk-load"]
     steps.must("disk-load for the benchmarks", load, deadline=20 * MINUTE)
 
