@@ -11,9 +11,9 @@
 use std::time::Duration;
 
 use paddock_probe::blocks::{self, Stamp};
-use paddock_tests::files;
 use paddock_tests::longhorn::{
-    Cli, DataConnection, Engine, EngineOptions, Replica, ReplicaOptions, directory, volume_name,
+    Cli, DataConnection, Engine, EngineOptions, Replica, ReplicaOptions, directory, own_replica,
+    volume_name,
 };
 use paddock_tests::within;
 use tempfile::TempDir;
@@ -62,7 +62,7 @@ impl Set {
             ..ReplicaOptions::of(&self.volume)
         };
         if kind == Ours {
-            options.program = files::release("paddock-replica");
+            options.program = own_replica();
         }
         let path = self.directory.path().join(format!("r{index}"));
         Replica::start(&path, SIZE, options)

@@ -50,7 +50,7 @@ pub fn program() -> PathBuf {
 /// When it was not built.
 #[must_use]
 pub fn own_replica() -> PathBuf {
-    let path = files::target().join("release/paddock-replica");
+    let path = files::release("paddock-replica");
     assert!(
         path.exists(),
         "{} is missing: run cargo build --release -p paddock-replica",

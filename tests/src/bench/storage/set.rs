@@ -9,9 +9,8 @@ use tempfile::TempDir;
 
 use super::load::Subject;
 use crate::bench::BenchError;
-use crate::files;
 use crate::longhorn::{
-    Engine, EngineOptions, Replica, ReplicaOptions, directory, program, volume_name,
+    Engine, EngineOptions, Replica, ReplicaOptions, directory, own_replica, program, volume_name,
 };
 use crate::threads::process_cpu_time;
 
@@ -33,7 +32,7 @@ impl Kind {
     fn program(self) -> PathBuf {
         match self {
             Self::Longhorn => program(),
-            Self::Paddock => files::release("paddock-replica"),
+            Self::Paddock => own_replica(),
         }
     }
 }
