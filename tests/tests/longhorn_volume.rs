@@ -9,175 +9,22 @@
 )]
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paddock_probe::blocks::{self, Stamp};
-use paddock_storage::longhorn::{
-    Mode, Nobody, ReplicaAddress, Taking, Volume, VolumeError, VolumeOptions,
-};
-use paddock_storage::{Buffer, Completion, Disk, DiskQueue, IoError, Operation, Request};
+use paddock_probe::blocks;
+use paddock_storage::longhorn::{Mode, Nobody, Taking, Volume, VolumeError, VolumeOptions};
+use paddock_storage::{Buffer, Disk, IoError, Operation};
 use paddock_tests::longhorn::{
-    Engine, EngineOptions, Network, Replica, ReplicaOptions, directory, own_replica, program,
-    volume_name,
+    BLOCK, Engine, EngineOptions, Network, Replica, SIZE, SOON, Set, User, own_replica, program,
+    stamp,
 };
 use paddock_tests::within;
-use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-const SIZE: u64 = 32 * MIB;
-const BLOCK: usize = 16 << 10;
-const SEED: u64 = 5;
-/// How long a request may take when nothing is wrong.
-const SOON: Duration = Duration::from_secs(30);
 
 /// What a volume without replicas answers.
 const EIO: IoError = IoError::Os(rustix::io::Errno::IO.raw_os_error());
-
-/// Three replicas of a volume.
-struct Set {
-    volume: String,
-    replicas: Vec<Replica>,
-    /// Last: the replicas end before it goes.
-    directory: TempDir,
-    options: ReplicaOptions,
-}
-
-impl Set {
-    /// Three of Longhorn's.
-    fn start(name: &str, revision_counter: bool) -> Self {
-        Self::of(name, revision_counter, [program(), program(), program()])
-    }
-
-    /// Three of these programs'.
-    fn of(name: &str, revision_counter: bool, programs: [PathBuf; 3]) -> Self {
-        let (volume, directory) = (volume_name(name), directory());
-        let options = ReplicaOptions {
-            revision_counter,
-            ..ReplicaOptions::of(&volume)
-        };
-        let mut set = Self {
-            volume,
-            replicas: Vec::new(),
-            directory,
-            options,
-        };
-        for program in programs {
-            set.options.program = program;
-            set.add();
-        }
-        set
-    }
-
-    /// Starts one more.
-    fn add(&mut self) {
-        let name = format!("r{}", self.replicas.len());
-        let path = self.directory.path().join(name);
-        self.replicas
-            .push(Replica::start(&path, SIZE, self.options.clone()));
-    }
-
-    fn address(&self, index: usize) -> ReplicaAddress {
-        self.replicas[index].address().parse().unwrap()
-    }
-
-    fn options(&self) -> VolumeOptions {
-        let addresses = (0..3).map(|index| self.address(index)).collect();
-        VolumeOptions::new(&self.volume, addresses)
-    }
-
-    fn open(&self) -> Volume {
-        Volume::open(self.options(), Arc::new(Nobody)).unwrap()
-    }
-
-    /// All of a replica's volume, as it tells itself.
-    fn contents(&self, index: usize) -> Vec<u8> {
-        let mut data = vec![0; usize::try_from(SIZE).unwrap()];
-        let mut connection = self.replicas[index].connect();
-        for (chunk, offset) in data.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
-            connection.read(offset, chunk).unwrap();
-        }
-        data
-    }
-
-    #[track_caller]
-    fn assert_alike(&self, indices: &[usize]) {
-        let one = self.contents(indices[0]);
-        for index in &indices[1..] {
-            let other = self.contents(*index);
-            let differs = one.iter().zip(&other).position(|(one, other)| one != other);
-            assert_eq!(differs, None, "first byte that replica {index} has not");
-        }
-    }
-}
-
-/// One queue of a disk, used with many requests at once.
-struct User {
-    queue: Box<dyn DiskQueue>,
-    tag: u64,
-}
-
-impl User {
-    fn new(disk: &dyn Disk) -> Self {
-        Self {
-            queue: disk.open_queue(64).unwrap(),
-            tag: 0,
-        }
-    }
-
-    fn submit(&mut self, operation: Operation) {
-        self.tag += 1;
-        let tag = self.tag;
-        self.queue.submit(Request { tag, operation });
-    }
-
-    #[track_caller]
-    fn finish(&mut self) -> Vec<Completion> {
-        let mut done = Vec::new();
-        self.queue.drain(SOON, &mut done).unwrap();
-        done
-    }
-
-    /// Writes blocks of a generation.
-    fn write(&mut self, from: u64, to: u64, generation: u64) -> Result<(), IoError> {
-        for offset in (from..to).step_by(BLOCK) {
-            let mut block = vec![0; BLOCK];
-            blocks::fill(&mut block, offset, stamp(generation));
-            let buffer = Buffer::from(block);
-            self.submit(Operation::Write { offset, buffer });
-        }
-        self.submit(Operation::Flush);
-        self.finish().into_iter().try_for_each(|done| done.result)
-    }
-
-    #[track_caller]
-    fn check(&mut self, from: u64, to: u64, generation: u64) {
-        let mut buffers = Vec::new();
-        for offset in (from..to).step_by(BLOCK) {
-            let buffer = Buffer::zeroed(BLOCK);
-            buffers.push((offset, buffer.part(BLOCK as u64)));
-            self.submit(Operation::Read { offset, buffer });
-        }
-        for done in self.finish() {
-            done.result.unwrap();
-        }
-        for (offset, buffer) in buffers {
-            let mut block = vec![0; BLOCK];
-            buffer.copy_to(&mut block);
-            if let Err(mismatch) = blocks::check(&block, offset, stamp(generation)) {
-                panic!("{mismatch}");
-            }
-        }
-    }
-}
-
-fn stamp(generation: u64) -> Stamp {
-    Stamp {
-        seed: SEED,
-        generation,
-    }
-}
 
 fn modes(volume: &Volume) -> Vec<Mode> {
     volume

@@ -44,16 +44,33 @@ impl Cli {
     /// When it fails, or is not done in time.
     #[track_caller]
     pub fn run<const N: usize>(&self, arguments: [&str; N]) -> String {
+        match self.try_run(arguments) {
+            Ok(output) => output,
+            Err(log) => panic!("longhorn {}: {log}", arguments.join(" ")),
+        }
+    }
+
+    /// Runs a command and returns what it printed.
+    ///
+    /// # Errors
+    /// What it logged, when it fails.
+    ///
+    /// # Panics
+    /// When it is not done in time.
+    #[track_caller]
+    pub fn try_run<const N: usize>(&self, arguments: [&str; N]) -> Result<String, String> {
         let mut command = Command::new(program());
         command
             .args(["--url", &self.controller.to_string()])
             .args(["--volume-name", &self.volume])
             .args(arguments);
         let name = format!("longhorn {}", arguments.join(" "));
-        let mut process = Process::start(name.clone(), &mut command);
+        let mut process = Process::start(name, &mut command);
         let status = process.wait(DEADLINE);
-        assert!(status.success(), "{name}: {status}");
-        process.output()
+        match status.success() {
+            true => Ok(process.output()),
+            false => Err(process.log()),
+        }
     }
 
     /// The engine's replicas.

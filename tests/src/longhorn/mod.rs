@@ -12,6 +12,7 @@ mod network;
 mod ports;
 mod process;
 mod replica;
+mod volume;
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use self::data::{DataConnection, DataError};
 pub use self::engine::{Engine, EngineOptions};
 pub use self::network::Network;
 pub use self::replica::{Replica, ReplicaOptions};
+pub use self::volume::{BLOCK, SIZE, SOON, Set, User, stamp};
 use crate::files;
 
 /// How long a replica or an engine may take to serve, and to end when it is asked to.
