@@ -4,8 +4,11 @@
 //! Only the language: what is to be said when, is the engine's business and the replica's. Everything that is decoded here comes
 //! from a peer and may be anything.
 
+mod identity;
 pub mod messages;
 pub mod wire;
+
+pub use identity::Identity;
 
 /// `ptypes.ReplicaService`: what a replica process serves on its port.
 #[expect(clippy::allow_attributes, unused_qualifications, reason = "generated")]

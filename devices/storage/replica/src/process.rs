@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use paddock_longhorn::Identity;
 use paddock_longhorn::replica::replica_service_server::ReplicaServiceServer;
 use paddock_longhorn::sync_agent::sync_agent_service_server::SyncAgentServiceServer;
 use tokio::net::TcpListener;
@@ -13,7 +14,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::agent::Agent;
-use crate::control::{Identity, ReplicaControl};
+use crate::control::ReplicaControl;
 use crate::data::{Address, DataServer, Engine};
 use crate::error::{Error, Result};
 use crate::volume::state::{Options, Replica};
@@ -136,6 +137,7 @@ async fn serve(settings: Settings) -> Result<()> {
     let identity = Identity {
         volume: settings.volume,
         instance: settings.instance,
+        role: "replica",
     };
     let agent = match settings.agent_ports {
         Some(count) => Some(serve_agent(&replica, &identity, settings.listen, count).await?),

@@ -17,6 +17,9 @@
 //! The guest decides what is read and written; replicas answer what they like, and are given up for it. Neither can make more than a volume fail.
 
 mod control;
+#[cfg(feature = "controller")]
+mod controller;
+mod counters;
 mod error;
 mod member;
 mod options;
@@ -35,6 +38,8 @@ use self::control::{Control, ControlThread};
 use self::queue::VolumeQueue;
 use crate::{Capabilities, Disk, DiskQueue};
 
+#[cfg(feature = "controller")]
+pub use controller::{Controller, ControllerOptions};
 pub use error::VolumeError;
 pub use member::{Failure, Mode};
 pub use options::{DEFAULT_TIMEOUT, ReplicaAddress, TIMEOUTS, Taking, VolumeOptions};
@@ -176,6 +181,20 @@ impl Volume {
     /// When it is smaller than the present size, or no replica could be made larger.
     pub fn expand(&self, size: u64) -> Result<(), VolumeError> {
         self.call(|control| async move { control.expand(size).await })
+    }
+
+    /// Serves Longhorn's tools what an engine serves them, on a listening socket of TCP, until what it returns is dropped, or the volume is. Nobody
+    /// who connects is asked who he is: the socket is to be where only those come who may do everything with the volume.
+    ///
+    /// # Errors
+    /// When the socket cannot be used.
+    #[cfg(feature = "controller")]
+    pub fn serve_controller(
+        &self,
+        listener: std::net::TcpListener,
+        options: ControllerOptions,
+    ) -> Result<Controller, VolumeError> {
+        self.call(|control| async move { controller::serve(&control, listener, options).await })
     }
 
     /// Waits for what is under way, and closes the replicas: the next to open the volume finds them clean. Queues get errors from then on.

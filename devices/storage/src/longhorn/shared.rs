@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::{Counters, Totals};
 use super::member::{Member, Mode, Socket};
 use super::ranges::{Range, Ranges, Writer};
 
@@ -42,6 +43,10 @@ pub(super) struct Post {
     has_mail: AtomicBool,
     /// It has begun requests that have not ended.
     busy: AtomicBool,
+    /// Whether it is a queue of somebody who uses the volume.
+    is_user: bool,
+    /// What it has done.
+    pub counters: Counters,
 }
 
 impl Post {
@@ -87,6 +92,8 @@ pub(super) struct Shared {
     ranges: Mutex<Ranges>,
     posts: Mutex<Vec<Arc<Post>>>,
     next_post: AtomicU32,
+    /// What queues have done that are gone.
+    past: Mutex<Totals>,
     /// Whether somebody keeps a record of failures.
     records: bool,
     /// Failures that the record does not have yet.
@@ -112,6 +119,7 @@ impl Shared {
             ranges: Mutex::default(),
             posts: Mutex::default(),
             next_post: AtomicU32::new(0),
+            past: Mutex::default(),
             records,
             unrecorded: AtomicU32::new(0),
             events,
@@ -182,24 +190,57 @@ impl Shared {
 
     /// A letter box for a new queue.
     pub(super) fn add_post(&self) -> io::Result<Arc<Post>> {
+        self.add_post_of(true)
+    }
+
+    /// A letter box for the volume's own requests.
+    pub(super) fn add_own_post(&self) -> io::Result<Arc<Post>> {
+        self.add_post_of(false)
+    }
+
+    fn add_post_of(&self, is_user: bool) -> io::Result<Arc<Post>> {
         let post = Arc::new(Post {
             id: self.next_post.fetch_add(1, Ordering::Relaxed),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             mail: Mutex::default(),
             has_mail: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            is_user,
+            counters: Counters::default(),
         });
         self.posts.lock().push(Arc::clone(&post));
         Ok(post)
     }
 
     pub(super) fn remove_post(&self, id: u32) {
-        self.posts.lock().retain(|post| post.id != id);
+        let mut posts = self.posts.lock();
+        if let Some(index) = posts.iter().position(|post| post.id == id) {
+            let gone = posts.remove(index);
+            let mut past = self.past.lock();
+            *past = past.plus(gone.counters.totals());
+        }
+        drop(posts);
         self.quiet.notify_waiters();
     }
 
     pub(super) fn posts(&self) -> Vec<Arc<Post>> {
         self.posts.lock().clone()
+    }
+
+    /// Whether somebody uses the volume.
+    pub(super) fn is_used(&self) -> bool {
+        self.posts.lock().iter().any(|post| post.is_user)
+    }
+
+    /// What was done since the volume was opened.
+    #[cfg(feature = "controller")]
+    pub(super) fn totals(&self) -> Totals {
+        // In this order, as where a queue goes: nothing is counted twice.
+        let posts = self.posts.lock();
+        let past = *self.past.lock();
+        posts
+            .iter()
+            .fold(past, |sum, post| sum.plus(post.counters.totals()))
     }
 
     fn wake_all(&self) {

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::control::Identity;
 use crate::error::{Error, Result};
 use crate::files::names::{self, META};
 use crate::volume::state::Replica;
+use paddock_longhorn::Identity;
 
 /// Bytes of a piece of a file, as Longhorn's senders cut it.
 const PIECE: u64 = 2 << 20;

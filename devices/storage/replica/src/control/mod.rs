@@ -1,10 +1,8 @@
 //! The control plane: gRPC on a runtime of one thread, and threads of its own for what waits for the disk. Clients are not trusted, but may do
 //! all there is.
 
-mod identity;
 mod service;
 
-pub use identity::Identity;
 pub use service::ReplicaControl;
 
 use tonic::{Code, Status};

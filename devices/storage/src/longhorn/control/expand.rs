@@ -59,6 +59,8 @@ impl Control {
         if size == present {
             return Ok(());
         }
+        // Replicas take one.
+        self.ensure_room(&admin, None).await?;
         let frozen = self.shared.freeze().await;
         let grown = self
             .on_all(&admin, move |peer| async move { peer.expand(size).await })

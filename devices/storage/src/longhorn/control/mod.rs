@@ -5,6 +5,7 @@
 
 mod client;
 mod expand;
+pub(super) mod limits;
 mod open;
 pub(super) mod peer;
 mod rebuild;
@@ -12,7 +13,9 @@ mod remove;
 mod resync;
 mod snapshot;
 mod supervise;
-mod time;
+pub(super) mod time;
+#[cfg(feature = "controller")]
+mod tools;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,7 +29,9 @@ use parking_lot::Mutex as SyncMutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, MutexGuard, Notify, mpsc::unbounded_channel};
 
+use self::limits::Settings;
 use self::peer::Peer;
+use self::rebuild::Rebuild;
 use super::error::VolumeError;
 use super::member::{Member, Mode, Socket};
 use super::options::{Taking, VolumeOptions};
@@ -41,6 +46,8 @@ pub(super) struct Admin {
     next_id: u32,
     /// Whether the replicas count writes.
     counts_revisions: bool,
+    /// The rebuild that was begun last, if it has not ended.
+    rebuild: Option<Rebuild>,
 }
 
 /// The control side of a volume.
@@ -51,6 +58,7 @@ pub(super) struct Control {
     listener: Arc<dyn Listener>,
     /// How far the present rebuild or resynchronization is.
     progress: SyncMutex<Option<Progress>>,
+    settings: SyncMutex<Settings>,
     /// It was closed, or handed over.
     closed: AtomicBool,
 }
@@ -74,18 +82,23 @@ impl Control {
         .collect()
     }
 
-    /// A replica that has everything, to take from what others lack.
-    fn source(&self, admin: &Admin) -> Result<(Arc<Member>, Peer), VolumeError> {
+    /// The replicas that have everything, to take from what others lack.
+    fn complete_members(&self, admin: &Admin) -> impl Iterator<Item = (Arc<Member>, Peer)> {
         let primary = self.shared.primary();
-        let complete = |member: &Arc<Member>| {
+        let complete = move |member: &Member| {
             member.mode() == Mode::ReadWrite && primary.is_none_or(|id| member.id == id)
         };
-        let mut live = self.live(admin).into_iter();
-        live.find(|(member, _)| complete(member))
-            .ok_or_else(|| self.state_error("no replica is left that has all of it"))
+        let live = self.live(admin).into_iter();
+        live.filter(move |(member, _)| complete(member))
     }
 
-    fn is_closed(&self) -> bool {
+    /// One of them.
+    fn source(&self, admin: &Admin) -> Result<(Arc<Member>, Peer), VolumeError> {
+        let first = self.complete_members(admin).next();
+        first.ok_or_else(|| self.state_error("no replica is left that has all of it"))
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
@@ -103,7 +116,7 @@ impl Control {
         let admin = self.administrate().await?;
         let rebuilt = |member: &Arc<Member>| member.mode() == Mode::WriteOnly;
         if self.shared.members().iter().any(rebuilt) {
-            return Err(self.state_error("a replica is being rebuilt; wait for that"));
+            return Err(self.state_error("a replica is being rebuilt; wait for that, or remove it"));
         }
         if self.shared.primary().is_some() {
             return Err(self.state_error("its replicas are being compared; wait for that"));
@@ -125,6 +138,11 @@ impl Control {
         &self,
     ) -> Result<(Arc<Post>, Vec<(Arc<Member>, Arc<Socket>)>), VolumeError> {
         let admin = self.administrate().await?;
+        if self.settings().withheld {
+            return Err(self.state_error(
+                "its frontend was shut down through its controller service; start it again there",
+            ));
+        }
         let mut connections = Vec::new();
         for (member, peer) in self.live(&admin) {
             match open::connect(&peer.address).await {
@@ -254,6 +272,7 @@ pub(super) async fn open(
         peers: HashMap::new(),
         next_id: 0,
         counts_revisions: opened.counts_revisions,
+        rebuild: None,
     };
     let mut members = Vec::new();
     for replica in opened.replicas {
@@ -271,6 +290,7 @@ pub(super) async fn open(
         admin: Mutex::new(admin),
         listener,
         progress: SyncMutex::default(),
+        settings: SyncMutex::default(),
         closed: AtomicBool::new(false),
     };
     for (member, problem) in members {

@@ -7,9 +7,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use paddock_longhorn::messages::{
-    DiskRemoveRequest, FileSendRequest, FilesSyncRequest, RebuildStatus, RebuildingSetRequest,
-    ReceiverLaunchRequest, Replica, ReplicaExpandRequest, ReplicaOpenRequest, ReplicaReply,
-    ReplicaRevertRequest, ReplicaSnapshotRequest, RevisionCounterSetRequest, SwitchRequest,
+    CountRequest, DiskRemoveRequest, FileSendRequest, FilesSyncRequest, RebuildStatus,
+    RebuildingSetRequest, ReceiverLaunchRequest, Replica, ReplicaExpandRequest, ReplicaOpenRequest,
+    ReplicaReply, ReplicaRevertRequest, ReplicaSnapshotRequest, RevisionCounterSetRequest,
+    SizeRequest, SwitchRequest,
 };
 use paddock_longhorn::replica::replica_service_client::ReplicaServiceClient;
 use paddock_longhorn::sync_agent::sync_agent_service_client::SyncAgentServiceClient;
@@ -55,6 +56,9 @@ pub(crate) struct Info {
     /// Bytes that the head takes.
     pub head_bytes: i64,
     pub snapshots_left: i32,
+    /// Snapshots that count, and the bytes that they take.
+    pub snapshots_used: i32,
+    pub snapshot_bytes: i64,
 }
 
 /// A file of a replica.
@@ -98,6 +102,8 @@ impl From<Replica> for Info {
             modified: replica.last_modify_time,
             head_bytes: replica.head_file_size,
             snapshots_left: replica.remain_snapshots,
+            snapshots_used: replica.snapshot_count_usage,
+            snapshot_bytes: replica.snapshot_size_usage,
         }
     }
 }
@@ -293,6 +299,21 @@ impl Peer {
             .await
     }
 
+    pub(crate) async fn set_max_snapshots(&self, count: i32) -> Result<Info, VolumeError> {
+        let request = self.request(CountRequest { count });
+        let mut client = self.replica.clone();
+        let call = client.snapshot_max_count_set(request);
+        self.replica("limiting its snapshots", CALL, call).await
+    }
+
+    pub(crate) async fn set_max_snapshot_bytes(&self, size: i64) -> Result<Info, VolumeError> {
+        let request = self.request(SizeRequest { size });
+        let mut client = self.replica.clone();
+        let call = client.snapshot_max_size_set(request);
+        self.replica("limiting what its snapshots take", CALL, call)
+            .await
+    }
+
     pub(crate) async fn remove_disk(&self, file: &str) -> Result<Info, VolumeError> {
         let request = self.request(DiskRemoveRequest {
             name: file.to_owned(),
@@ -333,17 +354,26 @@ impl Peer {
             .await
     }
 
-    /// Has this replica fetch files from another.
+    /// Has this replica's sync agent forget what it did.
+    pub(crate) async fn reset_sync_agent(&self) -> Result<(), VolumeError> {
+        let mut client = self.sync_agent.clone();
+        let call = client.reset(self.request(()));
+        self.call("having its sync agent begin anew", CALL, call)
+            .await
+    }
+
+    /// Has this replica fetch files from others, each from any of them.
     pub(crate) async fn fetch(
         &self,
         mut files: FilesSyncRequest,
-        source: &Self,
+        sources: &[Self],
     ) -> Result<(), VolumeError> {
         files.to_host = self.address.host().to_owned();
         files.file_sync_http_client_timeout = FILE_TIMEOUT;
         files.grpc_timeout_seconds = i64::try_from(TRANSFER.as_secs()).unwrap_or(i64::MAX);
-        files.from_address = source.address.url();
-        files.from_address_map = HashMap::from([(source.address.url(), true)]);
+        let urls = sources.iter().map(|source| source.address.url());
+        files.from_address = urls.clone().next().unwrap_or_default();
+        files.from_address_map = urls.map(|url| (url, true)).collect();
         let mut client = self.sync_agent.clone();
         let call = client.files_sync(self.request(files));
         self.call("transferring its files", TRANSFER, call).await

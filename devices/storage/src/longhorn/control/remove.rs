@@ -1,8 +1,10 @@
 //! The set of replicas: who is in it, and letting go of one.
 
+use std::sync::Arc;
+
 use super::Control;
 use crate::longhorn::error::VolumeError;
-use crate::longhorn::member::Mode;
+use crate::longhorn::member::{Member, Mode};
 use crate::longhorn::options::ReplicaAddress;
 use crate::longhorn::status::ReplicaStatus;
 
@@ -20,19 +22,21 @@ impl Control {
         status.collect()
     }
 
-    /// Lets go of a replica: it misses what is written from now on.
-    pub(crate) async fn remove_replica(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
-        let mut admin = self.administrate().await?;
+    /// A replica, by where it is.
+    pub(super) fn member(&self, address: &ReplicaAddress) -> Result<Arc<Member>, VolumeError> {
         let name = address.to_string();
-        let members = self.shared.members();
-        let found = members.iter().find(|member| member.address == name);
-        let Some(member) = found else {
-            return Err(VolumeError::NotFound {
-                volume: self.options.name.clone(),
-                what: "replica",
-                name,
-            });
-        };
+        let mut members = self.shared.members().into_iter();
+        let found = members.find(|member| member.address == name);
+        found.ok_or_else(|| VolumeError::NotFound {
+            volume: self.options.name.clone(),
+            what: "replica",
+            name,
+        })
+    }
+
+    /// Refuses to do without a replica that has what no other is known to have.
+    pub(super) fn ensure_spare(&self, member: &Member) -> Result<(), VolumeError> {
+        let name = &member.address;
         if member.mode() == Mode::ReadWrite && self.shared.complete_members() == 1 {
             return Err(self.state_error(format!("{name} is the only replica that has all of it")));
         }
@@ -40,7 +44,23 @@ impl Control {
             let problem = format!("{name} is what the others are compared with; wait for that");
             return Err(self.state_error(problem));
         }
-        self.shared.fail(member, "it was removed");
+        Ok(())
+    }
+
+    /// Tells the owner which replicas there are, after a change of ours.
+    pub(super) fn record_replicas(&self) -> Result<(), VolumeError> {
+        self.tell_listener().map_err(|error| VolumeError::Host {
+            volume: self.options.name.clone(),
+            problem: format!("the replicas cannot be recorded: {error}"),
+        })
+    }
+
+    /// Lets go of a replica: it misses what is written from now on.
+    pub(crate) async fn remove_replica(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
+        let mut admin = self.administrate().await?;
+        let member = self.member(address)?;
+        self.ensure_spare(&member)?;
+        self.shared.fail(&member, "it was removed");
         self.shared.remove_member(member.id);
         if let Some(peer) = admin.peers.remove(&member.id) {
             // It may be gone for long.
@@ -48,10 +68,6 @@ impl Control {
                 tracing::info!(volume = %self.options.name, %error, "a replica that was removed is not closed");
             }
         }
-        let told = self.tell_listener();
-        told.map_err(|error| VolumeError::Host {
-            volume: self.options.name.clone(),
-            problem: format!("the replicas cannot be recorded: {error}"),
-        })
+        self.record_replicas()
     }
 }

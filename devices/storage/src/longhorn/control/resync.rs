@@ -28,7 +28,7 @@ const REQUEST: u32 = 0;
 
 /// Compares all of the volume.
 pub(super) async fn run(control: Arc<Control>) {
-    let post = match control.shared.add_post() {
+    let post = match control.shared.add_own_post() {
         Ok(post) => post,
         Err(error) => {
             // Only the primary is read until the volume is opened again.

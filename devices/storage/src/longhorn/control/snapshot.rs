@@ -55,7 +55,7 @@ impl Control {
     ) -> Result<Taken, VolumeError> {
         let admin = self.administrate_complete().await?;
         let snapshot = self.name_snapshot(name, labels)?;
-        self.ensure_room(&admin, &snapshot.name).await?;
+        self.ensure_room(&admin, Some(&snapshot.name)).await?;
         let frozen = self.shared.freeze().await;
         let since = Instant::now();
         let taken = self.snapshot_all(&admin, &snapshot).await;
@@ -89,15 +89,31 @@ impl Control {
         })
     }
 
-    /// Refuses before anything stands still what a replica would refuse.
-    async fn ensure_room(&self, admin: &Admin, name: &str) -> Result<(), VolumeError> {
+    /// Refuses before anything stands still what a replica would refuse, or what the volume is not to have.
+    pub(super) async fn ensure_room(
+        &self,
+        admin: &Admin,
+        name: Option<&str>,
+    ) -> Result<(), VolumeError> {
         let (_, source) = self.source(admin)?;
         let info = source.get().await?;
-        if info.disks.contains_key(&file_of(name)) {
+        if let Some(name) = name.filter(|name| info.disks.contains_key(&file_of(name))) {
             return Err(self.state_error(format!("it has a snapshot {name} already")));
         }
-        if info.snapshots_left <= 0 {
-            let problem = "it has as many snapshots as it may have; remove some, and purge them";
+        let settings = self.settings();
+        if info.snapshots_left <= 0 || info.snapshots_used >= settings.max_snapshots {
+            let problem = format!(
+                "it has {} snapshots, as many as it may have; remove some, and purge them",
+                info.snapshots_used
+            );
+            return Err(self.state_error(problem));
+        }
+        let (most, taken) = (settings.max_snapshot_bytes, info.snapshot_bytes);
+        if most != 0 && info.head_bytes > most.saturating_sub(taken) {
+            let problem = format!(
+                "its snapshots take {taken} bytes of the {most} that they may, and another would take {} more; remove some, and purge them",
+                info.head_bytes
+            );
             return Err(self.state_error(problem));
         }
         Ok(())
@@ -129,7 +145,7 @@ impl Control {
     /// Goes back to a snapshot, with no queue open: nobody expects a disk that he uses to become another.
     pub(crate) async fn revert(&self, name: &str) -> Result<(), VolumeError> {
         let admin = self.administrate_complete().await?;
-        if !self.shared.posts().is_empty() {
+        if self.shared.is_used() {
             return Err(self
                 .state_error("a snapshot can be gone back to only while nobody uses the volume"));
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Now, as RFC 3339 has it, to the second.
-pub(super) fn now() -> String {
+pub(in crate::longhorn) fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 

@@ -246,6 +246,10 @@ impl VolumeQueue {
         };
         self.free.push(number);
         self.begun -= 1;
+        if result.is_ok() {
+            let (writes, took) = (request.writes(), request.since.elapsed());
+            self.post.counters.count(writes, request.length, took);
+        }
         let tag = request.tag;
         let completion = Completion { tag, result };
         if request.writes() {

@@ -1,5 +1,7 @@
 //! A request on its way, and what the answers of the replicas mean for it. No I/O here.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
 use super::super::ranges::Range;
@@ -32,6 +34,8 @@ pub(super) struct InFlight {
     pub what: What,
     /// Its place among the writes of the queue.
     pub order: u64,
+    /// When it was begun.
+    pub since: Instant,
     /// First byte on the volume.
     pub offset: u64,
     /// Bytes.
@@ -70,6 +74,7 @@ impl InFlight {
             tag,
             what,
             order,
+            since: Instant::now(),
             offset,
             length,
             done: 0,

@@ -1,7 +1,8 @@
 //! Whom a call is for: a client may say which volume and which process it means, and a wrong one is refused.
 
-use paddock_longhorn::{INSTANCE_NAME, VOLUME_NAME};
 use tonic::{Request, Status};
+
+use crate::{INSTANCE_NAME, VOLUME_NAME};
 
 /// The names of a process; empty for one that does not know.
 #[derive(Debug, Clone, Default)]
@@ -10,6 +11,8 @@ pub struct Identity {
     pub volume: String,
     /// The process.
     pub instance: String,
+    /// What it is, for those whom it refuses: `replica` or `controller`.
+    pub role: &'static str,
 }
 
 impl tonic::service::Interceptor for Identity {
@@ -24,7 +27,8 @@ impl tonic::service::Interceptor for Identity {
             };
             let theirs = theirs.to_str().unwrap_or("?");
             if !ours.is_empty() && !theirs.is_empty() && theirs != ours {
-                let text = format!("incorrect {what} name {theirs}; check replica address");
+                let role = self.role;
+                let text = format!("incorrect {what} name {theirs}; check {role} address");
                 return Err(Status::failed_precondition(text));
             }
         }

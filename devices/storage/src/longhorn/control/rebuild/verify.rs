@@ -1,0 +1,172 @@
+//! The last steps of a rebuild: what is to be transferred, and whether it was.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paddock_longhorn::messages::SyncFileInfo;
+
+use super::super::peer::{Info, Peer};
+use super::super::{Admin, Control};
+use super::{META, Prepared};
+use crate::longhorn::error::VolumeError;
+use crate::longhorn::member::Member;
+use crate::longhorn::options::ReplicaAddress;
+
+/// What a sync agent says that has transferred everything.
+const COMPLETE: &str = "complete";
+
+impl Control {
+    /// Has the new replica's files be those of another, as far as their names go, and the description of what it writes now. Returns what is to
+    /// be transferred.
+    pub(crate) async fn prepare_rebuild(
+        &self,
+        address: &ReplicaAddress,
+    ) -> Result<Prepared, VolumeError> {
+        let mut admin = self.administrate().await?;
+        let (member, peer) = self.rebuilt(&admin, address)?;
+        let (_, source) = self.source(&admin)?;
+        let sources = self.complete_members(&admin).map(|(_, peer)| peer);
+        let sources = sources.take(self.settings().sync_sources).collect();
+        // What an earlier transfer came to, or comes to yet, is not to be taken for this one's.
+        if peer.rebuild_status().await?.is_rebuilding {
+            let problem = "an earlier rebuild still gives it files; restart its process";
+            return Err(lacking(&peer, problem.to_owned()));
+        }
+        peer.reset_sync_agent().await?;
+        let frozen = self.shared.freeze().await;
+        let since = Instant::now();
+        let aligned = align(&peer, &source, admin.counts_revisions).await;
+        drop(frozen);
+        let frozen = since.elapsed();
+        let mut files = Vec::new();
+        for (file, disk) in aligned?.snapshots() {
+            for (name, size) in [(file.clone(), disk.size), (format!("{file}{META}"), 0)] {
+                files.push(SyncFileInfo {
+                    from_file_name: name.clone(),
+                    to_file_name: name,
+                    actual_size: size,
+                });
+            }
+        }
+        match &mut admin.rebuild {
+            Some(rebuild) if rebuild.member == member.id => rebuild.prepared = true,
+            _ => {
+                let problem = format!("the rebuild of {address} was given up");
+                return Err(self.state_error(problem));
+            }
+        }
+        Ok(Prepared {
+            files,
+            sources,
+            frozen,
+        })
+    }
+
+    /// Lets a replica be read that has been given everything, and has looked at its files again. Returns how long all I/O stood still. A replica that is
+    /// found to lack something is left; one whose rebuild is not that far is not.
+    pub(crate) async fn verify_rebuild(
+        &self,
+        address: &ReplicaAddress,
+    ) -> Result<Duration, VolumeError> {
+        let mut admin = self.administrate().await?;
+        let (member, peer) = self.rebuilt(&admin, address)?;
+        let prepared = admin
+            .rebuild
+            .is_some_and(|r| r.member == member.id && r.prepared);
+        if !prepared {
+            let problem = format!("replica {address} has not been prepared for its rebuild");
+            return Err(self.state_error(problem));
+        }
+        let transfer = peer.rebuild_status().await?;
+        if transfer.is_rebuilding {
+            let problem = format!("replica {address} is still being given its files");
+            return Err(self.state_error(problem));
+        }
+        let verified = match transfer.state == COMPLETE && transfer.error.is_empty() {
+            true => self.verify(&admin, &member, &peer).await,
+            false => Err(lacking(
+                &peer,
+                format!(
+                    "its files were not transferred: {:?} {}",
+                    transfer.state, transfer.error
+                ),
+            )),
+        };
+        admin.rebuild = None;
+        if let Err(error) = &verified {
+            self.shared.fail(&member, &error.to_string());
+        }
+        verified
+    }
+
+    async fn verify(
+        &self,
+        admin: &Admin,
+        member: &Arc<Member>,
+        peer: &Peer,
+    ) -> Result<Duration, VolumeError> {
+        let (_, source) = self.source(admin)?;
+        let frozen = self.shared.freeze().await;
+        let since = Instant::now();
+        let compared = async {
+            let (theirs, ours) = (source.get().await?, peer.get().await?);
+            if !alike(&theirs, &ours) {
+                let problem = "its files are not those of the others after the transfer";
+                return Err(lacking(peer, problem.to_owned()));
+            }
+            if admin.counts_revisions {
+                peer.set_revision_counter(theirs.revision_counter).await?;
+            }
+            if member.promote() {
+                return Ok(());
+            }
+            let problem = format!("replica {} failed while it was rebuilt", peer.address);
+            Err(self.state_error(problem))
+        };
+        let compared: Result<(), VolumeError> = compared.await;
+        drop(frozen);
+        let frozen = since.elapsed();
+        compared?;
+        self.record_replicas()?;
+        Ok(frozen)
+    }
+}
+
+fn lacking(peer: &Peer, problem: String) -> VolumeError {
+    VolumeError::Refused {
+        replica: peer.address.clone(),
+        action: "rebuilding it",
+        problem,
+    }
+}
+
+/// While no request is under way. Returns what the source has.
+async fn align(peer: &Peer, source: &Peer, counts_revisions: bool) -> Result<Info, VolumeError> {
+    if counts_revisions {
+        peer.set_revision_counter(0).await?;
+    }
+    let theirs = source.get().await?;
+    let ours = peer.get().await?;
+    for (file, _) in ours.snapshots() {
+        if !theirs.disks.contains_key(file) {
+            peer.remove_disk(file).await?;
+        }
+    }
+    let (from, to) = (
+        format!("{}{META}", theirs.head),
+        format!("{}{META}", ours.head),
+    );
+    peer.receive_from(source, &from, &to).await?;
+    Ok(theirs)
+}
+
+/// Whether two replicas have the same files below their heads, in the same order where order counts.
+fn alike(one: &Info, other: &Info) -> bool {
+    let chain = |info: &Info| info.chain.iter().skip(1).cloned().collect::<Vec<_>>();
+    let files = |info: &Info| {
+        let names = info.snapshots().map(|(name, _)| name.clone());
+        names.collect::<BTreeSet<_>>()
+    };
+    chain(one) == chain(other) && files(one) == files(other)
+}
