@@ -97,7 +97,7 @@ impl Machine {
         driver.add_bytes(&[&bytes(pages)], &[]);
         driver.kick();
         let used = driver.wait_used();
-        assert_eq!(used.written, []);
+        assert!(used.written.is_empty());
         self.memory.take()
     }
 

@@ -259,7 +259,7 @@ fn a_guest_that_does_not_read_leaves_data_in_the_socket() {
     let mut client = host.connect(PROBE);
     linux.wait_open(PROBE, true);
     client.set_nonblocking(true).unwrap();
-    let mut sent = Vec::new();
+    let mut sent = Vec::<u8>::new();
     let mut quiet = 0;
     while quiet < 20 {
         let piece: Vec<u8> = (0..5000_u32)

@@ -1,8 +1,8 @@
 //! Disks on NBD servers (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>), over TCP or a unix socket, with TLS if wanted.
 //!
 //! Each queue has a connection of its own where the server's cache is one for all connections (`NBD_FLAG_CAN_MULTI_CONN`), and drives it on its
-//! user's thread ([`queue`]). Otherwise all share one, which a thread has ([`funnel`]), for there a flush covers only what came by its own
-//! connection. Connecting blocks and is done by a thread of its own ([`session`]). The server may be hostile: what it sends is checked,
+//! user's thread (`queue`). Otherwise all share one, which a thread has (`funnel`), for there a flush covers only what came by its own
+//! connection. Connecting blocks and is done by a thread of its own (`session`). The server may be hostile: what it sends is checked,
 //! nothing is allocated by its numbers, and nothing waits for it without a deadline.
 //!
 //! # When the connection is lost

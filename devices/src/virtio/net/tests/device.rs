@@ -190,7 +190,7 @@ fn control_commands_are_obeyed_or_refused() {
     driver.offer(&[(4, false)], &[4, 0, 1, 0], false);
     driver.offer(&[(1, true)], &[], false);
     driver.notify();
-    assert_eq!(driver.wait().1, []);
+    assert!(driver.wait().1.is_empty());
     assert_eq!(driver.wait().1, [1]);
     assert_eq!(bench.backend.active_queues(), 1);
     bench.counted(|c| c.control_errors == 13);
