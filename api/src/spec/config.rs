@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::types::{
     AfterRetry, ByteSize, ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset,
 };
+use super::volume::{LonghornSocketConfig, VolumeConfig};
 
 /// A VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -241,7 +242,7 @@ pub struct BalloonConfig {
     pub free_page_reporting: Option<bool>,
 }
 
-/// A disk.
+/// A disk. Its content is in one place: `path`, `nbd`, `volume` or `longhorn_socket`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     default,
@@ -254,7 +255,7 @@ pub struct DiskConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
     pub id: Option<String>,
-    /// An image file or a block device. Required, unless there is `nbd`. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process,
+    /// An image file or a block device. Or `fd:N`, `fd:NAME`: a descriptor of one, passed to the process,
     /// by its number (3 or more) or its name in `LISTEN_FDNAMES`, each used once in the life of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, min_length = 1)]
@@ -262,6 +263,12 @@ pub struct DiskConfig {
     /// An export of an NBD server, in the place of `path`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<Box<NbdConfig>>,
+    /// A replicated volume, in place of a path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeConfig>,
+    /// A volume behind a running engine of Longhorn's, in place of a path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub longhorn_socket: Option<LonghornSocketConfig>,
     /// The image's format; `"raw"` by default. It is never guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<ImageFormat>,

@@ -18,6 +18,7 @@ use super::types::{
     ImageFormat, InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize,
     Uuid, VlanId, VmName,
 };
+use super::volume::{LonghornSocket, LonghornSocketConfig, Volume, VolumeConfig};
 
 /// A VM that can be built, as far as one can tell without looking at the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,6 +205,10 @@ pub enum DiskSource {
     File(DiskFile),
     /// On an NBD server.
     Nbd(NbdExport),
+    /// In a replicated volume.
+    Volume(Volume),
+    /// In a volume behind an engine of Longhorn's.
+    LonghornSocket(LonghornSocket),
 }
 
 /// An export of an NBD server.
@@ -458,6 +463,14 @@ impl From<&Disk> for DiskConfig {
                 backing: file.backing.as_ref().map(|b| Box::new(b.into())),
                 direct: Some(file.direct),
                 engine: Some(file.engine),
+                ..config
+            },
+            DiskSource::Volume(volume) => Self {
+                volume: Some(VolumeConfig::from(volume)),
+                ..config
+            },
+            DiskSource::LonghornSocket(socket) => Self {
+                longhorn_socket: Some(LonghornSocketConfig::from(socket)),
                 ..config
             },
             DiskSource::Nbd(export) => Self {

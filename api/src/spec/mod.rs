@@ -27,6 +27,7 @@ mod problem;
 mod source;
 pub mod types;
 mod validate;
+mod volume;
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ pub use source::{Draft, SpecError, SyntaxError};
 pub use types::{
     AfterRetry, ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
     ImageFormat, InterfaceName, MacAddr, Mtu, OnReset, PassedFd, PassedTap, PortName, QueueSize,
-    Uuid, ValueError, VlanId, VmName,
+    ReplicaAddress, Uuid, ValueError, VlanId, VmName, VolumeName,
 };
 pub(crate) use validate::cdroms::medium_path;
+pub use volume::{LonghornSocket, LonghornSocketConfig, Volume, VolumeConfig};

@@ -222,8 +222,9 @@ pub(super) fn tree_from_json(text: &str) -> Result<Value, SyntaxError> {
 }
 
 /// Where arrays belong: the keys on the way there, without indices.
-const ARRAYS: [&str; 6] = [
+const ARRAYS: [&str; 7] = [
     "/disks",
+    "/disks/volume/replicas",
     "/cdroms",
     "/nics",
     "/console/ports",

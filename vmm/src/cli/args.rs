@@ -394,6 +394,9 @@ pub struct SpecArgs {
     /// pause the VM, try again for retry-deadline=SECONDS). A qcow2 image's backing file is named in a spec. In the place of
     /// PATH nbd=URI, an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH; nbds with TLS, and with tls-ca=FILE,
     /// tls-certificate=FILE, tls-key=FILE, tls-hostname=NAME), for which requests wait for reconnect-deadline=SECONDS.
+    ///
+    /// In place of a path, volume=NAME,replica=HOST:PORT for a replicated volume, with a replica= for each replica, and size=SIZE, timeout=SECONDS (8 to 30),
+    /// revision-counter=on|off, salvage=on|off; or longhorn-socket=PATH,size=SIZE for one behind a running engine of Longhorn's.
     #[arg(long, value_name = "DISK", help_heading = "Devices")]
     pub disk: Vec<String>,
 

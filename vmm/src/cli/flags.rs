@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use paddock_api::spec::{
     BalloonConfig, CdromConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig,
-    DiskEngine, ImageFormat, MemoryConfig, NbdConfig, NbdTlsConfig, NicConfig, OnErrorConfig,
-    PortConfig, RetryConfig, TopologyConfig,
+    DiskEngine, ImageFormat, LonghornSocketConfig, MemoryConfig, NbdConfig, NbdTlsConfig,
+    NicConfig, OnErrorConfig, PortConfig, RetryConfig, TopologyConfig, VolumeConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -36,6 +36,13 @@ pub const DISK: Flag = Flag {
     bare: Some("path"),
     keys: &[
         "path",
+        "volume",
+        "replica",
+        "longhorn-socket",
+        "size",
+        "timeout",
+        "revision-counter",
+        "salvage",
         "format",
         "nbd",
         "tls-ca",
@@ -140,9 +147,12 @@ pub fn balloon(text: &str) -> Parsed<BalloonConfig> {
 /// Reads `--disk`.
 pub fn disk(text: &str) -> Parsed<DiskConfig> {
     let mut list = OptionList::parse(DISK, text);
+    let (volume, longhorn_socket) = volume(&mut list);
     let disk = DiskConfig {
         id: list.text("id"),
         path: list.text("path").map(PathBuf::from),
+        volume,
+        longhorn_socket,
         format: list.choice(
             "format",
             &[("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)],
@@ -210,6 +220,28 @@ fn on_error(list: &mut OptionList<'_>) -> Option<OnErrorConfig> {
         list.error("retry-deadline is for on-error=retry");
     }
     on_error
+}
+
+/// What `--disk` says of a volume, with an engine of our own or behind Longhorn's.
+fn volume(list: &mut OptionList<'_>) -> (Option<VolumeConfig>, Option<LonghornSocketConfig>) {
+    let socket = list.text("longhorn-socket").map(PathBuf::from);
+    let mut size = list.size("size");
+    let socket = socket.map(|path| LonghornSocketConfig {
+        path: Some(path),
+        size: size.take(),
+    });
+    let volume = VolumeConfig {
+        name: list.text("volume"),
+        replicas: list.texts("replica"),
+        size,
+        timeout: list.integer("timeout"),
+        revision_counter: list.switch("revision-counter"),
+        salvage: list.switch("salvage"),
+    };
+    (
+        (volume != VolumeConfig::default()).then_some(volume),
+        socket,
+    )
 }
 
 /// Reads `--cdrom`; without anything, a drive with an empty tray.
@@ -440,6 +472,33 @@ mod tests {
         ] {
             assert!(disk(bad).is_err(), "{bad}");
         }
+        assert_eq!(
+            disk(
+                "volume=v,replica=a:1,replica=[::1]:2,size=1G,timeout=9,revision-counter=off,salvage,readonly"
+            ),
+            Ok(DiskConfig {
+                volume: Some(VolumeConfig {
+                    name: Some("v".into()),
+                    replicas: vec!["a:1".into(), "[::1]:2".into()],
+                    size: Some(ByteSize::from_mib(1024)),
+                    timeout: Some(9),
+                    revision_counter: Some(false),
+                    salvage: Some(true),
+                }),
+                read_only: Some(true),
+                ..DiskConfig::default()
+            })
+        );
+        assert_eq!(
+            disk("longhorn-socket=/s,size=1G"),
+            Ok(DiskConfig {
+                longhorn_socket: Some(LonghornSocketConfig {
+                    path: Some("/s".into()),
+                    size: Some(ByteSize::from_mib(1024)),
+                }),
+                ..DiskConfig::default()
+            })
+        );
         let many = disk("a.img,readonly=1,direct=yes,queues=x,format=vmdk,nosuch").unwrap_err();
         assert_eq!(many.len(), 5, "{many:?}");
     }

@@ -84,9 +84,6 @@ impl<'a> OptionList<'a> {
             let detail = unknown_key(key, self.flag.keys);
             return self.error(detail);
         };
-        if self.pairs.iter().any(|(other, _)| *other == known) {
-            return self.error(format!("{known} is given twice"));
-        }
         self.pairs.push((known, value));
     }
 
@@ -101,14 +98,32 @@ impl<'a> OptionList<'a> {
 
     /// Takes out a text.
     pub fn text(&mut self, key: &str) -> Option<String> {
-        let at = self.pairs.iter().position(|(other, _)| *other == key)?;
-        match self.pairs.remove(at) {
-            (_, Some(value)) => Some(value),
-            (key, None) => {
-                self.error(format!("{key} needs a value: {key}=…"));
-                None
-            }
+        let first = self.take(key)?;
+        while self.take(key).is_some() {
+            self.error(format!("{key} is given twice"));
         }
+        self.value(first)
+    }
+
+    /// Takes out all texts of a key that may be given more than once.
+    pub fn texts(&mut self, key: &str) -> Vec<String> {
+        let mut texts = Vec::new();
+        while let Some(pair) = self.take(key) {
+            texts.extend(self.value(pair));
+        }
+        texts
+    }
+
+    fn take(&mut self, key: &str) -> Option<(&'static str, Option<String>)> {
+        let at = self.pairs.iter().position(|(other, _)| *other == key)?;
+        Some(self.pairs.remove(at))
+    }
+
+    fn value(&mut self, (key, value): (&'static str, Option<String>)) -> Option<String> {
+        if value.is_none() {
+            self.error(format!("{key} needs a value: {key}=…"));
+        }
+        value
     }
 
     /// Takes out a switch: `key`, `key=on` or `key=off`.
@@ -260,6 +275,17 @@ mod tests {
         assert_eq!(list.size("size"), Some(ByteSize::from_mib(1024)));
         assert_eq!(list.text("mode"), None);
         assert_eq!(list.finish(1), Ok(1));
+    }
+
+    #[test]
+    fn keys_that_may_be_given_more_than_once() {
+        let mut list = OptionList::parse(FLAG, "path=a,mode=x,path=b,,c");
+        assert_eq!(list.texts("path"), ["a", "b,c"]);
+        assert_eq!(list.texts("size"), [""; 0]);
+        assert_eq!(list.text("mode").as_deref(), Some("x"));
+        assert_eq!(list.finish(()), Ok(()));
+        let error = one_error("path=a,path", |list| assert_eq!(list.texts("path"), ["a"]));
+        assert!(error.ends_with("path needs a value: path=…"), "{error}");
     }
 
     #[test]

@@ -230,6 +230,7 @@ impl Driver {
     /// When it cannot be built, at the start or after a reset.
     pub async fn run(mut self) -> Result<Outcome, Error> {
         let result = self.turns.live(self.consoles, &mut self.changing).await;
+        self.changing.plugging.end();
         // Jobs that the end overtakes have failed before it is told.
         drop(self.changing);
         self.turns.processors.forget_job();

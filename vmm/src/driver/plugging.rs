@@ -313,13 +313,46 @@ impl Plugging {
         let Some(result) = result else {
             return self.not_added(id, job, None);
         };
-        match result.and_then(|device| machine.add(device)) {
+        let added = result.and_then(|device| {
+            machine.add(device).map_err(|refused| {
+                let (error, device) = *refused;
+                self.dispose(device);
+                error
+            })
+        });
+        match added {
             Ok(()) => {
                 tracing::info!(device = id, "plugged in");
                 self.inventory.settle(id);
                 job.succeed();
             }
             Err(error) => self.not_added(id, job, Some(&error)),
+        }
+    }
+
+    /// Closes a device that was never the machine's, which may block.
+    fn dispose(&self, device: OpenDevice) {
+        let held = self.held.clone();
+        tokio::task::spawn_blocking(move || {
+            drop(device);
+            drop(held);
+        });
+    }
+
+    /// The VM has ended: closes what was opened and never plugged in.
+    pub fn end(&mut self) {
+        let mut steps = std::mem::take(&mut self.waiting);
+        while let Some(step) = self.steps.try_join_next() {
+            steps.extend(step);
+        }
+        for step in steps {
+            if let Step::Opened {
+                result: Some(Ok(device)),
+                ..
+            } = step
+            {
+                self.dispose(device);
+            }
         }
     }
 

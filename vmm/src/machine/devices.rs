@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::disks;
+use super::volumes::OpenVolume;
 use crate::Error;
 use crate::disks::{Disks, OpenDisk};
 use crate::memory::RamReclaim;
@@ -102,7 +103,13 @@ pub struct OpenDevice {
 
 #[derive(Debug)]
 enum Part {
-    Disk(Box<spec::Disk>, Arc<OpenDisk>, Arc<blk::Counters>),
+    /// With the volume that it is, if its engine is ours.
+    Disk(
+        Box<spec::Disk>,
+        Arc<OpenDisk>,
+        Arc<blk::Counters>,
+        Option<OpenVolume>,
+    ),
     Cdrom(String, CdromHandle),
     Nic(Box<spec::Nic>, Nic),
     Console(Arc<ConsolePorts>),
@@ -133,16 +140,22 @@ impl OpenDevice {
     /// # Errors
     /// When it cannot be had.
     pub fn disk(pointer: &str, disk: &spec::Disk, disks: &Disks) -> Result<Self, Error> {
-        let (backend, opener) = disks::open(pointer, disk)?;
-        let open = disks.opened(disk.id.as_str(), backend, opener, disk.on_error);
+        let opened = disks::open(pointer, disk)?;
+        let open = disks.opened(disk.id.as_str(), opened.disk, opened.opener, disk.on_error);
         let counters = Arc::new(blk::Counters::new(disk.queues));
-        Self::new(Part::Disk(Box::new(disk.clone()), open, counters)).tried(pointer)
+        Self::new(Part::Disk(
+            Box::new(disk.clone()),
+            open,
+            counters,
+            opened.volume,
+        ))
+        .tried(pointer)
     }
 
     /// The disk that it is.
     pub(super) fn open_disk(&self) -> Option<&Arc<OpenDisk>> {
         match &self.part {
-            Part::Disk(_, open, _) => Some(open),
+            Part::Disk(_, open, ..) => Some(open),
             _ => None,
         }
     }
@@ -210,7 +223,7 @@ impl OpenDevice {
     #[must_use]
     pub fn meter(&self) -> Option<DeviceMeter> {
         match &self.part {
-            Part::Disk(_, _, counters) => Some(DeviceMeter::Disk(Arc::clone(counters))),
+            Part::Disk(_, _, counters, _) => Some(DeviceMeter::Disk(Arc::clone(counters))),
             Part::Cdrom(_, handle) => Some(DeviceMeter::Cdrom(handle.clone())),
             Part::Nic(_, nic) => Some(DeviceMeter::Nic(Arc::clone(&nic.counters))),
             Part::Console(ports) => Some(DeviceMeter::Console(ports.counters())),
@@ -231,7 +244,7 @@ impl OpenDevice {
         &self,
     ) -> Result<Box<dyn VirtioDevice>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(match &self.part {
-            Part::Disk(disk, open, counters) => Box::new(make_disk(disk, open, counters)?),
+            Part::Disk(disk, open, counters, _) => Box::new(make_disk(disk, open, counters)?),
             Part::Cdrom(id, handle) => Box::new(VirtioScsi::new(id, handle.clone())),
             Part::Nic(nic, open) => Box::new(make_nic(nic, open)?),
             Part::Console(ports) => Box::new(VirtioConsole::new("console", Arc::clone(ports))),
@@ -258,9 +271,13 @@ impl OpenDevice {
     /// in use any more.
     #[must_use]
     pub fn close(self) -> bool {
+        if let Part::Disk(_, _, _, Some(volume)) = &self.part {
+            // Ends what others do with it.
+            volume.close();
+        }
         let end = Instant::now() + RELEASE_DEADLINE;
         let is_last = || match &self.part {
-            Part::Disk(_, open, _) => open.is_unused(),
+            Part::Disk(_, open, ..) => open.is_unused(),
             Part::Nic(_, nic) => Arc::strong_count(&nic.backend) == 1,
             // The medium is the tray's, which stays with the VM.
             Part::Cdrom(..)

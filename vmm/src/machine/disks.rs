@@ -2,6 +2,7 @@
 //!
 //! Opening may block, as storage does, and runs on a blocking thread. What the guest does with a disk is the backend's business.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use paddock_api::spec::{
     self, DirectIo, DiskEngine, DiskFile, DiskSource, ImageFormat, NbdExport, PassedFd,
 };
 use paddock_storage::hold::Opener;
+use paddock_storage::longhorn::EngineSocket;
 use paddock_storage::nbd::{NbdIdentity, NbdTls};
 use paddock_storage::{
     Backing, BackingFormat, Direct, Disk, Engine, NbdDisk, NbdOptions, NbdUri, OpenError,
@@ -16,24 +18,66 @@ use paddock_storage::{
 };
 
 use super::devices::take_passed;
+use super::volumes::OpenVolume;
 use crate::Error;
 
 /// What stands behind a disk, and the way to open it anew, if it has a name for that.
-type Opened = (Arc<dyn Disk>, Option<Opener>);
+type Backend = (Arc<dyn Disk>, Option<Opener>);
+
+/// What stands behind a disk.
+pub(super) struct Opened {
+    pub(super) disk: Arc<dyn Disk>,
+    /// The way to open it anew, if it has a name for that.
+    pub(super) opener: Option<Opener>,
+    /// The volume that it is, if its engine is ours.
+    pub(super) volume: Option<OpenVolume>,
+}
 
 /// Opens what stands behind a disk. `pointer` is the disk's place in the spec.
 ///
 /// # Errors
 /// When it cannot be had.
 pub(super) fn open(pointer: &str, disk: &spec::Disk) -> Result<Opened, Error> {
-    match &disk.source {
-        DiskSource::File(file) => open_file(pointer, disk, file),
-        DiskSource::Nbd(export) => open_nbd(pointer, disk, export),
-    }
+    let (backend, volume) = match &disk.source {
+        DiskSource::File(file) => (open_file(pointer, disk, file)?, None),
+        DiskSource::Nbd(export) => (open_nbd(pointer, disk, export)?, None),
+        DiskSource::LonghornSocket(socket) => (open_socket(pointer, disk, socket)?, None),
+        DiskSource::Volume(volume) => {
+            let volume = OpenVolume::open(pointer, disk, volume)?;
+            // Replicas of an engine that has failed are opened again by nobody but whoever starts them anew.
+            ((volume.disk(), None), Some(volume))
+        }
+    };
+    let (disk, opener) = backend;
+    Ok(Opened {
+        disk,
+        opener,
+        volume,
+    })
+}
+
+/// Connects to the engine of a volume.
+fn open_socket(
+    pointer: &str,
+    disk: &spec::Disk,
+    socket: &spec::LonghornSocket,
+) -> Result<Backend, Error> {
+    let (path, size, read_only) = (socket.path.clone(), socket.size.bytes(), disk.read_only);
+    let connect = move || EngineSocket::open(&path, size, read_only);
+    let at = || format!("{pointer}/longhorn_socket/path");
+    let open = connect().map_err(|error| Error::part(at(), error))?;
+    tracing::info!(
+        disk = disk.id.as_str(),
+        socket = %socket.path.display(),
+        bytes = open.size(),
+        "disk opened"
+    );
+    let opener: Opener = Box::new(move || Ok(Arc::new(connect().map_err(io::Error::other)?)));
+    Ok((Arc::new(open), Some(opener)))
 }
 
 /// Connects to an NBD server.
-fn open_nbd(pointer: &str, disk: &spec::Disk, export: &NbdExport) -> Result<Opened, Error> {
+fn open_nbd(pointer: &str, disk: &spec::Disk, export: &NbdExport) -> Result<Backend, Error> {
     let uri: NbdUri = export
         .uri
         .parse()
@@ -66,7 +110,7 @@ fn open_nbd(pointer: &str, disk: &spec::Disk, export: &NbdExport) -> Result<Open
 }
 
 /// Opens an image file or a block device.
-fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Opened, Error> {
+fn open_file(pointer: &str, disk: &spec::Disk, file: &DiskFile) -> Result<Backend, Error> {
     let passed = match PassedFd::in_path(&file.path) {
         Some(passed) => Some(take_passed(&format!("{pointer}/path"), passed)?),
         None => None,
@@ -82,7 +126,7 @@ fn open_raw(
     disk: &spec::Disk,
     file: &DiskFile,
     passed: Option<OwnedFd>,
-) -> Result<Opened, OpenError> {
+) -> Result<Backend, OpenError> {
     let options = RawOptions {
         read_only: disk.read_only,
         direct: direct(file),
@@ -117,7 +161,7 @@ fn open_qcow2(
     disk: &spec::Disk,
     file: &DiskFile,
     passed: Option<OwnedFd>,
-) -> Result<Opened, OpenError> {
+) -> Result<Backend, OpenError> {
     let options = Qcow2Options {
         read_only: disk.read_only,
         direct: direct(file),
@@ -178,10 +222,14 @@ mod tests {
         assert!(status.success(), "{arguments:?}");
     }
 
-    fn open_disk(disk: &Value) -> Result<Arc<dyn Disk>, Error> {
+    fn open_all(disk: &Value) -> Result<Opened, Error> {
         let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
         let spec = VmSpec::from_json(&spec.to_string()).unwrap();
-        open("/disks/0", &spec.disks[0]).map(|(disk, _)| disk)
+        open("/disks/0", &spec.disks[0])
+    }
+
+    fn open_disk(disk: &Value) -> Result<Arc<dyn Disk>, Error> {
+        open_all(disk).map(|opened| opened.disk)
     }
 
     #[test]
@@ -234,12 +282,42 @@ mod tests {
         let raw = open_disk(&json!({"path": top})).unwrap();
         assert_eq!(raw.size(), 1 << 20);
         drop(raw);
-        let alone = open_disk(&json!({"path": top, "format": "qcow2"})).unwrap_err();
+        let alone = open_disk(&json!({"path": top, "format": "qcow2"}))
+            .err()
+            .unwrap();
         let text = crate::error::chain(&alone);
         let way = format!("\"backing\": {{\"path\": {base:?}, \"format\": \"qcow2\"}}");
         assert!(text.contains(&way), "{text}");
         let backing = json!({"path": base, "format": "qcow2"});
         let disk = json!({"path": top, "format": "qcow2", "backing": backing});
         assert_eq!(open_disk(&disk).unwrap().size(), 8 << 20);
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_opened_says_where_and_why() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = nobody.local_addr().unwrap().to_string();
+        drop(nobody);
+        let volume = json!({"name": "data", "replicas": [address]});
+        let error = open_disk(&json!({"volume": volume})).unwrap_err();
+        assert_eq!(error.pointer(), Some("/disks/0/volume"));
+        let text = crate::error::chain(&error);
+        for part in ["data", &address, "is its process running"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_volume_behind_an_engine() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let disk = json!({"longhorn_socket": {"path": path, "size": "1MiB"}});
+        let error = open_disk(&disk).unwrap_err();
+        assert_eq!(error.pointer(), Some("/disks/0/longhorn_socket/path"));
+        let _engine = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let open = open_all(&disk).unwrap();
+        assert_eq!(open.disk.size(), 1 << 20);
+        let again = open.opener.unwrap();
+        assert_eq!(again().unwrap().size(), 1 << 20);
     }
 }

@@ -11,6 +11,7 @@ mod firmware;
 pub mod resources;
 mod slots;
 mod smbios;
+pub mod volumes;
 
 use std::sync::Arc;
 
@@ -157,9 +158,11 @@ impl Machine {
     /// Plugs a device into the running machine and tells the guest, which looks by itself.
     ///
     /// # Errors
-    /// When there is no place for it or the host lacks something. The device is closed.
-    pub fn add(&mut self, mut device: OpenDevice) -> Result<(), Error> {
-        self.slots.hot_plug(&mut device)?;
+    /// When there is no place for it or the host lacks something. The device is given back, to be closed by whoever may block.
+    pub fn add(&mut self, mut device: OpenDevice) -> Result<(), Box<(Error, OpenDevice)>> {
+        if let Err(error) = self.slots.hot_plug(&mut device) {
+            return Err(Box::new((error, device)));
+        }
         self.resources.add(device);
         Ok(())
     }

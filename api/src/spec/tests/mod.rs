@@ -6,6 +6,7 @@ mod devices;
 mod passed;
 mod processors;
 mod properties;
+mod volumes;
 
 use serde_json::{Value, json};
 

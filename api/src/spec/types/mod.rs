@@ -5,6 +5,7 @@ mod choices;
 mod mac;
 mod number;
 mod passed;
+mod replica;
 mod text;
 
 pub use byte_size::{ByteSize, HugePageSize};
@@ -13,7 +14,8 @@ pub use mac::MacAddr;
 pub(crate) use number::in_range;
 pub use number::{Mtu, QueueSize, VlanId};
 pub use passed::{PassedFd, PassedTap};
-pub use text::{DeviceId, DiskSerial, InterfaceName, PortName, VmName};
+pub use replica::ReplicaAddress;
+pub use text::{DeviceId, DiskSerial, InterfaceName, PortName, VmName, VolumeName};
 pub use uuid::Uuid;
 
 use super::problem::ProblemCode;

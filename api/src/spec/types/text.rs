@@ -83,6 +83,13 @@ text!(
     "a disk serial number: 1 to 20 printable ASCII characters"
 );
 
+text!(
+    /// The name of a replicated volume: 1 to 128 of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, a letter or digit first.
+    VolumeName,
+    is_volume_name,
+    "a volume's name: 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
+);
+
 fn is_vm_name(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text
@@ -103,6 +110,10 @@ fn is_device_id(text: &str) -> bool {
 
 fn is_port_name(text: &str) -> bool {
     text.len() <= 63 && is_identifier(text)
+}
+
+fn is_volume_name(text: &str) -> bool {
+    text.len() <= 128 && is_identifier(text)
 }
 
 fn is_interface_name(text: &str) -> bool {
@@ -143,6 +154,10 @@ mod tests {
         table::<PortName>(
             &["org.qemu.guest_agent.0", &long[..63]],
             &["", ".", "a/b", &long],
+        );
+        table::<VolumeName>(
+            &["a", "pvc-6ba7b810-9dad-11d1-80b4-00c04fd430c8", &long[..63]],
+            &["", ".", "a/b", "a b", &"a".repeat(129)],
         );
         table::<InterfaceName>(
             &["tap0", "mgmt-br", "br.100", "ä", &long[..15]],

@@ -181,7 +181,7 @@ fn port(config: &PortConfig, at: &JsonPointer, problems: &mut Problems) -> Optio
 }
 
 /// A path for a socket to be made at, or one that was passed.
-fn socket_path(text: &Path) -> Result<PathBuf, ValueError> {
+pub(super) fn socket_path(text: &Path) -> Result<PathBuf, ValueError> {
     let path = passed_or_path(text)?;
     let length = path.as_os_str().len();
     if length > MAX_SOCKET_PATH {

@@ -12,6 +12,7 @@ use super::super::types::{
     DeviceId, DiskEngine, ImageFormat, PassedFd, QueueSize, ValueError, in_range,
 };
 use super::passed::passed_or_path;
+use super::volumes::{longhorn_socket, volume};
 use super::{nbd, optional, path};
 
 pub(super) const MAX_DISKS: usize = 128;
@@ -93,14 +94,55 @@ fn on_error(
 
 /// Where its content is.
 fn source(config: &DiskConfig, at: &JsonPointer, problems: &mut Problems) -> Option<DiskSource> {
+    let others = [
+        ("nbd", config.nbd.is_some()),
+        ("volume", config.volume.is_some()),
+        ("longhorn_socket", config.longhorn_socket.is_some()),
+    ];
+    let mut others = others.into_iter().filter(|(_, given)| *given);
+    let other = others.next();
+    if others.next().is_some() {
+        let detail =
+            "a disk's content is in one place; give only one of nbd, volume and longhorn_socket";
+        problems.add(at.clone(), ProblemCode::Conflict, detail);
+        return None;
+    }
+    if let Some((other, _)) = other {
+        without_file(config, other, at, problems);
+    }
     if let Some(nbd) = &config.nbd {
-        return nbd::export(config, nbd, at, problems).map(DiskSource::Nbd);
+        return nbd::export(nbd, &at.key("nbd"), problems).map(DiskSource::Nbd);
+    }
+    if let Some(config) = &config.volume {
+        return volume(config, &at.key("volume"), problems).map(DiskSource::Volume);
+    }
+    if let Some(config) = &config.longhorn_socket {
+        let at = at.key("longhorn_socket");
+        return longhorn_socket(config, &at, problems).map(DiskSource::LonghornSocket);
     }
     if config.path.is_none() {
-        let detail = "path is missing: name an image file or a block device, or give nbd";
-        problems.missing(at, &["path"], detail);
+        let detail = "path is missing: name an image file or a block device, or give nbd, volume or longhorn_socket";
+        let fields = ["path", "nbd", "volume", "longhorn_socket"];
+        problems.missing(at, &fields, detail);
     }
     file(config, at, problems).map(DiskSource::File)
+}
+
+/// Nothing is said of a file where the content is in `other`.
+fn without_file(config: &DiskConfig, other: &str, at: &JsonPointer, problems: &mut Problems) {
+    for (key, given) in [
+        ("path", config.path.is_some()),
+        ("format", config.format.is_some()),
+        ("backing", config.backing.is_some()),
+        ("direct", config.direct.is_some()),
+        ("engine", config.engine.is_some()),
+    ] {
+        if given {
+            let detail =
+                format!("{key} is for files and block devices; leave out {key} or {other}");
+            problems.add(at.key(key), ProblemCode::Conflict, detail);
+        }
+    }
 }
 
 /// A file or block device of the host's.

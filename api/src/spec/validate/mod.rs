@@ -12,6 +12,7 @@ mod disks;
 mod nbd;
 pub(super) mod passed;
 mod smbios;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::super::config::{DiskConfig, NbdConfig, NbdTlsConfig};
+use super::super::config::{NbdConfig, NbdTlsConfig};
 use super::super::machine::{NbdExport, NbdTls};
 use super::super::pointer::JsonPointer;
 use super::super::problem::{ProblemCode, Problems};
@@ -24,27 +24,13 @@ const DEFAULT_RECONNECT: u64 = 60_000;
 
 /// Checks a disk that is an export.
 pub(super) fn export(
-    disk: &DiskConfig,
     config: &NbdConfig,
     at: &JsonPointer,
     problems: &mut Problems,
 ) -> Option<NbdExport> {
-    for (key, given) in [
-        ("path", disk.path.is_some()),
-        ("format", disk.format.is_some()),
-        ("backing", disk.backing.is_some()),
-        ("direct", disk.direct.is_some()),
-        ("engine", disk.engine.is_some()),
-    ] {
-        if given {
-            let detail = format!("{key} is for files and block devices; leave out {key} or nbd");
-            problems.add(at.key(key), ProblemCode::Conflict, detail);
-        }
-    }
-    let at = at.key("nbd");
     if config.uri.is_none() {
         let detail = "uri is missing: write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH";
-        problems.missing(&at, &["uri"], detail);
+        problems.missing(at, &["uri"], detail);
     }
     let uri = optional(problems, &at.key("uri"), config.uri.as_deref(), uri);
     let tls = match &config.tls {
@@ -69,7 +55,7 @@ pub(super) fn export(
     match (demands_tls(&uri), &tls) {
         (true, None) => {
             let detail = "the URI demands TLS; give tls.ca, the CA of the server's certificate";
-            problems.missing(&at, &["tls"], detail);
+            problems.missing(at, &["tls"], detail);
             return None;
         }
         (false, Some(_)) => {

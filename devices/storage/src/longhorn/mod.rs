@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use self::control::{Control, ControlThread};
 use self::queue::VolumeQueue;
-use crate::{Capabilities, Disk, DiskQueue};
+use crate::{Capabilities, Disk, DiskQueue, ResizeError};
 
 #[cfg(feature = "controller")]
 pub use controller::{Controller, ControllerOptions};
@@ -222,6 +222,24 @@ impl Disk for Volume {
 
     fn size(&self) -> u64 {
         self.control.shared.size()
+    }
+
+    fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+        let present = Disk::size(self);
+        let Some(wanted) = size else {
+            return Ok(present);
+        };
+        if wanted < present {
+            let size = present;
+            return Err(ResizeError::Smaller { size, wanted });
+        }
+        if !wanted.is_multiple_of(SECTOR) {
+            let block = u32::try_from(SECTOR).unwrap_or(u32::MAX);
+            return Err(ResizeError::Block { block });
+        }
+        self.expand(wanted)
+            .map_err(|error| ResizeError::Io(io::Error::other(error)))?;
+        Ok(Disk::size(self))
     }
 
     fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn DiskQueue>> {

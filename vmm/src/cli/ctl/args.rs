@@ -227,6 +227,9 @@ pub struct AddDiskArgs {
     /// engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest, pause the VM, try again for
     /// retry-deadline=SECONDS). A comma in a value is written twice. A relative PATH starts here, not where the process of the
     /// VM does.
+    ///
+    /// In place of a path, volume=NAME,replica=HOST:PORT for a replicated volume, with a replica= for each replica, and size=SIZE, timeout=SECONDS (8 to 30),
+    /// revision-counter=on|off, salvage=on|off; or longhorn-socket=PATH,size=SIZE for one behind a running engine of Longhorn's.
     #[arg(
         value_name = "DISK",
         value_hint = clap::ValueHint::FilePath,

@@ -20,7 +20,9 @@ pub fn of_disk(disk: &mut DiskConfig) -> impl Iterator<Item = &mut PathBuf> {
     let tls = disk.nbd.as_mut().and_then(|nbd| nbd.tls.as_mut());
     let tls = tls.map(|tls| [&mut tls.ca, &mut tls.certificate, &mut tls.key]);
     let tls = tls.into_iter().flatten().filter_map(Option::as_mut);
-    disk.path.iter_mut().chain(tls)
+    let socket = disk.longhorn_socket.as_mut();
+    let socket = socket.and_then(|socket| socket.path.as_mut());
+    disk.path.iter_mut().chain(tls).chain(socket)
 }
 
 /// All of a spec.
@@ -73,7 +75,7 @@ mod tests {
     fn every_path_of_a_spec() {
         let mut config: VmConfig = serde_json::from_value(json!({
             "boot": {"kernel": "rel/k", "initramfs": "rel/i"},
-            "disks": [{"path": "rel/a"}, {"path": "/abs"}, {"path": ""}],
+            "disks": [{"path": "rel/a"}, {"path": "/abs"}, {"path": ""}, {"longhorn_socket": {"path": "rel/e"}}],
             "cdroms": [{"path": "rel/c"}, {}],
             "console": {
                 "serial": {"file": "rel/s"}, "serial_log": {"path": "rel/l"},
@@ -90,7 +92,7 @@ mod tests {
         let changed = found
             .iter()
             .filter(|text| text.starts_with(here.to_str().unwrap()));
-        assert_eq!(changed.count(), 9, "{found:?}");
+        assert_eq!(changed.count(), 10, "{found:?}");
         assert!(
             !found.iter().any(|text| text.starts_with("rel")),
             "{found:?}"

@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex as SyncMutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, MutexGuard, Notify, mpsc::unbounded_channel};
+use tokio::task::JoinSet;
 
 use self::limits::Settings;
 use self::peer::Peer;
@@ -174,12 +175,18 @@ impl Control {
         self.closed.store(true, Ordering::SeqCst);
         let live = self.live(&admin);
         let clean = self.shared.primary().is_none();
+        let mut closing = JoinSet::new();
         for (member, peer) in live {
             for socket in member.sockets() {
                 socket.shut_down();
             }
-            if clean && !hand_over && peer.close().await.is_err() {
-                tracing::warn!(volume = %self.options.name, replica = %peer.address, "it cannot be closed");
+            if clean && !hand_over {
+                closing.spawn(async move { (peer.close().await, peer) });
+            }
+        }
+        while let Some(closed) = closing.join_next().await {
+            if let Ok((Err(error), peer)) = closed {
+                tracing::warn!(volume = %self.options.name, replica = %peer.address, %error, "it cannot be closed");
             }
         }
         drop(frozen);

@@ -232,7 +232,7 @@ impl Peer {
     pub(crate) async fn close(&self) -> Result<Info, VolumeError> {
         let mut client = self.replica.clone();
         let call = client.replica_close(self.request(()));
-        self.replica("closing it", CALL, call).await
+        self.replica("closing it", CALL_WHILE_FROZEN, call).await
     }
 
     pub(crate) async fn reload(&self) -> Result<Info, VolumeError> {

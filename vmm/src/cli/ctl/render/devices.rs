@@ -65,7 +65,13 @@ pub(super) fn failure(failure: &DiskFailure) -> String {
 
 /// Where a disk's content is.
 pub(super) fn path(disk: &DiskConfig) -> String {
-    let path = disk.path.as_ref().map(|path| path.display().to_string());
+    if let Some(volume) = &disk.volume {
+        let name = volume.name.as_deref().unwrap_or_default();
+        return format!("volume {name} on {}", volume.replicas.join(", "));
+    }
+    let socket = disk.longhorn_socket.as_ref();
+    let path = socket.map_or(&disk.path, |socket| &socket.path);
+    let path = path.as_ref().map(|path| path.display().to_string());
     let uri = disk.nbd.as_ref().and_then(|nbd| nbd.uri.clone());
     path.or(uri).unwrap_or_default()
 }

@@ -1,0 +1,147 @@
+//! Replicated volumes behind disks, from the VM's beginning to its orderly end.
+//!
+//! Opening and closing wait for replicas, several seconds where one does not answer, and run on a blocking thread. Replicas of a volume that was not closed, for
+//! the process was killed, have to be started anew by whoever runs them before they are opened again.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use paddock_api::spec;
+use paddock_storage::longhorn::{
+    Nobody, ReplicaAddress, Taking, Volume, VolumeError, VolumeOptions,
+};
+use paddock_storage::{Capabilities, Disk, DiskQueue, ResizeError};
+
+use crate::Error;
+
+/// A volume that is the VM's until this is dropped, which closes it and blocks.
+#[derive(Debug)]
+pub struct OpenVolume(Arc<Volume>);
+
+impl OpenVolume {
+    /// Opens a volume. `pointer` is the disk's place in the spec.
+    ///
+    /// # Errors
+    /// When none of its replicas can be used.
+    pub(super) fn open(
+        pointer: &str,
+        disk: &spec::Disk,
+        volume: &spec::Volume,
+    ) -> Result<Self, Error> {
+        let wrong = |error: VolumeError| Error::part(format!("{pointer}/volume"), error);
+        let open =
+            options(disk, volume).and_then(|options| Volume::open(options, Arc::new(Nobody)));
+        let open = open.map_err(wrong)?;
+        tracing::info!(
+            disk = disk.id.as_str(),
+            volume = open.name(),
+            bytes = open.size(),
+            replicas = open.replicas().len(),
+            "disk opened"
+        );
+        Ok(Self(Arc::new(open)))
+    }
+
+    /// The disk that it is. Its users are counted apart from those of the volume.
+    pub(super) fn disk(&self) -> Arc<dyn Disk> {
+        Arc::new(VolumeDisk(Arc::clone(&self.0)))
+    }
+
+    /// Closes it, so that the next to open it finds it clean; again does no harm. Blocks.
+    pub(super) fn close(&self) {
+        if let Err(error) = self.0.close() {
+            tracing::error!(volume = self.0.name(), %error, "volume is not closed");
+        }
+    }
+}
+
+impl Drop for OpenVolume {
+    fn drop(&mut self) {
+        self.close();
+        tracing::info!(volume = self.0.name(), "volume closed");
+    }
+}
+
+/// A volume as a disk.
+#[derive(Debug)]
+struct VolumeDisk(Arc<Volume>);
+
+impl Disk for VolumeDisk {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    fn size(&self) -> u64 {
+        Disk::size(&*self.0)
+    }
+
+    fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+        self.0.resize(size)
+    }
+
+    fn repeats_flush(&self) -> bool {
+        self.0.repeats_flush()
+    }
+
+    fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+        self.0.open_queue(depth)
+    }
+}
+
+fn options(disk: &spec::Disk, volume: &spec::Volume) -> Result<VolumeOptions, VolumeError> {
+    let replicas = volume.replicas.iter();
+    let replicas = replicas.map(|replica| replica.to_string().parse::<ReplicaAddress>());
+    let name = volume.name.to_string();
+    Ok(VolumeOptions {
+        size: volume.size.map(spec::ByteSize::bytes),
+        revision_counter: volume.revision_counter,
+        taking: if volume.salvage {
+            Taking::Salvage
+        } else {
+            Taking::Open
+        },
+        timeout: Duration::from_secs(volume.timeout.into()),
+        read_only: disk.read_only,
+        ..VolumeOptions::new(name, replicas.collect::<Result<_, _>>()?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_api::spec::{DiskSource, VmSpec};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_the_spec_says_is_what_is_opened() {
+        let options = |volume: serde_json::Value| {
+            let disk = json!({"volume": volume, "read_only": true});
+            let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
+            let spec = VmSpec::from_json(&spec.to_string()).unwrap();
+            let DiskSource::Volume(volume) = &spec.disks[0].source else {
+                panic!("{spec:?}");
+            };
+            options(&spec.disks[0], volume).unwrap()
+        };
+        let replica = |text: &str| text.parse().unwrap();
+        let few = options(json!({"name": "v", "replicas": ["a:1", "[::1]:65533"]}));
+        let mut expected = VolumeOptions::new("v", vec![replica("a:1"), replica("[::1]:65533")]);
+        expected.read_only = true;
+        assert_eq!(few, expected);
+        let all = options(
+            json!({"name": "v", "replicas": ["a:1"], "size": "1MiB", "timeout": 30,
+            "revision_counter": false, "salvage": true}),
+        );
+        let expected = VolumeOptions {
+            size: Some(1 << 20),
+            timeout: Duration::from_secs(30),
+            revision_counter: Some(false),
+            taking: Taking::Salvage,
+            read_only: true,
+            ..VolumeOptions::new("v", vec![replica("a:1")])
+        };
+        assert_eq!(all, expected);
+    }
+}
