@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::disk::DiskFailure;
-use crate::spec::{DiskConfig, NicConfig};
+use crate::spec::{DiskConfig, DiskLimits, NicConfig};
 
 /// What can be added to a running VM and removed from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub struct Disk {
     /// Its size in bytes, while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// How much I/O the guest may do now.
+    #[serde(default)]
+    pub limits: DiskLimits,
     /// How it fails, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<DiskFailure>,

@@ -31,6 +31,7 @@ pub const CHECKED_IN: &str = include_str!("../openapi.json");
         handlers::read_disk,
         handlers::remove_disk,
         handlers::resize_disk,
+        handlers::limit_disk,
         handlers::list_nics,
         handlers::add_nic,
         handlers::read_nic,

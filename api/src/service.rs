@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::memory::Memory;
 use crate::metrics::Exposition;
 use crate::resource::{Action, Vm, VmState};
-use crate::spec::{SpecError, VmSpec, quoted};
+use crate::spec::{DiskLimits, SpecError, VmSpec, quoted};
 
 /// An answer that takes a while.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -76,6 +76,12 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When there is no such disk, it cannot be so large, or it is not possible now.
     fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>>;
+
+    /// Limits the guest's I/O on a disk from now on, and gives the disk as it then is. The limits were checked.
+    ///
+    /// # Errors
+    /// When there is no such disk, or it is not open.
+    fn limit_disk(&self, id: &str, limits: DiskLimits) -> Result<Disk, Refusal>;
 
     /// The VM's CD-ROM drives, in the order of its spec.
     ///

@@ -161,6 +161,9 @@ def prepare(operation: str, case: Case) -> None:
             case.body = {"tap": "tap-to-be"}
         case "read_disk" | "remove_disk":
             case.path_parameters["id"] = disk()
+        case "limit_disk":
+            case.path_parameters["id"] = disk()
+            case.body = {"iops": 1000}
         case "resize_disk":
             case.path_parameters["id"] = disk()
             case.body = {}

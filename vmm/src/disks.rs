@@ -4,6 +4,7 @@
 //! control plane's thread; told of failures on the disks' threads, which wait for nobody here. The guest decides what is asked of a disk, and the
 //! host how it fails: each failure is one event, and so is its end.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +13,11 @@ use paddock_api::disk::{DiskFailure, FailureHandling};
 use paddock_api::journal::Journal;
 use paddock_api::resource::EventKind;
 use paddock_api::service::Refusal;
-use paddock_api::spec::{AfterRetry, OnError};
+use paddock_api::spec::{AfterRetry, ByteSize, DiskLimits, OnError};
 use paddock_devices::virtio::blk::ConfigBell;
 use paddock_storage::hold::{Failure, Listener, News, Opener, Policy, Retry, Status, Then};
-use paddock_storage::{Disk, HoldingDisk, IoError, ResizeError};
+use paddock_storage::limit::{Limits, Rate, Throttled};
+use paddock_storage::{Disk, HoldingDisk, IoError, LimitedDisk, ResizeError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
@@ -28,10 +30,12 @@ const RESIZE_DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct OpenDisk {
     id: String,
-    /// What the device has.
+    /// What stands behind it.
     backend: Arc<dyn Disk>,
     /// The same, if failed requests are held.
     holding: Option<Arc<HoldingDisk>>,
+    /// What the device has: the same with limits.
+    limited: Arc<LimitedDisk>,
     bell: Arc<ConfigBell>,
 }
 
@@ -42,10 +46,29 @@ impl OpenDisk {
         &self.id
     }
 
-    /// What stands behind the device.
+    /// What the device has.
     #[must_use]
-    pub fn backend(&self) -> &Arc<dyn Disk> {
-        &self.backend
+    pub fn backend(&self) -> Arc<dyn Disk> {
+        Arc::clone(&self.limited) as _
+    }
+
+    /// How much I/O the guest may do.
+    #[must_use]
+    pub fn limits(&self) -> DiskLimits {
+        let Limits { requests, bytes } = self.limited.limits();
+        let of = |rate: Rate| rate.per_second.get();
+        DiskLimits {
+            iops: requests.map(of),
+            iops_burst: requests.map(|rate| rate.burst),
+            bandwidth: bytes.map(of).map(ByteSize::from_bytes),
+            bandwidth_burst: bytes.map(|rate| ByteSize::from_bytes(rate.burst)),
+        }
+    }
+
+    /// What limits have cost.
+    #[must_use]
+    pub fn throttled(&self) -> Throttled {
+        self.limited.throttled()
     }
 
     /// The way to its driver.
@@ -57,8 +80,7 @@ impl OpenDisk {
     /// Whether no device has it, nor anybody who is about to do something with it.
     #[must_use]
     pub fn is_unused(self: &Arc<Self>) -> bool {
-        let ours = 1 + usize::from(self.holding.is_some());
-        Arc::strong_count(self) == 1 && Arc::strong_count(&self.backend) == ours
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.limited) == 1
     }
 
     /// How it holds requests, if it may.
@@ -87,6 +109,20 @@ impl OpenDisk {
             requests: status.requests as u64,
             attempts: status.attempts.into(),
         })
+    }
+}
+
+/// Limits that were checked, for the data plane.
+fn limits(limits: DiskLimits) -> Limits {
+    let rate = |per_second: Option<u64>, burst: Option<u64>| {
+        let per_second = NonZeroU64::new(per_second?)?;
+        let burst = burst.unwrap_or(per_second.get() / 10);
+        Some(Rate { per_second, burst })
+    };
+    let bytes = |size: Option<ByteSize>| size.map(ByteSize::bytes);
+    Limits {
+        requests: rate(limits.iops, limits.iops_burst),
+        bytes: rate(bytes(limits.bandwidth), bytes(limits.bandwidth_burst)),
     }
 }
 
@@ -122,7 +158,7 @@ impl Disks {
         }
     }
 
-    /// A disk that was opened, with the policy of its spec. `opener` opens it anew, if that can be.
+    /// A disk that was opened, with the policy and the limits of its spec. `opener` opens it anew, if that can be.
     #[must_use]
     pub fn opened(
         &self,
@@ -130,6 +166,7 @@ impl Disks {
         disk: Arc<dyn Disk>,
         opener: Option<Opener>,
         on_error: OnError,
+        at_first: DiskLimits,
     ) -> Arc<OpenDisk> {
         let policy = match on_error {
             OnError::Report => None,
@@ -151,10 +188,13 @@ impl Disks {
             let disk = Arc::clone(&disk);
             Arc::new(HoldingDisk::new(disk, policy, opener, self.listener(id)))
         });
+        let backend = holding.clone().map_or(disk, |holding| holding as _);
+        let limited = LimitedDisk::new(Arc::clone(&backend), limits(at_first));
         Arc::new(OpenDisk {
             id: id.to_owned(),
-            backend: holding.clone().map_or(disk, |holding| holding as _),
+            backend,
             holding,
+            limited: Arc::new(limited),
             bell: Arc::default(),
         })
     }
@@ -242,19 +282,32 @@ impl Disks {
         }
     }
 
+    /// Limits the guest's I/O on a disk. `known` says whether the VM has such a disk at all.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn limit(&self, id: &str, wanted: DiskLimits, known: bool) -> Result<(), Refusal> {
+        let disk = self.open(id, known)?;
+        disk.limited.set(limits(wanted));
+        tracing::info!(disk = disk.id, limits = ?disk.limited.limits(), "disk limited");
+        Ok(())
+    }
+
+    /// The disk of this id, which is open.
+    fn open(&self, id: &str, known: bool) -> Result<Arc<OpenDisk>, Refusal> {
+        let (kind, name) = (DeviceKind::Disk, id.to_owned());
+        self.find(id).ok_or(match known {
+            true => Refusal::DiskClosed { id: name },
+            false => Refusal::NoDevice { kind, id: name },
+        })
+    }
+
     /// Makes a disk so large, or looks how large it has become, and tells its driver. `known` says whether the VM has such a disk at all.
     ///
     /// # Errors
     /// When it is not there, or cannot be so large.
     pub async fn resize(&self, id: &str, size: Option<u64>, known: bool) -> Result<(), Refusal> {
-        let id = id.to_owned();
-        let Some(disk) = self.find(&id) else {
-            let kind = DeviceKind::Disk;
-            return Err(match known {
-                true => Refusal::DiskClosed { id },
-                false => Refusal::NoDevice { kind, id },
-            });
-        };
+        let disk = self.open(id, known)?;
         let journal = Arc::clone(&self.journal);
         let Ok(place) = Arc::clone(&self.resizing).try_acquire_owned() else {
             return Err(Refusal::Busy);
@@ -325,7 +378,13 @@ mod tests {
         let (disks, journal) = disks();
         let memory = MemoryDisk::new(4096);
         memory.script([Fault::Error(IoError::Os(libc::ENOSPC))]);
-        let disk = disks.opened("data", Arc::new(memory), None, OnError::Stop);
+        let disk = disks.opened(
+            "data",
+            Arc::new(memory),
+            None,
+            OnError::Stop,
+            DiskLimits::default(),
+        );
         disks.attach(&disk);
         assert_eq!(disks.failures(), []);
         let mut queue = disk.backend().open_queue(4).unwrap();
@@ -372,8 +431,27 @@ mod tests {
         let raw = paddock_storage::RawOptions::new(image.path());
         let raw = Arc::new(paddock_storage::RawDisk::open(&raw).unwrap());
         let fixed = Arc::new(MemoryDisk::new(4096));
-        disks.attach(&disks.opened("raw", raw, None, OnError::Report));
-        disks.attach(&disks.opened("fixed", fixed, None, OnError::Stop));
+        let any = DiskLimits::default();
+        disks.attach(&disks.opened("raw", raw, None, OnError::Report, any));
+        disks.attach(&disks.opened("fixed", fixed, None, OnError::Stop, any));
+        let limits = DiskLimits {
+            iops: Some(1000),
+            bandwidth: Some(ByteSize::from_mib(1)),
+            bandwidth_burst: Some(ByteSize::from_mib(2)),
+            ..any
+        };
+        disks.limit("raw", limits, true).unwrap();
+        let now = disks.find("raw").unwrap().limits();
+        let iops_burst = Some(100);
+        assert_eq!(
+            now,
+            DiskLimits {
+                iops_burst,
+                ..limits
+            }
+        );
+        let refused = disks.limit("none", limits, false);
+        assert!(matches!(refused, Err(Refusal::NoDevice { .. })));
         disks.resize("raw", Some(2 << 20), true).await.unwrap();
         disks.resize("raw", None, true).await.unwrap();
         assert_eq!(image.as_file().metadata().unwrap().len(), 2 << 20);

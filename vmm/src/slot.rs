@@ -18,7 +18,7 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{self, CdromConfig, DiskConfig, NicConfig, VmConfig, VmSpec};
+use paddock_api::spec::{self, CdromConfig, DiskConfig, DiskLimits, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
@@ -186,6 +186,16 @@ impl VmService for VmSlot {
             .collect())
     }
 
+    fn limit_disk(&self, id: &str, limits: DiskLimits) -> Result<Disk, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        let spec = vm.changes().spec();
+        let found = spec.disks.iter().find(|disk| disk.id.as_str() == id);
+        vm.disks().limit(id, limits, found.is_some())?;
+        let (kind, id) = (DeviceKind::Disk, id.to_owned());
+        let found = found.map(|disk| disk_answer(&vm, disk));
+        found.ok_or(Refusal::NoDevice { kind, id })
+    }
+
     fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>> {
         let (vm, id) = (self.vm(), id.to_owned());
         Box::pin(async move {
@@ -344,6 +354,7 @@ fn disk_answer(vm: &VmHandle, disk: &spec::Disk) -> Disk {
         state,
         job,
         size: open.as_ref().map(|open| open.backend().size()),
+        limits: open.as_ref().map_or(disk.limits, |open| open.limits()),
         failure: open.and_then(|open| open.failure()),
         spec: DiskConfig::from(disk),
     }

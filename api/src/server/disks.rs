@@ -1,4 +1,4 @@
-//! Disks that are there: their size.
+//! Disks that are there: their size, and how much I/O the guest may do on them.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -10,7 +10,7 @@ use super::routes::Shared;
 use crate::device::{DeviceKind, Disk};
 use crate::disk::DiskSize;
 use crate::problem::{NotRead, NotServed, Problem};
-use crate::spec::read_json;
+use crate::spec::{DiskLimits, read_json};
 
 /// Make a disk larger, or look how large it has become
 ///
@@ -41,4 +41,33 @@ pub(crate) async fn resize_disk(
     let DiskSize { size } = read_json(&text)?;
     let size = size.map(|size| size.bytes());
     Ok(Json(shared.service.resize_disk(&id, size).await?))
+}
+
+/// Limit the guest's I/O on a disk
+///
+/// From now on, also for requests that wait already; a VM that is made anew begins with its spec's. Nothing (`{}`) lifts all limits.
+#[utoipa::path(
+    put,
+    path = "/api/v1/vm/disks/{id}/limits",
+    tag = "devices",
+    params(("id" = String, Path, description = "The disk's id.")),
+    request_body = DiskLimits,
+    responses(
+        (status = 200, description = "The disk, as it now is.", body = Disk),
+        (status = 404, description = "There is no VM, or no such disk.", body = Problem),
+        (status = 409, description = "The disk is not open.", body = Problem),
+        (status = 422, description = "The limits cannot be like that; `errors` has every reason.", body = Problem),
+        NotServed,
+        NotRead,
+    )
+)]
+pub(crate) async fn limit_disk(
+    State(shared): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<Disk>, Problem> {
+    let text = json_body(request, shared.limits).await?;
+    let id = device_id(DeviceKind::Disk, id)?;
+    let limits = read_json::<DiskLimits>(&text)?.checked()?;
+    Ok(Json(shared.service.limit_disk(&id, limits)?))
 }

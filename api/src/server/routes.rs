@@ -42,6 +42,11 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
             delete(devices::remove_disk),
         ),
         ("PUT", "/api/v1/vm/disks/{id}/size", put(disks::resize_disk)),
+        (
+            "PUT",
+            "/api/v1/vm/disks/{id}/limits",
+            put(disks::limit_disk),
+        ),
         ("GET", "/api/v1/vm/nics", get(devices::list_nics)),
         ("POST", "/api/v1/vm/nics", post(devices::add_nic)),
         ("GET", "/api/v1/vm/nics/{id}", get(devices::read_nic)),

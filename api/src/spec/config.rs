@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::problem::InvalidSpec;
 use super::types::{
     AfterRetry, ByteSize, ConsoleTarget, DirectIo, DiskEngine, ImageFormat, OnReset,
 };
@@ -300,6 +301,43 @@ pub struct DiskConfig {
     /// What becomes of a request that fails on the host; `"report"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_error: Option<OnErrorConfig>,
+    /// How much I/O the guest may do; any by default. Can be changed while the VM runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DiskLimits>,
+}
+
+/// How much I/O a guest may do on a disk: what comes too early waits. What is absent has no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "an object such as {\"iops\": 1000, \"bandwidth\": \"100MiB\"}"
+)]
+pub struct DiskLimits {
+    /// Requests a second, flushes excepted: 1 to 1000000000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1_000_000_000)]
+    pub iops: Option<u64>,
+    /// Requests at once, after a while with none: 1 to 1000000000; what a tenth of a second allows by default. Only with `iops`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1_000_000_000)]
+    pub iops_burst: Option<u64>,
+    /// Bytes a second, read and written: 4 KiB or more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<ByteSize>,
+    /// Bytes at once, after a while with none; what a tenth of a second allows by default. Only with `bandwidth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<ByteSize>,
+}
+
+impl DiskLimits {
+    /// Itself, if it can be.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn checked(self) -> Result<Self, InvalidSpec> {
+        super::validate::disks::checked_limits(self)
+    }
 }
 
 /// What becomes of a request that fails on the host. A discard that fails is always reported, and so is a flush through the host's page cache,

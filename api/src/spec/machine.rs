@@ -10,8 +10,8 @@ use serde::{Serialize, Serializer};
 
 use super::config::{
     BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
-    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NbdConfig, NbdTlsConfig, NicConfig,
-    OnErrorConfig, PortConfig, RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
+    CpuConfig, DiskConfig, DiskLimits, FirmwareConfig, MemoryConfig, NbdConfig, NbdTlsConfig,
+    NicConfig, OnErrorConfig, PortConfig, RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 use super::types::{
     AfterRetry, ByteSize, ConsoleTarget, DeviceId, DirectIo, DiskEngine, DiskSerial, HugePageSize,
@@ -178,6 +178,8 @@ pub struct Disk {
     pub serial: Option<DiskSerial>,
     /// What becomes of a request that fails on the host.
     pub on_error: OnError,
+    /// How much I/O the guest may do at first.
+    pub limits: DiskLimits,
 }
 
 /// What becomes of a request that fails on the host.
@@ -454,6 +456,7 @@ impl From<&Disk> for DiskConfig {
             queue_size: Some(disk.queue_size.get().into()),
             serial: disk.serial.as_ref().map(DiskSerial::to_string),
             on_error: Some(disk.on_error.into()),
+            limits: (disk.limits != DiskLimits::default()).then_some(disk.limits),
             ..Self::default()
         };
         match &disk.source {

@@ -34,8 +34,8 @@ mod tests;
 
 pub use config::{
     BackingConfig, BalloonConfig, BootConfig, CdromConfig, ConsoleConfig, ConsoleLogConfig,
-    CpuConfig, DiskConfig, FirmwareConfig, MemoryConfig, NbdConfig, NbdTlsConfig, NicConfig,
-    OnErrorConfig, PortConfig, RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
+    CpuConfig, DiskConfig, DiskLimits, FirmwareConfig, MemoryConfig, NbdConfig, NbdTlsConfig,
+    NicConfig, OnErrorConfig, PortConfig, RetryConfig, SmbiosConfig, TopologyConfig, VmConfig,
 };
 pub use machine::{
     Backing, Balloon, Boot, Cdrom, Console, ConsoleLog, Cpus, Disk, DiskFile, DiskSource,

@@ -1,4 +1,4 @@
-//! Disks that are there: resized, refused.
+//! Disks that are there: resized, limited, refused.
 
 use paddock_api::resource::VmState;
 use serde_json::json;
@@ -60,4 +60,27 @@ fn it_needs_a_disk_that_is_there() {
     assert_eq!(resize(&server, "{}").refusal(), (409, "wrong-state".into()));
     server.fake.finish_change();
     assert_eq!(resize(&server, "{}").status, 200);
+}
+
+#[test]
+fn limits_are_replaced_as_a_whole() {
+    const LIMITS: &str = "/api/v1/vm/disks/disk0/limits";
+    let server = Harness::start();
+    let disk = json!({"path": "/d", "limits": {"iops": 100, "bandwidth": "1MiB", "bandwidth_burst": "2MiB"}});
+    server.put(&json!({"boot": {"kernel": "/k"}, "disks": [disk]}).to_string());
+    server.fake.is_now(VmState::Running);
+    let now = || server.get("/api/v1/vm/disks/disk0").json()["limits"].clone();
+    assert_eq!(now()["iops"], 100);
+    for limits in [json!({"iops": 5, "iops_burst": 10}), json!({})] {
+        let answer = server.send("PUT", LIMITS, &limits.to_string());
+        assert_eq!((answer.status, &answer.json()["limits"]), (200, &limits));
+        assert_eq!(now(), limits);
+    }
+    let cases = [
+        (r#"{"iops": 0}"#, 422, "/iops", "out-of-range"),
+        (r#"{"bandwidth": 512}"#, 422, "/bandwidth", "out-of-range"),
+        (r#"{"iops_burst": 5}"#, 422, "/iops_burst", "conflict"),
+        (r#"{"bps": 5}"#, 422, "/bps", "unknown-field"),
+    ];
+    server.refuses("PUT", LIMITS, &cases);
 }

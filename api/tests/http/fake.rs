@@ -16,7 +16,7 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{ByteSize, VmConfig, VmSpec};
+use paddock_api::spec::{ByteSize, DiskConfig, DiskLimits, VmConfig, VmSpec};
 use paddock_api::timeline::Timeline;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -37,6 +37,7 @@ struct Inner {
     /// How much memory was asked for last.
     requested: Mutex<Option<u64>>,
     /// By a disk's id.
+    limits: Mutex<HashMap<String, DiskLimits>>,
     sizes: Mutex<HashMap<String, u64>>,
     /// What was put into a CD-ROM drive or taken out of it, by the drive's id.
     media: Mutex<HashMap<String, Option<PathBuf>>>,
@@ -60,6 +61,7 @@ impl Default for Fake {
             wanted: Mutex::default(),
             resize: Mutex::default(),
             requested: Mutex::default(),
+            limits: Mutex::default(),
             sizes: Mutex::default(),
             media: Mutex::default(),
             locked: AtomicBool::new(false),
@@ -206,7 +208,12 @@ impl Fake {
         self.0.sizes.lock().get(id).copied().unwrap_or(1 << 20)
     }
 
-    fn resize_one(&self, id: &str, size: Option<u64>) -> Result<Disk, Refusal> {
+    fn limits_of(&self, id: &str, spec: &DiskConfig) -> DiskLimits {
+        let limits = self.0.limits.lock().get(id).copied();
+        limits.or(spec.limits).unwrap_or_default()
+    }
+
+    fn open_disk(&self, id: &str) -> Result<Disk, Refusal> {
         let find = || {
             self.disks()
                 .map(|disks| disks.into_iter().find(|d| d.id == id))
@@ -216,14 +223,20 @@ impl Fake {
             let kind = DeviceKind::Disk;
             return Err(Refusal::NoDevice { kind, id });
         };
-        let Some(old) = disk.size else {
-            return Err(Refusal::DiskClosed { id });
-        };
+        match disk.size {
+            Some(_) => Ok(disk),
+            None => Err(Refusal::DiskClosed { id }),
+        }
+    }
+
+    fn resize_one(&self, id: &str, size: Option<u64>) -> Result<Disk, Refusal> {
+        let disk = self.open_disk(id)?;
+        let old = disk.size.unwrap_or_default();
         let new = size.unwrap_or(2 * old);
         if new < old {
             return Err(Refusal::DiskSize("it cannot shrink".to_owned()));
         }
-        self.0.sizes.lock().insert(id, new);
+        self.0.sizes.lock().insert(id.to_owned(), new);
         let size = Some(new);
         Ok(Disk { size, ..disk })
     }
@@ -330,11 +343,18 @@ impl VmService for Fake {
                 job,
                 size: (state != DeviceState::Adding).then(|| self.size_of(&id)),
                 failure: None,
+                limits: self.limits_of(&id, &spec),
                 id,
                 spec,
             }
         });
         Ok(disks.collect())
+    }
+
+    fn limit_disk(&self, id: &str, limits: DiskLimits) -> Result<Disk, Refusal> {
+        let disk = self.open_disk(id)?;
+        self.0.limits.lock().insert(id.to_owned(), limits);
+        Ok(Disk { limits, ..disk })
     }
 
     fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>> {

@@ -391,7 +391,7 @@ pub struct SpecArgs {
     ///
     /// format=raw|qcow2 (raw by default), readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the
     /// host's page cache), engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest,
-    /// pause the VM, try again for retry-deadline=SECONDS). A qcow2 image's backing file is named in a spec. In the place of
+    /// pause the VM, try again for retry-deadline=SECONDS), iops=N and bandwidth=SIZE (limits a second). A qcow2 image's backing file is named in a spec. In the place of
     /// PATH nbd=URI, an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH; nbds with TLS, and with tls-ca=FILE,
     /// tls-certificate=FILE, tls-key=FILE, tls-hostname=NAME), for which requests wait for reconnect-deadline=SECONDS.
     ///

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use paddock_api::spec::{
     BalloonConfig, CdromConfig, ConsoleLogConfig, ConsoleTarget, CpuConfig, DirectIo, DiskConfig,
-    DiskEngine, ImageFormat, LonghornSocketConfig, MemoryConfig, NbdConfig, NbdTlsConfig,
-    NicConfig, OnErrorConfig, PortConfig, RetryConfig, TopologyConfig, VolumeConfig,
+    DiskEngine, DiskLimits, ImageFormat, LonghornSocketConfig, MemoryConfig, NbdConfig,
+    NbdTlsConfig, NicConfig, OnErrorConfig, PortConfig, RetryConfig, TopologyConfig, VolumeConfig,
 };
 
 use super::options::{Flag, OptionError, OptionList, shown};
@@ -59,6 +59,8 @@ pub const DISK: Flag = Flag {
         "serial",
         "on-error",
         "retry-deadline",
+        "iops",
+        "bandwidth",
     ],
 };
 /// `--cdrom`
@@ -179,6 +181,7 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
         serial: list.text("serial"),
         on_error: on_error(&mut list),
         nbd: nbd(&mut list),
+        limits: limits(&mut list),
         ..DiskConfig::default()
     };
     list.finish(disk)
@@ -202,6 +205,15 @@ fn nbd(list: &mut OptionList<'_>) -> Option<Box<NbdConfig>> {
         list.error("tls-* and reconnect-deadline are for nbd=URI");
     }
     nbd.uri.is_some().then(|| Box::new(nbd))
+}
+
+fn limits(list: &mut OptionList<'_>) -> Option<DiskLimits> {
+    let limits = DiskLimits {
+        iops: list.integer("iops"),
+        bandwidth: list.size("bandwidth"),
+        ..DiskLimits::default()
+    };
+    (limits != DiskLimits::default()).then_some(limits)
 }
 
 fn on_error(list: &mut OptionList<'_>) -> Option<OnErrorConfig> {
@@ -425,6 +437,11 @@ mod tests {
                 serial: Some("S 1".into()),
                 ..DiskConfig::default()
             })
+        );
+        let limits = disk("a,iops=100,bandwidth=1M").unwrap().limits.unwrap();
+        assert_eq!(
+            (limits.iops, limits.bandwidth),
+            (Some(100), Some(ByteSize::from_mib(1)))
         );
         let retry = |seconds: Option<u64>| {
             Some(OnErrorConfig::Retry(RetryConfig {

@@ -141,7 +141,13 @@ impl OpenDevice {
     /// When it cannot be had.
     pub fn disk(pointer: &str, disk: &spec::Disk, disks: &Disks) -> Result<Self, Error> {
         let opened = disks::open(pointer, disk)?;
-        let open = disks.opened(disk.id.as_str(), opened.disk, opened.opener, disk.on_error);
+        let open = disks.opened(
+            disk.id.as_str(),
+            opened.disk,
+            opened.opener,
+            disk.on_error,
+            disk.limits,
+        );
         let counters = Arc::new(blk::Counters::new(disk.queues));
         Self::new(Part::Disk(
             Box::new(disk.clone()),
@@ -311,7 +317,7 @@ fn make_disk(
             .unwrap_or_default(),
         ..BlkOptions::default()
     };
-    let blk = Blk::new(disk.id.as_str(), Arc::clone(open.backend()), options)?;
+    let blk = Blk::new(disk.id.as_str(), open.backend(), options)?;
     let blk = blk.ringing_by(Arc::clone(open.bell()));
     Ok(blk.counting_in(Arc::clone(counters)))
 }

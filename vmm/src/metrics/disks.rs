@@ -78,6 +78,20 @@ pub(super) fn describe_open(to: &mut Exposition, disks: &Disks) {
     for disk in &open {
         sizes.sample(&[("disk", &disk.id())], disk.backend().size());
     }
+    let mut family = to.counter(
+        "paddock_disk_throttled_requests_total",
+        "Requests that waited for the disk's limits.",
+    );
+    for disk in &open {
+        family.sample(&[("disk", &disk.id())], disk.throttled().requests);
+    }
+    let mut family = to.counter(
+        "paddock_disk_throttled_seconds_total",
+        "Time that requests waited for the disk's limits.",
+    );
+    for disk in &open {
+        family.sample(&[("disk", &disk.id())], disk.throttled().time);
+    }
     let holding = open.iter().filter_map(|disk| Some((disk, disk.holding()?)));
     let holding: Vec<_> = holding.collect();
     let since = |status: &Status| {

@@ -4,12 +4,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::super::config::{BackingConfig, DiskConfig, OnErrorConfig};
+use super::super::config::{BackingConfig, DiskConfig, DiskLimits, OnErrorConfig};
 use super::super::machine::{Backing, Disk, DiskFile, DiskSource, OnError};
 use super::super::pointer::JsonPointer;
-use super::super::problem::{ProblemCode, Problems};
+use super::super::problem::{InvalidSpec, ProblemCode, Problems};
 use super::super::types::{
-    DeviceId, DiskEngine, ImageFormat, PassedFd, QueueSize, ValueError, in_range,
+    ByteSize, DeviceId, DiskEngine, ImageFormat, PassedFd, QueueSize, ValueError, in_range,
 };
 use super::passed::passed_or_path;
 use super::volumes::{longhorn_socket, volume};
@@ -17,6 +17,10 @@ use super::{nbd, optional, path};
 
 pub(super) const MAX_DISKS: usize = 128;
 const MAX_QUEUES: u64 = 64;
+/// Requests a second, and at once.
+const IOPS: RangeInclusive<u64> = 1..=1_000_000_000;
+/// Bytes a second, and at once. Less is no disk.
+const BANDWIDTH: RangeInclusive<u64> = 4096..=1 << 50;
 /// How long to try again what failed, in milliseconds.
 const DEADLINES: RangeInclusive<u64> = 1..=86_400_000;
 const DEFAULT_DEADLINE: u64 = 60_000;
@@ -53,6 +57,8 @@ pub(super) fn disk(
         str::parse,
     );
     let on_error = on_error(config.on_error, &at.key("on_error"), problems);
+    let limits = config.limits.unwrap_or_default();
+    let limits = check_limits(limits, &at.key("limits"), problems);
     Some(Disk {
         id: id?,
         source: source?,
@@ -61,7 +67,54 @@ pub(super) fn disk(
         queue_size: queue_size?.unwrap_or_default(),
         serial: serial?,
         on_error: on_error?,
+        limits: limits?,
     })
+}
+
+/// Limits by themselves.
+pub(in crate::spec) fn checked_limits(limits: DiskLimits) -> Result<DiskLimits, InvalidSpec> {
+    let mut problems = Problems::default();
+    let _ = check_limits(limits, &JsonPointer::root(), &mut problems);
+    problems.finish()?;
+    Ok(limits)
+}
+
+fn check_limits(
+    limits: DiskLimits,
+    at: &JsonPointer,
+    problems: &mut Problems,
+) -> Option<DiskLimits> {
+    let mut check = |key, what, value, range| {
+        optional(problems, &at.key(key), value, |value| {
+            in_range::<u64>(what, value, range)
+        })
+    };
+    let what = "requests a second";
+    let iops = check("iops", what, limits.iops, IOPS);
+    let burst = check("iops_burst", "requests at once", limits.iops_burst, IOPS);
+    let what = "bytes a second";
+    let bytes = limits.bandwidth.map(ByteSize::bytes);
+    let bandwidth = check("bandwidth", what, bytes, BANDWIDTH);
+    let bytes = limits.bandwidth_burst.map(ByteSize::bytes);
+    let more = check("bandwidth_burst", "bytes at once", bytes, BANDWIDTH);
+    for (of, burst, given) in [
+        (
+            "iops",
+            "iops_burst",
+            (limits.iops.is_none(), limits.iops_burst.is_some()),
+        ),
+        (
+            "bandwidth",
+            "bandwidth_burst",
+            (limits.bandwidth.is_none(), limits.bandwidth_burst.is_some()),
+        ),
+    ] {
+        if given == (true, true) {
+            let detail = format!("{burst} is a part of {of}, which is missing");
+            problems.add(at.key(burst), ProblemCode::Conflict, detail);
+        }
+    }
+    iops.and(burst).and(bandwidth).and(more).map(|_| limits)
 }
 
 /// What becomes of requests that fail.

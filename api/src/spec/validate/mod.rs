@@ -8,7 +8,7 @@ mod boot;
 pub(super) mod cdroms;
 mod console;
 mod devices;
-mod disks;
+pub(super) mod disks;
 mod nbd;
 pub(super) mod passed;
 mod smbios;

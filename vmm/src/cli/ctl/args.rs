@@ -205,6 +205,28 @@ pub enum DisksCommand {
     ///
     /// A file is made longer; a block device is grown on the host before. A disk never shrinks.
     Resize(ResizeDiskArgs),
+    /// Limit how much I/O the guest may do on a disk, from now on; what is not given has no limit
+    Limit(LimitDiskArgs),
+}
+
+/// `paddock ctl disks limit`
+#[derive(Debug, Args)]
+pub struct LimitDiskArgs {
+    /// Its id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub id: String,
+    /// Requests a second
+    #[arg(long, value_name = "COUNT")]
+    pub iops: Option<u64>,
+    /// Requests at once, after a while with none [default: those of a tenth of a second]
+    #[arg(long, value_name = "COUNT", requires = "iops")]
+    pub iops_burst: Option<u64>,
+    /// Bytes a second, read and written
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub bandwidth: Option<ByteSize>,
+    /// Bytes at once, after a while with none [default: those of a tenth of a second]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "bandwidth")]
+    pub bandwidth_burst: Option<ByteSize>,
 }
 
 /// `paddock ctl disks resize`

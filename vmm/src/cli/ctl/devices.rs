@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use hyper::Method;
 use paddock_api::device::{Disk, Nic};
 use paddock_api::disk::DiskSize;
-use paddock_api::spec::SyntaxError;
+use paddock_api::spec::{DiskLimits, SyntaxError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -43,6 +43,18 @@ pub async fn disks(session: &Session, command: &DisksCommand) -> Result<(), CtlE
             add(session, "disks", body, &args.more).await
         }
         DisksCommand::Remove(args) => remove(session, "disks", args).await,
+        DisksCommand::Limit(args) => {
+            let limits = DiskLimits {
+                iops: args.iops,
+                iops_burst: args.iops_burst,
+                bandwidth: args.bandwidth,
+                bandwidth_burst: args.bandwidth_burst,
+            };
+            let path = ["vm", "disks", &args.id, "limits"];
+            let call = Call::new(Method::PUT, &path).body(json!(limits).to_string());
+            let one = |page: &mut _, disk: &Disk| render::disks(page, std::slice::from_ref(disk));
+            session.show(call, one).await
+        }
         DisksCommand::Resize(args) => {
             let body = json!(DiskSize { size: args.size }).to_string();
             let call = Call::new(Method::PUT, &["vm", "disks", &args.id, "size"]).body(body);

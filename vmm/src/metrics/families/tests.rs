@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use paddock_api::metrics::{FamilyKind, Snapshot};
-use paddock_api::spec::{OnError, VmSpec};
+use paddock_api::spec::{DiskLimits, OnError, VmSpec};
 use paddock_devices::virtio::scsi::CdromHandle;
 use paddock_devices::virtio::{blk, net, rng};
 use paddock_storage::testing::{Fault, MemoryDisk};
@@ -82,7 +82,7 @@ fn open_disks() -> Disks {
     for (id, on_error) in [("held", OnError::Stop), ("plain", OnError::Report)] {
         let memory = MemoryDisk::new(4096);
         memory.script([Fault::Error(IoError::Os(5))]);
-        let disk = disks.opened(id, Arc::new(memory), None, on_error);
+        let disk = disks.opened(id, Arc::new(memory), None, on_error, DiskLimits::default());
         let mut queue = disk.backend().open_queue(1).unwrap();
         let operation = Operation::Flush;
         queue.submit(Request { tag: 0, operation });

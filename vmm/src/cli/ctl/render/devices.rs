@@ -15,7 +15,7 @@ pub fn disks(page: &mut Page, disks: &[Disk]) {
             Cell::state(&disk.state),
             Cell::new(disk.size.map(bytes).unwrap_or_default()),
             Cell::new(path(&disk.spec)),
-            Cell::new(disk_options(&disk.spec)),
+            Cell::new(disk_options(&with_limits(disk))),
             job(disk.job),
             disk.failure
                 .as_ref()
@@ -45,6 +45,14 @@ pub fn nics(page: &mut Page, nics: &[Nic]) {
 
 fn job(job: Option<u64>) -> Cell {
     Cell::new(job.map(|job| job.to_string()).unwrap_or_default())
+}
+
+/// What a disk is made of, with its present limits.
+fn with_limits(disk: &Disk) -> DiskConfig {
+    DiskConfig {
+        limits: Some(disk.limits),
+        ..disk.spec.clone()
+    }
 }
 
 /// How a disk fails.
@@ -102,6 +110,10 @@ pub(super) fn disk_options(disk: &DiskConfig) -> String {
         Some(OnErrorConfig::Stop) => options.push("stops on errors".to_owned()),
         Some(OnErrorConfig::Retry(_)) => options.push("retries".to_owned()),
     }
+    let limits = disk.limits.unwrap_or_default();
+    options.extend(limits.iops.map(|iops| format!("{iops} IOPS")));
+    let bandwidth = limits.bandwidth.map(|size| bytes(size.bytes()));
+    options.extend(bandwidth.map(|bandwidth| format!("{bandwidth}/s")));
     options.join(", ")
 }
 

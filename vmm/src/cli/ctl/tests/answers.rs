@@ -40,6 +40,7 @@ pub fn failure(disk: &str) -> Value {
 
 pub fn disk() -> Value {
     json!({"id": "data", "state": "removing", "job": 3, "size": 1 << 30, "failure": failure("data"),
+           "limits": {"iops": 100, "bandwidth": 10 << 20},
            "spec": {"id": "data", "path": "/srv/data.img", "read_only": false, "direct": "auto", "engine": "io_uring", "queues": 1,
                     "serial": "S1", "on_error": "stop"}})
 }

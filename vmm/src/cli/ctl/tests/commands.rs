@@ -10,7 +10,7 @@ use super::fake::{Fake, Request, answer, ctl, stream, text};
 use crate::cli::Status;
 
 /// A command line for each call of the API, and what it asks for.
-const CALLS: [(&str, &str, &str); 30] = [
+const CALLS: [(&str, &str, &str); 31] = [
     ("vm create --kernel k", "PUT /api/v1/vm", "PUT /api/v1/vm"),
     ("vm show", "GET /api/v1/vm", "GET /api/v1/vm"),
     ("vm delete", "DELETE /api/v1/vm", "DELETE /api/v1/vm"),
@@ -34,6 +34,11 @@ const CALLS: [(&str, &str, &str); 30] = [
         "disks remove data --deadline 5",
         "DELETE /api/v1/vm/disks/{id}",
         "DELETE /api/v1/vm/disks/data?deadline_ms=5000",
+    ),
+    (
+        "disks limit data --iops 100 --bandwidth 10M",
+        "PUT /api/v1/vm/disks/{id}/limits",
+        "PUT /api/v1/vm/disks/data/limits",
     ),
     (
         "disks resize data 20G",
@@ -137,7 +142,9 @@ fn right(request: &Request) -> Vec<u8> {
         ("POST", ["vm", "actions", _]) => (202, Value::Null),
         (_, ["vm"]) => (201, answers::vm("running")),
         ("GET", ["vm", "disks"]) => (200, json!([answers::disk()])),
-        ("GET", ["vm", "disks", _]) | ("PUT", ["vm", "disks", _, "size"]) => (200, answers::disk()),
+        ("GET", ["vm", "disks", _]) | ("PUT", ["vm", "disks", _, "size" | "limits"]) => {
+            (200, answers::disk())
+        }
         ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
         ("GET", ["vm", "nics", _]) => (200, answers::nic()),
         (_, ["vm", "disks" | "nics", ..]) => (202, answers::job("succeeded")),
@@ -259,8 +266,8 @@ last event  2
     assert_eq!(
         fake.ctl("disks list").well(),
         "\
-ID    STATE     SIZE   PATH           OPTIONS                               JOB  FAILURE
-data  removing  1 GiB  /srv/data.img  serial S1, io_uring, stops on errors  3    \
+ID    STATE     SIZE   PATH           OPTIONS                                                   JOB  FAILURE
+data  removing  1 GiB  /srv/data.img  serial S1, io_uring, stops on errors, 100 IOPS, 10 MiB/s  3    \
 No space left on device (errno 28) since 2023-11-14T22:13:20.123Z: stopped; requests: 2, attempts: 1
 "
     );
