@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use paddock_longhorn::wire::MAX_DATA;
 use rustix::event::{Timespec, epoll};
@@ -448,23 +448,6 @@ impl DiskQueue for VolumeQueue {
     fn in_flight(&self) -> usize {
         self.in_flight
     }
-
-    fn drain(&mut self, deadline: Duration, completions: &mut Vec<Completion>) -> io::Result<()> {
-        let end = Instant::now() + deadline;
-        self.kick();
-        loop {
-            self.reap(completions);
-            if self.in_flight == 0 {
-                return Ok(());
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            // What is watched would wake us up for nothing: it is not ours to look at.
-            crate::fd::wait_readable(self.epoll.as_fd(), end)?;
-        }
-    }
 }
 
 impl Drop for VolumeQueue {
@@ -473,20 +456,26 @@ impl Drop for VolumeQueue {
             let _ = self.drain(DROP_DEADLINE, &mut Vec::new());
         }
         self.shared.remove_post(self.post.id);
-        if self.begun > 0 {
-            // A replica may yet do a write that it was sent. Its range stays taken: whoever wrote there could be overtaken.
-            tracing::error!(volume = %self.shared.name, requests = self.begun,
-                "a queue ends while replicas still have requests of it");
-        }
+        self.leave_debtors();
         for number in 0..self.requests.len() {
-            let Some(request) = self.requests[number].take() else {
-                continue;
-            };
-            let waits = request.phase == Phase::Waiting;
-            if let (Some(range), true) = (request.range, waits) {
+            let taken = self.requests[number].take();
+            if let Some(range) = taken.and_then(|request| request.range) {
                 let number = u32::try_from(number).unwrap_or(u32::MAX);
                 self.shared
                     .release(range, number, &self.post, &mut Vec::new());
+            }
+        }
+    }
+}
+
+impl VolumeQueue {
+    /// Leaves replicas that still have writes of a queue that ends: they may yet do them, and would overtake whoever writes there next.
+    fn leave_debtors(&self) {
+        let asked = |request: &InFlight| request.writes() && request.phase == Phase::Asked;
+        if self.requests.iter().flatten().any(asked) {
+            for session in self.sessions.iter().filter(|session| session.owes()) {
+                let reason = "it did not answer before its queue ended";
+                self.shared.fail(&session.member, reason);
             }
         }
     }

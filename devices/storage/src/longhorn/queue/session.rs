@@ -111,6 +111,11 @@ impl Session {
         }
     }
 
+    /// Whether answers of the replica are to come.
+    pub(super) fn owes(&self) -> bool {
+        self.outstanding > 0
+    }
+
     pub(super) fn link(&mut self) -> &mut Link {
         &mut self.link
     }

@@ -206,3 +206,20 @@ fn only_the_primary_is_read_while_there_is_one() {
         assert_eq!(contents(&buffer), [9; 512]);
     }
 }
+
+#[test]
+fn a_replica_that_owes_an_answer_when_a_queue_ends_is_left() {
+    let mut bench = Bench::new(2, 2, 64 * K);
+    bench.queues[0].submit(Request {
+        tag: 1,
+        operation: write(0, 1, 512),
+    });
+    bench.queues[0].kick();
+    assert!(bench.replicas[0].answer(0, Manner::Well));
+    bench.replicas[1].receive();
+    drop(bench.queues.remove(0));
+    assert_eq!(bench.modes(), [Mode::ReadWrite, Mode::Failed]);
+    // Nobody waits for what the queue had to itself.
+    assert_eq!(bench.run(0, write(0, 2, 512)), Ok(()));
+    assert_eq!(bench.replicas[0].bytes[0], 2);
+}
