@@ -1,0 +1,172 @@
+//! What becomes of a disk's errors, and disks that grow and are limited, as a guest on real KVM sees it.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::fs::File;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite};
+use paddock_tests::Vm;
+use paddock_tests::host::run;
+use serde_json::json;
+
+const MIB: u64 = 1 << 20;
+const LONG: Duration = Duration::from_secs(300);
+
+/// A VM with an API and a disk.
+fn boot(path: &Path, more: &str) -> Vm {
+    let disk = format!("path={},id=data{more}", path.display());
+    Vm::builder().api().args(["--disk", &disk]).boot()
+}
+
+fn image(directory: &Path, size: u64) -> std::path::PathBuf {
+    let path = directory.join("disk.img");
+    File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+/// Megabytes from an offset on.
+fn area(offset: u64, length: u64) -> Area {
+    let mut area = Area::new("/dev/vda", length, 5);
+    area.offset = offset;
+    area.block_size = 1 << 20;
+    area
+}
+
+fn write_and_verify(vm: &Vm, area: &Area) {
+    let mut write = BlocksWrite::new(area.clone());
+    write.flush = true;
+    let written = vm.call_within(write, LONG);
+    assert!(written.is_clean(), "{written:?}");
+    let verified = vm.call_within(BlocksVerify::new(area.clone()), LONG);
+    assert!(verified.is_clean(), "{verified:?}");
+}
+
+#[test]
+fn a_full_host_stops_the_vm_until_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let mount = directory.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let at = mount.display();
+    run(&format!("mount -t tmpfs -o size=16M tmpfs {at}"));
+    let vm = boot(&image(&mount, 64 * MIB), ",on-error=stop");
+    let api = vm.api();
+    let mut events = api.events(0);
+    events.wait_for_state("running");
+    let area = area(0, 48 * MIB);
+    let written = thread::scope(|scope| {
+        let writer = scope.spawn(|| vm.call_within(BlocksWrite::new(area.clone()), LONG));
+        let error = events.wait_for("disk-error");
+        assert_eq!(
+            (&error["disk"], &error["errno"]),
+            (&json!("data"), &json!(28)),
+            "{error}"
+        );
+        events.wait_for_state("paused");
+        let failures = api.get("/vm").body["disk_failures"].clone();
+        assert_eq!(
+            (&failures[0]["disk"], &failures[0]["errno"]),
+            (&json!("data"), &json!(28))
+        );
+        // There is still no room: it stops again, and nothing is lost.
+        assert_eq!(api.act("resume").status, 202);
+        events.wait_for_state("running");
+        events.wait_for_state("paused");
+        run(&format!("mount -o remount,size=128M {at}"));
+        assert_eq!(api.act("resume").status, 202);
+        events.wait_for("disk-recovered");
+        writer.join().unwrap()
+    });
+    assert!(written.is_clean(), "the guest saw an error: {written:?}");
+    let verified = vm.call_within(BlocksVerify::new(area), LONG);
+    assert!(verified.is_clean(), "{verified:?}");
+    assert!(
+        api.get("/vm").body["disk_failures"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+    );
+    vm.power_off();
+    run(&format!("umount {at}"));
+}
+
+#[test]
+fn a_disk_that_is_tried_again_recovers_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let mount = directory.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let at = mount.display();
+    run(&format!("mount -t tmpfs -o size=16M tmpfs {at}"));
+    let vm = boot(&image(&mount, 64 * MIB), ",on-error=retry");
+    let api = vm.api();
+    let mut events = api.events(0);
+    let area = area(0, 48 * MIB);
+    let written = thread::scope(|scope| {
+        let writer = scope.spawn(|| vm.call_within(BlocksWrite::new(area.clone()), LONG));
+        events.wait_for("disk-error");
+        assert_eq!(api.state(), "running");
+        run(&format!("mount -o remount,size=128M {at}"));
+        events.wait_for("disk-recovered");
+        writer.join().unwrap()
+    });
+    assert!(written.is_clean(), "the guest saw an error: {written:?}");
+    let verified = vm.call_within(BlocksVerify::new(area), LONG);
+    assert!(verified.is_clean(), "{verified:?}");
+    vm.power_off();
+    run(&format!("umount {at}"));
+}
+
+#[test]
+fn a_disk_grows_and_the_guest_uses_what_is_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let vm = boot(&image(directory.path(), 64 * MIB), "");
+    assert_eq!(vm.info().disks[0].size, 64 * MIB);
+    let answer = vm.api().request(
+        "PUT",
+        "/vm/disks/data/size",
+        Some(&json!({"size": "96MiB"})),
+    );
+    assert_eq!(
+        (answer.status, &answer.body["size"]),
+        (200, &json!(96 * MIB)),
+        "{answer:?}"
+    );
+    vm.wait_until(
+        "the guest does not see the new size",
+        Duration::from_secs(30),
+        || vm.info().disks[0].size == 96 * MIB,
+    );
+    write_and_verify(&vm, &area(60 * MIB, 36 * MIB));
+    vm.power_off();
+}
+
+#[test]
+fn a_limited_disk_takes_its_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let vm = boot(&image(directory.path(), 64 * MIB), "");
+    let limits = json!({"bandwidth": "4MiB"});
+    let answer = vm
+        .api()
+        .request("PUT", "/vm/disks/data/limits", Some(&limits));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let before = Instant::now();
+    write_and_verify(&vm, &area(0, 12 * MIB));
+    // Twice 12 MiB at 4 MiB a second, less what may come at once.
+    assert!(
+        before.elapsed() > Duration::from_secs(3),
+        "{:?}",
+        before.elapsed()
+    );
+    let answer = vm
+        .api()
+        .request("PUT", "/vm/disks/data/limits", Some(&json!({})));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    vm.power_off();
+}
