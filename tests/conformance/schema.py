@@ -30,7 +30,14 @@ METHODS = {"get", "put", "post", "delete"}
 GENERAL = {"403", "405", "408", "413", "503"}
 """Refusals that have nothing to do with the operation, or that no small request meets; the tests of the `api` crate meet them."""
 
-WITH_A_VM = {"add_disk": {"422"}, "add_nic": {"422"}, "cancel_job": {"409"}, "read_memory_statistics": {"409"}}
+WITH_A_VM = {
+    "add_disk": {"422"},
+    "add_nic": {"422"},
+    "cancel_job": {"409"},
+    "limit_disk": {"409"},
+    "read_memory_statistics": {"409"},
+    "resize_disk": {"409"},
+}
 """Refusals that take a VM that runs, or has run."""
 
 EVENTS = {"events": {"200"}}

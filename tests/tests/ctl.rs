@@ -139,7 +139,10 @@ fn disks_come_and_go(vm: &Vm, ctl: &Ctl, directory: &TempDir) {
         vm.has_disk("DATA")
     });
     let listed = ctl.well(&["disks", "list"]);
-    let line = format!("data  present  {}  read-only, serial DATA", path.display());
+    let line = format!(
+        "data  present  16 MiB  {}  read-only, serial DATA",
+        path.display()
+    );
     assert!(listed.contains(&line), "{listed}");
     assert_eq!(ctl.json(&["disks", "show", "data"])["state"], "present");
     // Every mistake of a second one, at its place.

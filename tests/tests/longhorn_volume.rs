@@ -373,7 +373,7 @@ fn a_replica_whose_answers_are_lost_is_left_after_the_timeout() {
     let mut set = Set::start("cable", false);
     let network = Arc::new(Network::new());
     set.options.network = Some(Arc::clone(&network));
-    set.replicas.remove(1);
+    set.replicas.pop();
     set.add();
     let volume = set.open();
     let mut user = User::new(&volume);

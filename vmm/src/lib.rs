@@ -14,6 +14,7 @@ pub mod balloon;
 pub mod boot;
 pub mod cdrom;
 pub mod cli;
+pub mod code;
 pub mod console;
 pub mod cpu;
 pub mod disks;

@@ -106,6 +106,7 @@ impl Turns {
                 self.life.set(VmState::Running);
             }
             crate::heap::trim();
+            crate::code::trim();
             if tell {
                 tracing::info!("guest started");
             }
