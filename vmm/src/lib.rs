@@ -32,6 +32,7 @@ pub mod metrics;
 pub mod processors;
 pub mod slot;
 pub mod smbios;
+pub mod stack;
 pub mod systemd;
 pub mod terminal;
 pub mod variables;

@@ -107,6 +107,7 @@ impl Turns {
             }
             crate::heap::trim();
             crate::code::trim();
+            crate::stack::trim();
             if tell {
                 tracing::info!("guest started");
             }
