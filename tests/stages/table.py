@@ -261,12 +261,23 @@ BENCH_HELD = ["api", "overhead", "overhead-anonymous", "size", "storage-freeze"]
 """Figures that hardly depend on what else the machine does, or are far from their limits: their goals are held. The others are ratios of times,
 which only tests/bench on an idle machine can judge: here they have to come about."""
 
+BENCH_QUICK = [
+    *BENCH_HELD,
+    "boot",
+    "block-read-1",
+    "firmware-app",
+    "storage-engine-latency-randwrite",
+    "storage-stack-bandwidth-write",
+    "storage-raw-randread-1",
+]
+"""One figure of each kind, so that none breaks unseen; all of them take too long for CI, and run under the soak."""
+
 BENCH_DEADLINE = 25 * MINUTE
 BENCH_DEADLINE_SOAK = 90 * MINUTE
 
 
 def bench(steps: Steps) -> None:
-    """The benchmarks: a round of all of them; under the soak as many rounds as they take."""
+    """The benchmarks: a round of one of each kind; under the soak all of them, and as many rounds as they take."""
     code, reports = _bench(steps)
     if code in (LAB_DEADLINE, LAB_FAILED):
         steps.say("UNSTEADY: the lab's host died or hung under tests/bench; once more")
@@ -283,7 +294,7 @@ def bench(steps: Steps) -> None:
 
 def _bench(steps: Steps) -> tuple[int, list[dict[str, Any]]]:
     """Runs tests/bench; returns its exit code and its reports."""
-    arguments, deadline = ([], BENCH_DEADLINE_SOAK) if steps.soak else (["--rounds", "1"], BENCH_DEADLINE)
+    arguments, deadline = ([], BENCH_DEADLINE_SOAK) if steps.soak else ([*BENCH_QUICK, "--rounds", "1"], BENCH_DEADLINE)
     lines: list[str] = []
     code = steps.program(["tests/bench", "--json", *arguments], deadline=deadline, on_line=lines.append)
     first = next((number for number, line in enumerate(lines) if line == "["), None)
