@@ -278,6 +278,12 @@ class Running(unittest.TestCase):
         self.assertEqual(self.steps.program(["sh", "-c", "sleep 60 & sleep 60"], deadline=0.5), DEADLINE)
         self.assertLess(time.monotonic() - began, 30)
 
+    def test_hung_program_of_root_ends_by_itself(self) -> None:
+        began = time.monotonic()
+        command = table.native(["sh", "-c", "setsid sleep 60 & sleep 60"], deadline=1)
+        self.assertEqual(self.steps.program(command, deadline=50), 137)
+        self.assertLess(time.monotonic() - began, 30)
+
     def test_missing_program(self) -> None:
         self.assertEqual(self.steps.program(["/nonexistent"], deadline=1), 127)
 

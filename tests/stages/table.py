@@ -230,21 +230,27 @@ exit $code
 """
 
 
-# Runs a test binary as PID 1's child in a namespace: with PID 1, all that the tests started ends.
-NATIVE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", "sh", "-c", '"$@"; exit $?', "sh"]
+NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", "sh", "-c", '"$@"; exit $?', "sh"]
+"""What runs a program as PID 1's child in a namespace of its own: with PID 1, all that it has started ends."""
+
+
+def native(command: list[str], *, deadline: float) -> list[str]:
+    """What runs a program as root, with all that it starts ended at the deadline. A user's runner may not end what is root's, hence `timeout`."""
+    as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CI,PADDOCK_BIN,PADDOCK_SOAK"]
+    return [*as_root, "timeout", "--signal=KILL", f"{deadline:.0f}", *NAMESPACE, *command]
 
 
 def _longhorn(steps: Steps) -> None:
     """The real Longhorn, which is built here: its sockets are root's."""
     if not steps.must("building Longhorn", ["tests/conformance/longhorn/build"], deadline=15 * MINUTE):
         return
-    as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CI,PADDOCK_SOAK"]
     deadline = LONGHORN_DEADLINE * (3 if steps.soak else 1)
     paths = [(name, path) for name, path in cargo.test_binaries().items() if is_native(name)]
     if not paths:
         steps.failed("there are no tests of Longhorn")
     for name, path in paths:
-        steps.tests(name, [*as_root, *NATIVE, str(path), "--test-threads=1"], deadline=deadline)
+        command = native([str(path), "--test-threads=1"], deadline=deadline)
+        steps.tests(name, command, deadline=deadline + MINUTE, environment=_paddock())
 
 
 def conformance(steps: Steps) -> None:
