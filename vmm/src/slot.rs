@@ -18,18 +18,16 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{self, CdromConfig, DiskConfig, DiskLimits, NicConfig, VmConfig, VmSpec};
+use paddock_api::spec::{DiskLimits, NicConfig, VmConfig, VmSpec};
 use parking_lot::Mutex;
 
 use crate::Error;
-use crate::balloon::{BalloonStatus, Statistics};
-use crate::cdrom;
 use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
-use crate::growth::MemoryStatus;
 use crate::metrics::{self, Sampler};
-use crate::processors::ProcessorsStatus;
+
+mod answers;
 
 /// How long a delete waits: disks are drained within it.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
@@ -118,7 +116,7 @@ impl VmSlot {
     ) -> Pending<Result<Cdrom, Refusal>> {
         let vm = self.vm().ok_or(Refusal::NoVm);
         let changing = vm.and_then(|vm| vm.media().change(id, path, force));
-        Box::pin(async { Ok(cdrom_answer(&changing?.await?)) })
+        Box::pin(async { Ok(answers::cdrom(&changing?.await?)) })
     }
 
     async fn remove(self) -> Result<(), Refusal> {
@@ -182,7 +180,7 @@ impl VmService for VmSlot {
         Ok(spec
             .disks
             .iter()
-            .map(|disk| disk_answer(&vm, disk))
+            .map(|disk| answers::disk(&vm, disk))
             .collect())
     }
 
@@ -192,7 +190,7 @@ impl VmService for VmSlot {
         let found = spec.disks.iter().find(|disk| disk.id.as_str() == id);
         vm.disks().limit(id, limits, found.is_some())?;
         let (kind, id) = (DeviceKind::Disk, id.to_owned());
-        let found = found.map(|disk| disk_answer(&vm, disk));
+        let found = found.map(|disk| answers::disk(&vm, disk));
         found.ok_or(Refusal::NoDevice { kind, id })
     }
 
@@ -204,7 +202,7 @@ impl VmService for VmSlot {
             let found = spec.disks.iter().find(|disk| disk.id.as_str() == id);
             vm.disks().resize(&id, size, found.is_some()).await?;
             let kind = DeviceKind::Disk;
-            let found = found.map(|disk| disk_answer(&vm, disk));
+            let found = found.map(|disk| answers::disk(&vm, disk));
             found.ok_or(Refusal::NoDevice { kind, id })
         })
     }
@@ -245,7 +243,7 @@ impl VmService for VmSlot {
 
     fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
-        Ok(vm.media().drives().iter().map(cdrom_answer).collect())
+        Ok(vm.media().drives().iter().map(answers::cdrom).collect())
     }
 
     fn insert_medium(
@@ -263,7 +261,7 @@ impl VmService for VmSlot {
 
     fn cpus(&self) -> Result<Cpus, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
-        Ok(cpus_answer(&vm.cpus().processors().status()))
+        Ok(answers::cpus(&vm.cpus().processors().status()))
     }
 
     fn set_cpus(&self, wanted: u64, deadline: Duration) -> Result<Job, Refusal> {
@@ -273,14 +271,14 @@ impl VmService for VmSlot {
 
     fn memory(&self) -> Result<Memory, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
-        Ok(memory_answer(&vm.memory().status()))
+        Ok(answers::memory(&vm.memory().status()))
     }
 
     fn set_memory(&self, requested: u64) -> Result<Memory, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         vm.request(Request::SetMemory { requested })
             .map_err(refusal)?;
-        let now = memory_answer(&vm.memory().status());
+        let now = answers::memory(&vm.memory().status());
         // The driver takes it in a moment.
         Ok(Memory { requested, ..now })
     }
@@ -288,7 +286,7 @@ impl VmService for VmSlot {
     fn balloon(&self) -> Result<Balloon, Refusal> {
         let vm = self.vm().ok_or(Refusal::NoVm)?;
         let balloon = vm.balloon().ok_or(Refusal::NoBalloon)?;
-        Ok(balloon_answer(&balloon.status()))
+        Ok(answers::balloon(&balloon.status()))
     }
 
     fn set_balloon(&self, target: u64) -> Result<Balloon, Refusal> {
@@ -307,7 +305,7 @@ impl VmService for VmSlot {
             let balloon = vm.balloon().ok_or(Refusal::NoBalloon)?;
             let told = balloon.statistics(STATISTICS_DEADLINE).await;
             let told = told.map_err(|error| Refusal::GuestSilent(error.to_string()))?;
-            Ok(statistics_answer(&told))
+            Ok(answers::statistics(&told))
         })
     }
 
@@ -345,78 +343,6 @@ fn refusal(refused: Refused) -> Refusal {
     }
 }
 
-fn disk_answer(vm: &VmHandle, disk: &spec::Disk) -> Disk {
-    let id = disk.id.as_str();
-    let (state, job) = vm.changes().state_of(id);
-    let open = vm.disks().find(id);
-    Disk {
-        id: id.to_owned(),
-        state,
-        job,
-        size: open.as_ref().map(|open| open.backend().size()),
-        limits: open.as_ref().map_or(disk.limits, |open| open.limits()),
-        failure: open.and_then(|open| open.failure()),
-        spec: DiskConfig::from(disk),
-    }
-}
-
-fn cdrom_answer(drive: &cdrom::Cdrom) -> Cdrom {
-    let status = drive.handle().status();
-    Cdrom {
-        id: drive.id().to_owned(),
-        medium: status.medium.map(PathBuf::from),
-        size: status.size,
-        open: status.open,
-        locked: status.locked,
-        driver: status.driver,
-        spec: CdromConfig::from(drive.spec()),
-    }
-}
-
-fn cpus_answer(status: &ProcessorsStatus) -> Cpus {
-    Cpus {
-        count: status.count.into(),
-        max: status.max.into(),
-        wanted: status.wanted.into(),
-        present: status.present as u64,
-        job: status.job,
-    }
-}
-
-fn memory_answer(status: &MemoryStatus) -> Memory {
-    Memory {
-        size: status.size,
-        max: status.max,
-        requested: status.requested,
-        plugged: status.plugged,
-        driver: status.driver,
-    }
-}
-
-fn balloon_answer(status: &BalloonStatus) -> Balloon {
-    Balloon {
-        target: status.target,
-        actual: status.actual,
-        driver: status.driver,
-        inflated_bytes: status.counters.inflated_bytes,
-        reported_bytes: status.counters.reported_bytes,
-    }
-}
-
-fn statistics_answer(told: &Statistics) -> MemoryStatistics {
-    MemoryStatistics {
-        total: told.total,
-        free: told.free,
-        available: told.available,
-        disk_caches: told.disk_caches,
-        swap_in: told.swap_in,
-        swap_out: told.swap_out,
-        major_faults: told.major_faults,
-        minor_faults: told.minor_faults,
-        oom_kills: told.oom_kills,
-    }
-}
-
 /// Runs a VM whose end nobody waits for; its status and an event tell it.
 async fn run(driver: Driver) {
     match driver.run().await {
@@ -437,178 +363,4 @@ fn open_consoles(spec: &VmSpec, held: &Held) -> Result<Arc<ConsoleEnds>, Error> 
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use paddock_api::journal::Delivery;
-    use paddock_api::metrics::Snapshot;
-    use paddock_api::resource::{EndReason, VmState};
-    use serde_json::json;
-
-    use super::*;
-
-    /// A VM that cannot be built, with or without KVM.
-    fn spec(serial: &Path) -> VmSpec {
-        let spec = json!({"name": "web", "boot": {"kernel": "/absent"}, "console": {"serial": {"file": serial}}});
-        VmSpec::from_json(&spec.to_string()).unwrap()
-    }
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        let result = runtime.block_on(future);
-        runtime.shutdown_background();
-        result
-    }
-
-    #[test]
-    fn one_vm_after_the_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        block_on(async {
-            let slot = VmSlot::default();
-            assert_eq!(slot.read(), None);
-            assert_eq!(slot.act(Action::Reset), Err(Refusal::NoVm));
-            assert_eq!(slot.delete().await, Err(Refusal::NoVm));
-
-            let vm = slot.create(spec(&log)).unwrap();
-            assert_eq!((vm.state, vm.last_event), (VmState::Starting, 1));
-            assert_eq!(vm.spec.name.as_deref(), Some("web"));
-            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
-            let refused = Refusal::WrongState {
-                action: Action::Nmi,
-                state: VmState::Starting,
-            };
-            assert_eq!(slot.act(Action::Nmi), Err(refused));
-
-            slot.vm().unwrap().ended().await;
-            let vm = slot.read().unwrap();
-            assert_eq!((vm.state, vm.last_event), (VmState::Ended, 2));
-            assert_eq!(vm.end.unwrap().reason, EndReason::Failed);
-            assert!(log.exists(), "consoles are opened first");
-            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
-
-            assert_eq!(slot.delete().await, Ok(()));
-            assert_eq!(slot.read(), None);
-            slot.create(spec(&log)).unwrap();
-            slot.close();
-            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
-            assert_eq!(slot.delete().await, Ok(()));
-            assert_eq!(slot.create(spec(&log)), Err(Refusal::Ending));
-        });
-    }
-
-    #[test]
-    fn a_console_that_cannot_be_had_is_the_vms_end_with_its_place() {
-        block_on(async {
-            let slot = VmSlot::default();
-            let mut follower = slot.journal().follow(Some(0));
-            slot.create(spec(Path::new("/absent/log"))).unwrap();
-            slot.vm().unwrap().ended().await;
-            let end = slot.read().unwrap().end.unwrap();
-            assert_eq!(end.pointer.as_deref(), Some("/console/serial"));
-            let detail = end.detail.clone().unwrap();
-            assert!(
-                detail.starts_with("console output to /absent/log: No such file"),
-                "{detail}"
-            );
-            slot.delete().await.unwrap();
-            let name = Some("web".to_owned());
-            for expected in [
-                EventKind::Created { name },
-                EventKind::Ended { end },
-                EventKind::Deleted,
-            ] {
-                let event = follower.next().await.unwrap();
-                assert!(
-                    matches!(&event, Delivery::Event(event) if event.kind == expected),
-                    "{event:?}, not {expected:?}"
-                );
-            }
-        });
-    }
-
-    #[test]
-    fn a_delete_goes_on_if_nobody_waits_and_two_are_as_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        block_on(async {
-            let slot = VmSlot::default();
-            slot.create(spec(&log)).unwrap();
-            drop(slot.delete());
-            let (one, other) = tokio::join!(slot.delete(), slot.delete());
-            assert_eq!((one, other), (Ok(()), Ok(())));
-            assert_eq!(slot.read(), None);
-            // Created, ended, deleted: once each.
-            assert_eq!(slot.journal().last(), 3);
-        });
-    }
-
-    #[test]
-    fn metrics_are_there_in_every_state() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        block_on(async {
-            let slot = VmSlot::default();
-            let read = || async {
-                let text = slot.metrics().await.into_text();
-                Snapshot::parse(&text).unwrap()
-            };
-            let version = [("version", env!("CARGO_PKG_VERSION"))];
-            let none = read().await;
-            assert_eq!(none.value("paddock_build_info", &version), Some(1.0));
-            assert!(none.value("paddock_process_resident_memory_bytes", &[]) > Some(1e6));
-            assert_eq!(none.value("paddock_vm_resets_total", &[]), None);
-
-            slot.create(spec(&log)).unwrap();
-            let starting = read().await;
-            assert_eq!(
-                starting.value("paddock_vm_info", &[("name", "web")]),
-                Some(1.0)
-            );
-            assert_eq!(starting.value("paddock_vm_resets_total", &[]), Some(0.0));
-            let created = [("step", "vm_created")];
-            assert!(starting.value("paddock_boot_timeline_seconds", &created) > Some(0.0));
-            slot.vm().unwrap().ended().await;
-            let ended = read().await;
-            let state = |state| ended.value("paddock_vm_state", &[("state", state)]);
-            assert_eq!((state("ended"), state("running")), (Some(1.0), Some(0.0)));
-            let exits = [("vcpu", "0"), ("kind", "mmio-read")];
-            assert_eq!(ended.value("paddock_vcpu_exits_total", &exits), Some(0.0));
-
-            slot.delete().await.unwrap();
-            assert_eq!(read().await.value("paddock_vm_resets_total", &[]), None);
-        });
-    }
-
-    #[test]
-    fn the_timeline_begins_with_the_vm() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        block_on(async {
-            let slot = VmSlot::default();
-            let first = slot.create(spec(&log)).unwrap().timeline;
-            assert!(first.vm_created_us.is_some() && first.machine_built_us.is_none());
-            slot.delete().await.unwrap();
-            let second = slot.create(spec(&log)).unwrap().timeline;
-            assert!(second.vm_created_us > first.vm_created_us);
-            assert_eq!(second.process_started_ms, first.process_started_ms);
-            slot.delete().await.unwrap();
-        });
-    }
-
-    #[test]
-    fn a_place_that_is_held_takes_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        block_on(async {
-            let (slot, vm, driver) = VmSlot::holding(spec(&log), Box::new(open_consoles));
-            assert_eq!(slot.create(spec(&log)), Err(Refusal::Exists));
-            let deleted = slot.delete();
-            let (outcome, deleted) = tokio::join!(driver.run(), deleted);
-            assert!(matches!(outcome, Ok(Outcome::Stopped) | Err(_)));
-            assert_eq!((deleted, vm.state()), (Ok(()), VmState::Ended));
-            assert_eq!(slot.create(spec(&log)), Err(Refusal::Ending));
-        });
-    }
-}
+mod tests;
