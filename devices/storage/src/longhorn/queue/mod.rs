@@ -7,6 +7,7 @@
 //! The data of a write is copied once, here: a guest may change its memory while the replicas are being sent it, and each would get something else.
 //! The guest decides what is asked and when; replicas decide what they answer, and may be anything.
 
+mod pool;
 mod request;
 mod session;
 mod transfer;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use paddock_longhorn::wire::MAX_DATA;
 use rustix::event::{Timespec, epoll};
 
+use self::pool::Pool;
 use self::request::{InFlight, Phase, What};
 use self::session::{Answer, Session};
 use super::SECTOR;
@@ -61,6 +63,8 @@ pub(super) struct VolumeQueue {
     begun: usize,
     /// Bytes of copies that begun writes may need.
     copies: u64,
+    /// For these copies.
+    pool: Pool,
     /// Requests that were not begun: the gate is shut, or there are too many copies.
     held: VecDeque<Request>,
     /// The order of the next write, and those of writes that have not been acknowledged.
@@ -104,6 +108,7 @@ impl VolumeQueue {
             free: Vec::new(),
             begun: 0,
             copies: 0,
+            pool: Pool::default(),
             held: VecDeque::new(),
             next_order: 0,
             unacknowledged: BTreeSet::new(),
@@ -241,7 +246,7 @@ impl VolumeQueue {
             .requests
             .get_mut(number as usize)
             .and_then(Option::take);
-        let Some(request) = taken else {
+        let Some(mut request) = taken else {
             return;
         };
         self.free.push(number);
@@ -254,6 +259,9 @@ impl VolumeQueue {
         let completion = Completion { tag, result };
         if request.writes() {
             self.copies -= request.length.min(u64::from(MAX_DATA));
+            if let Some(copy) = request.copy.take() {
+                self.pool.give(copy);
+            }
             self.unrecorded.push((request.order, completion));
         } else {
             self.done.push(completion);
@@ -264,6 +272,7 @@ impl VolumeQueue {
             self.granted.extend(granted);
         }
         if self.begun == 0 {
+            self.pool.empty();
             self.shared.leave(&self.post);
         }
     }

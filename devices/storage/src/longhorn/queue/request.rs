@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::super::ranges::Range;
+use super::pool::Pool;
 use super::session::{Answer, Outcome};
 use crate::{Buffer, IoError};
 
@@ -44,6 +45,8 @@ pub(super) struct InFlight {
     pub done: u64,
     /// Bytes of the piece under way.
     pub piece: u64,
+    /// The copy of the piece under way.
+    pub copy: Option<Bytes>,
     /// What a write has to itself.
     pub range: Option<Range>,
     pub phase: Phase,
@@ -79,6 +82,7 @@ impl InFlight {
             length,
             done: 0,
             piece: 0,
+            copy: None,
             range: None,
             phase: Phase::Waiting,
             outstanding: 0,
@@ -99,14 +103,16 @@ impl InFlight {
     }
 
     /// What is to be written of the piece under way; `None` for zeros.
-    pub(super) fn payload(&self) -> Option<Bytes> {
-        let What::Write(buffer) = &self.what else {
-            return None;
-        };
-        // At most a frame's.
-        let mut bytes = vec![0; usize::try_from(self.piece).unwrap_or(0)];
-        buffer.copy_to_from(self.done, &mut bytes);
-        Some(bytes.into())
+    pub(super) fn payload(&mut self, pool: &mut Pool) -> Option<Bytes> {
+        if let Some(copy) = self.copy.take() {
+            pool.give(copy);
+        }
+        if let What::Write(buffer) = &self.what {
+            // At most a frame's.
+            let piece = usize::try_from(self.piece).unwrap_or(0);
+            self.copy = Some(pool.copy(buffer, self.done, piece));
+        }
+        self.copy.clone()
     }
 
     /// Judges a write that all replicas have answered. A replica that misses it is left, and it is well if there is one that has it and is read.

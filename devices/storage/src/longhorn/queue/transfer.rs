@@ -99,8 +99,18 @@ impl VolumeQueue {
             self.read_somewhere(number, blocks.start, buffer);
             return;
         }
-        let payload = request.payload().unwrap_or_else(|| zeros(piece));
+        let payload = self.payload(number);
         self.write_everywhere(number, position, &payload);
+    }
+
+    /// What the piece under way of a write writes.
+    fn payload(&mut self, number: u32) -> Bytes {
+        let place = self.requests.get_mut(number as usize);
+        let Some(request) = place.and_then(Option::as_mut) else {
+            return Bytes::new();
+        };
+        let payload = request.payload(&mut self.pool);
+        payload.unwrap_or_else(|| zeros(request.piece))
     }
 
     /// Writes the blocks around a piece, now that they were read.
@@ -111,8 +121,8 @@ impl VolumeQueue {
         let Some((start, buffer)) = request.widened.take() else {
             return;
         };
-        let payload = request.payload().unwrap_or_else(|| zeros(request.piece));
-        buffer.copy_from_at(request.position() - start, &payload);
+        let shift = request.position() - start;
+        buffer.copy_from_at(shift, &self.payload(number));
         let mut blocks = vec![0; usize::try_from(buffer.len()).unwrap_or(0)];
         buffer.copy_to(&mut blocks);
         self.write_everywhere(number, start, &blocks.into());
