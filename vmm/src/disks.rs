@@ -1,7 +1,7 @@
 //! A VM's disks as others see them: how large they are and how they fail, and the way to resize and to resume them.
 //!
-//! Made with the state driver; a disk is known here from when it is plugged in until it is taken out, through resets of the machine. Read on the
-//! control plane's thread; told of failures on the disks' threads, which wait for nobody here. The guest decides what is asked of a disk, and the
+//! Made with the state driver; a disk is known here from when it is plugged in until it is taken out or the VM ends, through resets of the machine. Read on the
+//! control plane's thread, where none may be closed, for that blocks; told of failures on the disks' threads, which wait for nobody here. The guest decides what is asked of a disk, and the
 //! host how it fails: each failure is one event, and so is its end.
 
 use std::num::NonZeroU64;
@@ -21,6 +21,7 @@ use paddock_storage::{Disk, HoldingDisk, IoError, LimitedDisk, ResizeError};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::driver::Held;
 use crate::error::chain;
 
 /// How long the host may take to resize a disk.
@@ -140,20 +141,33 @@ pub struct Disks {
     journal: Arc<Journal>,
     /// Of threads that resize one: they may hang, and there are few.
     resizing: Arc<Semaphore>,
-    /// In the order in which they were plugged in.
-    attached: Arc<Mutex<Vec<Arc<OpenDisk>>>>,
+    /// `None` once the VM has ended.
+    attached: Arc<Mutex<Option<Attached>>>,
     /// A disk has stopped.
     stops: Arc<Notify>,
 }
 
+/// The disks that are the VM's. To drop the last user of one closes it, which may block.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// In the order in which they were plugged in.
+    disks: Vec<Arc<OpenDisk>>,
+    /// Open files are something of the VM; dropped after them.
+    held: Held,
+}
+
 impl Disks {
-    /// Of a VM that has none yet. Events go to `journal`.
+    /// Of a VM that has none yet, and is held until [`end`](Self::end). Events go to `journal`.
     #[must_use]
-    pub fn new(journal: Arc<Journal>) -> Self {
+    pub fn new(journal: Arc<Journal>, held: Held) -> Self {
+        let attached = Attached {
+            disks: Vec::new(),
+            held,
+        };
         Self {
             journal,
             resizing: Arc::new(Semaphore::new(1)),
-            attached: Arc::default(),
+            attached: Arc::new(Mutex::new(Some(attached))),
             stops: Arc::default(),
         }
     }
@@ -232,27 +246,46 @@ impl Disks {
         })
     }
 
-    /// A disk is the VM's from now on.
+    /// A disk is the VM's from now on, unless that has ended: a step that it left behind may get here late.
     pub(crate) fn attach(&self, disk: &Arc<OpenDisk>) {
-        self.attached.lock().push(Arc::clone(disk));
+        if let Some(attached) = &mut *self.attached.lock() {
+            attached.disks.push(Arc::clone(disk));
+        }
     }
 
     /// A disk is not the VM's any more.
     pub(crate) fn detach(&self, id: &str) {
-        self.attached.lock().retain(|disk| disk.id != id);
+        if let Some(attached) = &mut *self.attached.lock() {
+            attached.disks.retain(|disk| disk.id != id);
+        }
+    }
+
+    /// The VM has ended, and has no disks from now on. Those it had are the caller's, who drops them where that may block.
+    #[must_use]
+    pub(crate) fn end(&self) -> Option<Attached> {
+        self.attached.lock().take()
+    }
+
+    /// What holds the VM as long as it exists, unless that has ended.
+    fn held(&self) -> Option<Held> {
+        let attached = self.attached.lock();
+        attached.as_ref().map(|attached| attached.held.clone())
     }
 
     /// All of them.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<OpenDisk>> {
-        self.attached.lock().clone()
+        let attached = self.attached.lock();
+        let disks = attached.as_ref().map(|attached| attached.disks.clone());
+        disks.unwrap_or_default()
     }
 
     /// The disk of this id.
     #[must_use]
     pub fn find(&self, id: &str) -> Option<Arc<OpenDisk>> {
         let attached = self.attached.lock();
-        attached.iter().find(|disk| disk.id == id).cloned()
+        let mut disks = attached.as_ref()?.disks.iter();
+        disks.find(|disk| disk.id == id).cloned()
     }
 
     /// Those that fail, and how.
@@ -308,12 +341,15 @@ impl Disks {
     /// When it is not there, or cannot be so large.
     pub async fn resize(&self, id: &str, size: Option<u64>, known: bool) -> Result<(), Refusal> {
         let disk = self.open(id, known)?;
+        let held = self.held();
         let journal = Arc::clone(&self.journal);
         let Ok(place) = Arc::clone(&self.resizing).try_acquire_owned() else {
             return Err(Refusal::Busy);
         };
         let resizing = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            // If the VM ends meanwhile, the disk is closed here.
+            let _until_then = (place, held);
+            let disk = disk;
             resize(&disk, size, &journal).map_err(|error| chain(&error))
         });
         match tokio::time::timeout(RESIZE_DEADLINE, resizing).await {
@@ -345,7 +381,7 @@ fn resize(disk: &OpenDisk, size: Option<u64>, journal: &Journal) -> Result<(), R
 impl Disks {
     /// Of no VM, for tests.
     pub(crate) fn nowhere() -> Self {
-        Self::new(Arc::default())
+        Self::new(Arc::default(), Held::new().0)
     }
 }
 
@@ -357,7 +393,7 @@ mod tests {
     use super::*;
     fn disks() -> (Disks, Arc<Journal>) {
         let journal = Arc::<Journal>::default();
-        (Disks::new(Arc::clone(&journal)), journal)
+        (Disks::new(Arc::clone(&journal), Held::new().0), journal)
     }
 
     fn kinds(journal: &Arc<Journal>) -> Vec<EventKind> {

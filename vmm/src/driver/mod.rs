@@ -27,6 +27,7 @@ mod turns;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use paddock_api::jobs::{Jobs, MAX_RUNNING};
 use paddock_api::journal::Journal;
@@ -61,6 +62,9 @@ use crate::vcpu::report::CrashReport;
 
 /// Requests that wait for the driver.
 const REQUESTS: usize = 16;
+
+/// How long the end is not told while the host closes files.
+const CLOSING_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How a VM ended.
 #[derive(Debug)]
@@ -147,7 +151,7 @@ impl Driver {
         let opening = Opening::new(held.clone());
         let inventory = Inventory::new(Arc::clone(&spec));
         let (to_driver, changes) = mpsc::channel(MAX_RUNNING);
-        let disks = Disks::new(Arc::clone(&journal));
+        let disks = Disks::new(Arc::clone(&journal), held.clone());
         let plugging = Plugging::new(
             inventory.clone(),
             changes,
@@ -234,9 +238,10 @@ impl Driver {
         // Jobs that the end overtakes have failed before it is told.
         drop(self.changing);
         self.turns.processors.forget_job();
-        // Nobody waits for a host that does not close a file.
-        let media = self.turns.cdroms.empty();
-        drop(self.turns.blocking(move || drop(media)));
+        let files = (self.turns.cdroms.empty(), self.turns.disks.end());
+        let closing = self.turns.blocking(move || drop(files));
+        // Whoever hears of the end may want them. Nobody waits long for a host that does not close a file.
+        let _ = tokio::time::timeout(CLOSING_DEADLINE, closing).await;
         self.turns.life.end(&result);
         result
     }
@@ -244,10 +249,19 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::io;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread::ThreadId;
 
     use paddock_api::journal::Delivery;
     use paddock_api::resource::EndReason;
+    use paddock_api::service::Refusal;
+    use paddock_api::spec::{AfterRetry, DiskLimits, OnError};
+    use paddock_storage::testing::{Fault, MemoryDisk};
+    use paddock_storage::{
+        Capabilities, Disk, DiskQueue, IoError, Operation, Request as DiskRequest,
+    };
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -268,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_step_that_never_ends_can_be_stopped_and_is_held_until_it_does() {
-        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let (go_on, wait) = channel::<()>();
         let (vm, driver) = driver(Box::new(move |_, _| {
             let _ = wait.recv();
             Ok(Arc::new(ConsoleEnds::nowhere()))
@@ -289,7 +303,7 @@ mod tests {
     #[test]
     fn a_vm_that_cannot_be_built_says_so_to_all() {
         let (vm, driver) = driver(Box::new(|_, _| {
-            Err(Error::part("/console/serial", std::io::Error::other("why")))
+            Err(Error::part("/console/serial", io::Error::other("why")))
         }));
         block_on(async {
             let mut follower = vm.journal.follow(Some(0));
@@ -305,6 +319,120 @@ mod tests {
                 "{event:?}"
             );
             vm.released().await;
+        });
+    }
+
+    /// A disk whose close says on which thread it is, and takes as long as `go_on` is there.
+    #[derive(Debug)]
+    struct SlowToClose {
+        memory: MemoryDisk,
+        closes: Sender<ThreadId>,
+        go_on: Mutex<Receiver<()>>,
+    }
+
+    impl Disk for SlowToClose {
+        fn capabilities(&self) -> Capabilities {
+            self.memory.capabilities()
+        }
+
+        fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+            self.memory.open_queue(depth)
+        }
+    }
+
+    impl Drop for SlowToClose {
+        fn drop(&mut self) {
+            let _ = self.closes.send(std::thread::current().id());
+            let _ = self.go_on.lock().recv();
+        }
+    }
+
+    /// A VM that cannot be built, and has a disk that fails and is tried again.
+    fn with_failing_disk() -> (VmHandle, Driver, Receiver<ThreadId>, Sender<()>) {
+        let (vm, driver) = driver(Box::new(|_, _| {
+            Err(Error::part("/console/serial", io::Error::other("why")))
+        }));
+        let memory = MemoryDisk::new(4096);
+        memory.script(std::iter::repeat_n(Fault::Error(IoError::Os(libc::EIO)), 2));
+        let (closes, closed) = channel();
+        let (go_on, wait) = channel();
+        let disk = SlowToClose {
+            memory,
+            closes,
+            go_on: Mutex::new(wait),
+        };
+        let on_error = OnError::Retry {
+            deadline: Duration::from_secs(60),
+            interval: Duration::from_millis(20),
+            then: AfterRetry::Report,
+        };
+        let limits = DiskLimits::default();
+        let open = vm
+            .disks()
+            .opened("disk0", Arc::new(disk), None, on_error, limits);
+        let mut queue = open.backend().open_queue(1).unwrap();
+        queue.submit(DiskRequest {
+            tag: 0,
+            operation: Operation::Flush,
+        });
+        queue.kick();
+        queue.reap(&mut Vec::new());
+        vm.disks().attach(&open);
+        assert_eq!(vm.disks().failures().len(), 1);
+        (vm, driver, closed, go_on)
+    }
+
+    #[test]
+    fn disks_are_closed_when_the_end_is_told() {
+        let (vm, driver, closed, go_on) = with_failing_disk();
+        drop(go_on);
+        block_on(async {
+            driver.run().await.unwrap_err();
+            let closer = closed.try_recv().expect("the disk is still open");
+            assert_ne!(closer, std::thread::current().id());
+            let disks = vm.disks();
+            assert!(disks.all().is_empty() && disks.failures().is_empty());
+            let id = "disk0".to_owned();
+            let refused = Err(Refusal::DiskClosed { id });
+            assert_eq!(disks.limit("disk0", DiskLimits::default(), true), refused);
+            assert_eq!(disks.resize("disk0", None, true).await, refused);
+            vm.released().await;
+            // Nobody tries what is closed.
+            let last = vm.journal.last();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(vm.journal.last(), last);
+        });
+    }
+
+    #[test]
+    fn a_disk_that_is_not_closed_is_held_and_the_end_told() {
+        let (vm, driver, closed, go_on) = with_failing_disk();
+        block_on(async {
+            driver.run().await.unwrap_err();
+            assert_eq!(vm.state(), VmState::Ended);
+            closed.try_recv().expect("the disk is still open");
+            let soon = Duration::from_millis(20);
+            let released = tokio::time::timeout(soon, vm.released()).await;
+            assert!(released.is_err(), "the disk is not closed");
+            drop(go_on);
+            vm.released().await;
+        });
+    }
+
+    #[test]
+    fn a_disk_that_is_opened_after_the_end_is_not_the_vms() {
+        let (vm, driver) = driver(Box::new(|_, _| {
+            Err(Error::part("/console/serial", io::Error::other("why")))
+        }));
+        let disk = Arc::new(MemoryDisk::new(4096));
+        let limits = DiskLimits::default();
+        let open = vm
+            .disks()
+            .opened("disk0", disk, None, OnError::Report, limits);
+        block_on(async {
+            driver.run().await.unwrap_err();
+            vm.disks().attach(&open);
+            assert!(open.is_unused() && vm.disks().all().is_empty());
         });
     }
 }

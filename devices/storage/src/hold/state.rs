@@ -390,10 +390,18 @@ impl Shared {
         true
     }
 
-    /// The owner is gone: nothing is tried any more.
+    /// The owner is gone: nothing is tried any more. The handle is closed here, unless queues have it: the supervisor may take a while to end.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        let unused = if state.users == 0 {
+            state.disk.take()
+        } else {
+            None
+        };
+        drop(state);
         self.changed.notify_all();
+        drop(unused);
     }
 }
 

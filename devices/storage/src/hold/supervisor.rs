@@ -137,6 +137,9 @@ fn open_anew(shared: &Arc<Shared>) -> io::Result<bool> {
     };
     let capabilities = fresh.capabilities();
     let mut state = shared.lock();
+    if state.closed {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
     check(&state.capabilities, &capabilities)?;
     if !state.repeats_flush && shared.unflushed.swap(false, Ordering::AcqRel) {
         shared.lost.store(true, Ordering::Release);
