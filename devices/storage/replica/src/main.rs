@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use paddock_replica::process::{self, Settings};
-use paddock_replica::volume::state::Options;
+use paddock_replica::volume::replica::Options;
 use paddock_replica::{data, size};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;

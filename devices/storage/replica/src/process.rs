@@ -17,7 +17,7 @@ use crate::agent::Agent;
 use crate::control::ReplicaControl;
 use crate::data::{Address, DataServer, Engine};
 use crate::error::{Error, Result};
-use crate::volume::state::{Options, Replica};
+use crate::volume::replica::{Options, Replica};
 
 /// How long requests that are in flight may take when the process is to end.
 const PATIENCE: Duration = Duration::from_secs(10);

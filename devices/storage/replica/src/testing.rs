@@ -10,7 +10,7 @@ use paddock_longhorn::wire::{HEADER, Header, Kind};
 use tempfile::TempDir;
 
 use crate::data::{Address, DataServer, Engine};
-use crate::volume::state::{Options, Replica};
+use crate::volume::replica::{Options, Replica};
 
 pub(crate) const MIB: i64 = 1 << 20;
 

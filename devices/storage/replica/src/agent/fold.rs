@@ -7,7 +7,7 @@ use super::Progress;
 use crate::error::{Error, Result};
 use crate::files::image::Image;
 use crate::files::memory::Aligned;
-use crate::volume::state::Replica;
+use crate::volume::replica::Replica;
 
 /// Bytes that are copied at once, and of which the extents are asked for at once.
 const PIECE: usize = 1 << 20;

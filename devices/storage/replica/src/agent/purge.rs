@@ -8,7 +8,7 @@ use super::fold::{fold, prune};
 use super::{Job, Progress, Shared};
 use crate::error::{Error, Result};
 use crate::volume::remove::Step;
-use crate::volume::state::Replica;
+use crate::volume::replica::Replica;
 
 impl Shared {
     /// Purges on a thread of its own.
@@ -110,7 +110,7 @@ mod tests {
     use crate::files::names::snapshot_file;
     use crate::testing::{MIB, place, serve};
     use crate::volume::change::Snapshot;
-    use crate::volume::state::{Options, now};
+    use crate::volume::replica::{Options, now};
 
     fn purge(replica: &Replica) {
         let progress = Progress::start(0);

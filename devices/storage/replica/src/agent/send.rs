@@ -19,7 +19,7 @@ use crate::control::blocking;
 use crate::files::image::{Image, SECTOR};
 use crate::files::memory::Aligned;
 use crate::files::names::META;
-use crate::volume::state::Replica;
+use crate::volume::replica::Replica;
 
 /// Connections at once.
 const CONNECTIONS: usize = 4;

@@ -15,7 +15,7 @@ use super::{Agent, Job};
 use crate::control::{blocking, status};
 use crate::error::{Error, Result};
 use crate::files::names;
-use crate::volume::state::Replica;
+use crate::volume::replica::Replica;
 
 /// How long a request of a transfer may take where the engine does not say, as Longhorn's.
 const HTTP_DEADLINE: Duration = Duration::from_secs(30);

@@ -10,7 +10,8 @@ use super::blocking;
 use crate::error::{Error, Result};
 use crate::volume::change::Snapshot;
 use crate::volume::remove::Step;
-use crate::volume::state::{Disk, Replica};
+use crate::volume::replica::Replica;
+use crate::volume::state::Disk;
 
 /// The service of a replica.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ use rustix::net::{Shutdown, sockopt};
 use super::calls::Calls;
 use super::connection::Connection;
 use super::uring::{self, Uring};
-use crate::volume::state::Replica;
+use crate::volume::replica::Replica;
 
 /// The most connections at once. Engines have two.
 const MOST_CONNECTIONS: usize = 1024;

@@ -14,7 +14,7 @@ use paddock_longhorn::wire::{Header, Kind};
 use super::{Engine, MOST_REQUEST};
 use crate::files::names;
 use crate::testing::{MIB, Served, place, serve, serve_small};
-use crate::volume::state::Options;
+use crate::volume::replica::Options;
 
 const ENGINES: [Engine; 2] = [Engine::Auto, Engine::Calls];
 

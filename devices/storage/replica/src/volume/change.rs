@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::open::{MOST_LAYERS, Volume, open_chain, remove_disk};
-use super::state::now;
+use super::replica::now;
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::files::image::{Image, SECTOR};

@@ -5,6 +5,7 @@ pub mod change;
 pub mod gate;
 mod open;
 pub mod remove;
+pub mod replica;
 pub mod state;
 pub mod table;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::chain::{Chain, Flags};
-use super::state::Options;
+use super::replica::Options;
 use super::table::{MOST_BYTES, Table};
 use crate::error::{Error, Result};
 use crate::files::counter::Counter;
@@ -131,6 +131,15 @@ impl Volume {
         }
         volume.write_meta(true)?;
         Ok(volume)
+    }
+
+    /// Has all layers on stable storage.
+    pub(super) fn sync(&self) -> Result<()> {
+        for image in &self.layers {
+            let fail = |error| Error::io("sync", &self.directory.path_of(image.name()), error);
+            image.sync().map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// Writes `volume.meta`.
@@ -269,7 +278,7 @@ fn create(directory: &Directory, size: i64) -> Result<(VolumeMeta, DiskMeta)> {
     Image::create(directory, &head, bytes)?;
     let disk = DiskMeta {
         name: head.clone(),
-        created: super::state::now(),
+        created: super::replica::now(),
         ..DiskMeta::default()
     };
     let meta = VolumeMeta {

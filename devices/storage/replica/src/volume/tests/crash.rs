@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::files::directory::faults;
 use crate::files::names::snapshot_file;
 use crate::testing::{MIB, Served, place};
-use crate::volume::state::{Options, Replica, now};
+use crate::volume::replica::{Options, Replica, now};
 
 fn serve_open(replica: &Arc<Replica>) -> Served {
     let address = Address::Tcp("127.0.0.1:0".parse().unwrap());

@@ -6,7 +6,8 @@ use std::path::Path;
 use super::{open, snapshot};
 use crate::files::names::snapshot_file;
 use crate::testing::{MIB, place};
-use crate::volume::state::{Options, Replica, State, now};
+use crate::volume::replica::{Options, Replica, now};
+use crate::volume::state::State;
 
 fn write_meta(directory: &Path, text: &str) {
     std::fs::write(directory.join("volume.meta"), text).unwrap();

@@ -7,7 +7,7 @@ mod model;
 use std::sync::Arc;
 
 use super::change::Snapshot;
-use super::state::{Options, Replica, now};
+use super::replica::{Options, Replica, now};
 
 /// A snapshot that a user asked for.
 fn snapshot(name: &str) -> Snapshot {

@@ -14,7 +14,7 @@ use super::snapshot;
 use crate::data::Engine;
 use crate::files::names::snapshot_file;
 use crate::testing::{Client, MIB, Served, place, serve};
-use crate::volume::state::{Options, now};
+use crate::volume::replica::{Options, now};
 
 const SECTOR: usize = 4096;
 
