@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::open::{Volume, open_chain, remove_disk};
 use super::table::Table;
 use crate::error::{Error, Result};
-use crate::files::metadata;
+use crate::files::metadata::{self, DiskMeta};
 use crate::files::names::{self, META};
 
 /// A step of removing a snapshot.
@@ -47,9 +47,13 @@ impl Volume {
             .find(|name| self.disks.contains_key(name))
     }
 
-    fn write_disk(&self, name: &str) -> Result<()> {
-        let bytes = metadata::format(&self.disks[name]);
-        self.directory.replace(&[(&format!("{name}{META}"), bytes)])
+    /// What is known of a file is what its metadata says: that is written first.
+    fn write_disk(&mut self, name: &str, disk: DiskMeta) -> Result<()> {
+        let bytes = metadata::format(&disk);
+        self.directory
+            .replace(&[(&format!("{name}{META}"), bytes)])?;
+        self.disks.insert(name.to_owned(), disk);
+        Ok(())
     }
 
     /// Marks a snapshot as one that is to go.
@@ -63,15 +67,12 @@ impl Volume {
                 "cannot mark the active differencing disk as removed",
             ));
         }
-        let Some(disk) = self.disks.get_mut(&file).filter(|disk| !disk.removed) else {
+        let Some(disk) = self.disks.get(&file).filter(|disk| !disk.removed) else {
             return Ok(());
         };
+        let mut disk = disk.clone();
         disk.removed = true;
-        self.write_disk(&file).inspect_err(|_| {
-            if let Some(disk) = self.disks.get_mut(&file) {
-                disk.removed = false;
-            }
-        })
+        self.write_disk(&file, disk)
     }
 
     /// Marks the snapshots below the head as removed, down to one that others are based on.
@@ -146,13 +147,13 @@ impl Volume {
         }
         self.alone()?;
         for child in &above {
-            if let Some(disk) = self.disks.get_mut(child) {
-                disk.parent.clone_from(&parent);
-            }
-            self.write_disk(child)?;
+            let mut disk = self.disks[child].clone();
+            disk.parent.clone_from(&parent);
+            self.write_disk(child, disk)?;
         }
-        self.disks.remove(name);
+        // Those above it no longer need it, but the chain that is open has it until the new one is.
         self.rechain()?;
+        self.disks.remove(name);
         remove_disk(&self.directory, name)
     }
 

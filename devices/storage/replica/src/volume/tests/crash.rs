@@ -121,6 +121,49 @@ fn a_replacement() {
     );
 }
 
+/// The disk was full, say, and no longer is: the same process makes the change again.
+fn cut_and_go_on(change: impl Fn(&Replica) -> Result<()>, after: &[u8]) {
+    for step in 0.. {
+        let place = place();
+        let options = make(place.path());
+        let replica = open(&options, 0);
+        faults::after(Some(step));
+        let result = change(&replica);
+        // As often as it is tried.
+        let again = change(&replica);
+        faults::after(None);
+        assert!(replica.status().open.is_some());
+        if let Err(error) = change(&replica) {
+            let text = error.text();
+            assert!(text.contains("cannot find"), "step {step}: {text}");
+        }
+        assert_eq!(first_bytes(&replica), after, "step {step}");
+        replica.close().unwrap();
+        drop(replica);
+        assert_eq!(first_bytes(&open(&options, 0)), after, "step {step}");
+        if result.is_ok() {
+            assert!(again.is_err() && step > 3, "nothing was cut off");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_removal_in_the_same_process() {
+    cut_and_go_on(
+        |replica| replica.remove_disk(&snapshot_file("b"), false),
+        &[1, 0, 3],
+    );
+}
+
+#[test]
+fn a_replacement_in_the_same_process() {
+    cut_and_go_on(
+        |replica| replica.replace_disk(&snapshot_file("b"), &snapshot_file("a")),
+        &[1, 0, 3],
+    );
+}
+
 #[test]
 fn the_first_files() {
     for step in 0.. {
