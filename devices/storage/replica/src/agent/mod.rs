@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::files::names::{self, META};
 use crate::volume::replica::Replica;
+use crate::files::names;
+use crate::volume::state::Replica;
 use paddock_longhorn::Identity;
 
 /// Bytes of a piece of a file, as Longhorn's senders cut it.
@@ -176,8 +178,7 @@ impl Agent {
             other => other?,
         };
         for name in directory.names()? {
-            let bare = name.split_once(names::RECEIVING).map(|(bare, _)| bare);
-            if bare.is_some_and(is_transferable) {
+            if names::is_receiving(&name) {
                 tracing::info!(file = %name, "removing what was not received to its end");
                 directory.remove(&name)?;
             }
@@ -203,13 +204,8 @@ impl Shared {
     }
 }
 
-/// Whether a file may be sent and received: a layer, or its metadata.
-fn is_transferable(name: &str) -> bool {
-    names::is_image(name.strip_suffix(META).unwrap_or(name))
-}
-
 fn check_transferable(name: &str) -> Result<()> {
-    match is_transferable(name) {
+    match names::is_transferable(name) {
         true => Ok(()),
         false => Err(Error::refused(format!(
             "{name:?} is not a file of a replica that is transferred"

@@ -27,7 +27,7 @@ use super::{Port, Progress, check_transferable};
 use crate::error::{Error, Result};
 use crate::files::directory::Directory;
 use crate::files::extents::extents;
-use crate::files::names::{CHECKSUM, META, RECEIVING};
+use crate::files::names::{self, CHECKSUM, META};
 use crate::volume::table::MOST_BYTES;
 
 /// How long a receiver waits for the next request.
@@ -116,7 +116,7 @@ pub(super) async fn receive(
     let (ended, ending) = watch::channel(None);
     let receiver = Arc::new(Receiver {
         // Each receiver has its own.
-        beside: format!("{name}{RECEIVING}{}", port.number),
+        beside: names::receiving(&name, port.number.into()),
         directory,
         name,
         exists,

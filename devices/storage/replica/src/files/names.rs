@@ -16,7 +16,7 @@ pub const CHECKSUM: &str = ".checksum";
 pub const TEMPORARY: &str = ".tmp";
 
 /// What is appended to a file's name while it is received.
-pub const RECEIVING: &str = ".receiving";
+const RECEIVING: &str = ".receiving";
 
 const HEAD: &str = "volume-head-";
 const SNAPSHOT: &str = "volume-snap-";
@@ -74,6 +74,27 @@ pub fn is_image(file: &str) -> bool {
     is_plain(file) && (head_number(file).is_some() || snapshot_name(file).is_some())
 }
 
+/// Whether a file may be sent and received: a layer, or its metadata.
+#[must_use]
+pub fn is_transferable(file: &str) -> bool {
+    is_image(file.strip_suffix(META).unwrap_or(file))
+}
+
+/// What a file is called while it is received; the number is its own.
+#[must_use]
+pub fn receiving(file: &str, number: u64) -> String {
+    format!("{file}{RECEIVING}{number}")
+}
+
+/// Whether it is the name of a file that is being received. A snapshot can be called like that, too: its file is none.
+#[must_use]
+pub fn is_receiving(file: &str) -> bool {
+    let parts = file.rsplit_once(RECEIVING);
+    !is_transferable(file)
+        && parts
+            .is_some_and(|(file, number)| is_transferable(file) && number.parse::<u64>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +112,23 @@ mod tests {
         }
         assert_eq!(snapshot_name(&snapshot_file("a.b")), Some("a.b"));
         assert_eq!(snapshot_name("volume-snap-.img"), None);
+    }
+
+    #[test]
+    fn received_files_and_snapshots_called_like_them() {
+        for file in [snapshot_file("a"), head_file(1) + META] {
+            assert!(is_receiving(&receiving(&file, 18)));
+            assert!(!is_receiving(&file));
+        }
+        let snapshot = snapshot_file(&receiving("a.img", 18));
+        for file in [
+            snapshot.clone(),
+            format!("{snapshot}{META}"),
+            "x.receiving1".to_owned(),
+        ] {
+            assert!(!is_receiving(&file), "{file}");
+        }
+        assert!(is_receiving(&receiving(&snapshot, 0)));
     }
 
     #[test]
