@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::files::names;
 use crate::files::names::{self, META};
 use crate::volume::replica::Replica;
-use crate::files::names;
 use crate::volume::state::Replica;
 use paddock_longhorn::Identity;
 

@@ -169,6 +169,14 @@ impl Directory {
     /// The old ones are untouched.
     pub fn prepare(&self, files: &[(&str, Vec<u8>)]) -> Result<()> {
         let mut written = Vec::new();
+        if let Some((name, _)) = files
+            .iter()
+            .find(|(_, bytes)| bytes.len() as u64 > MOST_METADATA)
+        {
+            return Err(Error::refused(format!(
+                "{name} would be larger than {MOST_METADATA} bytes; give the snapshot fewer labels, or shorter ones"
+            )));
+        }
         for (name, bytes) in files {
             let beside = format!("{name}{TEMPORARY}");
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;

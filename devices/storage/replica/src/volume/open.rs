@@ -67,12 +67,20 @@ impl Volume {
     /// Names what is wrong, and where.
     pub fn open(options: &Options, size: i64) -> Result<Self> {
         let directory = Directory::open(&options.directory)?;
+        // Before anything is read or removed: another process may be in the middle of a change.
+        let alone = directory.lock(true);
+        if !alone && !directory.lock(false) {
+            let problem = "another process is changing this replica; stop it first";
+            return Err(Error::broken(directory.path(), problem));
+        }
         image::probe(&directory)?;
         let backing = match &options.backing_file {
             Some(path) => Some(Arc::new(Image::open_backing(path)?)),
             None => None,
         };
-        remove_temporaries(&directory)?;
+        if alone {
+            remove_temporaries(&directory)?;
+        }
         let mut disks = read_disks(&directory)?;
         let mut meta = match read_meta(&directory)? {
             Some(meta) if !meta.head.is_empty() || !disks.is_empty() => meta,
@@ -104,7 +112,7 @@ impl Volume {
             }
             None => {}
         }
-        clean(&directory, &meta.head, &mut disks)?;
+        clean(&directory, &meta.head, &mut disks, alone)?;
         let layers = open_chain(&directory, &meta.head, &disks, bytes)?;
         meta.parent.clone_from(&disks[&meta.head].parent);
         let counter = match options.count_revisions {
@@ -125,11 +133,9 @@ impl Volume {
             counter,
             flags,
         };
-        if !volume.directory.lock(false) {
-            let problem = "another process is changing this replica; stop it first";
-            return Err(Error::broken(volume.directory.path(), problem));
-        }
         volume.write_meta(true)?;
+        // Others may open it as well, to take it over.
+        let _ = volume.directory.lock(false);
         Ok(volume)
     }
 
@@ -300,8 +306,14 @@ fn create(directory: &Directory, size: i64) -> Result<(VolumeMeta, DiskMeta)> {
     Ok((meta, disk))
 }
 
-/// Removes what an interrupted change left: a snapshot that is still the head, a head that became a snapshot, a head that was never used.
-fn clean(directory: &Directory, head: &str, disks: &mut BTreeMap<String, DiskMeta>) -> Result<()> {
+/// Removes what an interrupted change left: a snapshot that is still the head, a head that became a snapshot, a head that was never used. Their files
+/// stay while another process has the directory open, too.
+fn clean(
+    directory: &Directory,
+    head: &str,
+    disks: &mut BTreeMap<String, DiskMeta>,
+    alone: bool,
+) -> Result<()> {
     let mut present = HashMap::new();
     for name in directory
         .names()?
@@ -332,9 +344,11 @@ fn clean(directory: &Directory, head: &str, disks: &mut BTreeMap<String, DiskMet
             }
         };
         if left_over {
-            tracing::info!(file = %name, "removing what a crash left");
             disks.remove(name);
-            remove_disk(directory, name)?;
+            if alone {
+                tracing::info!(file = %name, "removing what a crash left");
+                remove_disk(directory, name)?;
+            }
         } else if names::head_number(name).is_some() {
             tracing::warn!(file = %name, "is no longer the head, and holds data; it is left alone");
             disks.remove(name);

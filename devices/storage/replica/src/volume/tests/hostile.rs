@@ -4,10 +4,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::{open, snapshot};
+use crate::files::directory::Directory;
 use crate::files::names::snapshot_file;
 use crate::testing::{MIB, place};
+use crate::volume::change::Snapshot;
 use crate::volume::replica::{Options, Replica, now};
 use crate::volume::state::State;
+use crate::volume::state::{Options, Replica, State, now};
 
 fn write_meta(directory: &Path, text: &str) {
     std::fs::write(directory.join("volume.meta"), text).unwrap();
@@ -243,4 +246,46 @@ fn another_process_that_has_it_open_keeps_the_chain_as_it_is() {
     }
     second.close().unwrap();
     first.snapshot(&snapshot("a")).unwrap();
+}
+
+#[test]
+fn what_another_process_is_changing_stays() {
+    let place = place();
+    let options = Options::new(place.path());
+    open(&options, MIB).close().unwrap();
+    let left = ["volume-head-009.img", "volume.meta.tmp"].map(|name| place.path().join(name));
+    for path in &left {
+        std::fs::write(path, "").unwrap();
+    }
+    let other = Directory::open_existing(place.path()).unwrap();
+    assert!(other.lock(true));
+    let error = Replica::new(options.clone()).open().unwrap_err().text();
+    assert!(error.contains("another process is changing"), "{error}");
+    assert!(left.iter().all(|path| path.exists()));
+
+    // Nor while it only has the replica open.
+    assert!(other.lock(false));
+    Replica::new(options.clone()).open().unwrap();
+    assert!(left.iter().any(|path| path.exists()));
+    drop(other);
+    Replica::new(options).open().unwrap();
+    assert!(!left.iter().any(|path| path.exists()));
+}
+
+#[test]
+fn labels_that_could_not_be_read_again() {
+    let place = place();
+    let options = Options::new(place.path());
+    let replica = open(&options, MIB);
+    // JSON makes six bytes of each of these.
+    let labels = [("x".to_owned(), "\u{1}".repeat(200 << 10))].into();
+    let large = Snapshot {
+        labels: Some(labels),
+        ..snapshot("a")
+    };
+    let error = replica.snapshot(&large).unwrap_err().text();
+    assert!(error.contains("fewer labels"), "{error}");
+    replica.snapshot(&snapshot("a")).unwrap();
+    replica.close().unwrap();
+    open(&options, 0);
 }
