@@ -22,6 +22,7 @@ mod controller;
 mod counters;
 mod error;
 mod member;
+mod offline;
 mod options;
 mod queue;
 mod ranges;
@@ -42,6 +43,7 @@ use crate::{Capabilities, Disk, DiskQueue, ResizeError};
 pub use controller::{Controller, ControllerOptions};
 pub use error::VolumeError;
 pub use member::{Failure, Mode};
+pub use offline::{Comparison, Difference, Found, Inside, Offline, Standing, Watch};
 pub use options::{DEFAULT_TIMEOUT, ReplicaAddress, TIMEOUTS, Taking, VolumeOptions};
 pub use socket::EngineSocket;
 pub use status::{Activity, Listener, Nobody, Progress, Rebuilt, ReplicaStatus, Snapshot, Taken};
@@ -119,6 +121,13 @@ impl Volume {
     #[must_use]
     pub fn replicas(&self) -> Vec<ReplicaStatus> {
         self.control.replicas()
+    }
+
+    /// Whether the replicas are known to have the same. Those that were not closed are compared first, and meanwhile the volume can be used, but not
+    /// changed otherwise; closed before that, they will be compared the next time.
+    #[must_use]
+    pub fn is_compared(&self) -> bool {
+        self.control.shared.primary().is_none()
     }
 
     /// How far the present rebuild or comparison is; `None` while there is none.

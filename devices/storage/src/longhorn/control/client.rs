@@ -11,7 +11,7 @@ use crate::longhorn::options::ReplicaAddress;
 
 /// A connection to a replica's data port. After an error it is of no use any more.
 #[derive(Debug)]
-pub(super) struct DataClient {
+pub(in crate::longhorn) struct DataClient {
     stream: TcpStream,
     sequence: u32,
 }
@@ -21,7 +21,7 @@ fn broken(error: impl std::fmt::Display) -> String {
 }
 
 impl DataClient {
-    pub(super) async fn connect(address: &ReplicaAddress) -> Result<Self, String> {
+    pub(in crate::longhorn) async fn connect(address: &ReplicaAddress) -> Result<Self, String> {
         let stream = TcpStream::connect(address.data()).await.map_err(broken)?;
         stream.set_nodelay(true).map_err(broken)?;
         Ok(Self {
@@ -85,7 +85,7 @@ impl DataClient {
     }
 
     /// Reads at most [`MAX_DATA`].
-    pub(super) async fn read(
+    pub(in crate::longhorn) async fn read(
         &mut self,
         deadline: Duration,
         offset: u64,

@@ -3,15 +3,15 @@
 //!
 //! What changes the set of replicas, or comes between two requests on all of them, is done by one task at a time, which holds [`Admin`].
 
-mod client;
+pub(super) mod client;
 mod expand;
 pub(super) mod limits;
-mod open;
+pub(super) mod open;
 pub(super) mod peer;
-mod rebuild;
+pub(super) mod rebuild;
 mod remove;
 mod resync;
-mod snapshot;
+pub(super) mod snapshot;
 mod supervise;
 pub(super) mod time;
 #[cfg(feature = "controller")]

@@ -45,18 +45,46 @@ pub(super) struct OpenedSet {
 }
 
 /// A replica that is open.
-struct Candidate {
-    peer: Peer,
-    info: Info,
+pub(in crate::longhorn) struct Candidate {
+    pub peer: Peer,
+    pub info: Info,
     /// It was not closed when it was last used.
-    unclean: bool,
-    problem: Option<String>,
+    pub unclean: bool,
+    /// Why it is left.
+    pub problem: Option<String>,
 }
 
 impl Candidate {
+    /// One that is left if what it says of itself is not as it should be.
+    pub(in crate::longhorn) fn new(peer: Peer, info: Info, unclean: bool) -> Self {
+        let mut candidate = Self {
+            info,
+            peer,
+            unclean,
+            problem: None,
+        };
+        let info = &candidate.info;
+        if !is_open(&info.state) {
+            let problem = format!("it is {}: it was not rebuilt to the end", info.state);
+            candidate.leave(problem);
+        } else if info.sector_size != SECTOR_SIZE {
+            let problem = format!("its sectors have {} bytes instead of 512", info.sector_size);
+            candidate.leave(problem);
+        } else if info.size == 0 || !info.size.is_multiple_of(SECTOR_SIZE.unsigned_abs()) {
+            let problem = format!("its size of {} bytes cannot be", info.size);
+            candidate.leave(problem);
+        }
+        candidate
+    }
+
     fn leave(&mut self, problem: String) {
         self.problem.get_or_insert(problem);
     }
+}
+
+/// Whether a replica in this state is open, and has everything that it ever had.
+fn is_open(state: &str) -> bool {
+    matches!(state, "open" | "dirty")
 }
 
 /// A data connection to a replica.
@@ -95,9 +123,8 @@ async fn open_one(
         problem,
     };
     let before = peer.get().await?;
-    let open = |state: &str| matches!(state, "open" | "dirty");
     if options.taking == Taking::HandedOver {
-        if !open(&before.state) {
+        if !is_open(&before.state) {
             let state = before.state;
             return Err(refused(format!(
                 "it is {state}, and was to be handed over open"
@@ -121,24 +148,12 @@ async fn open_one(
         // There is nothing more complete.
         peer.set_rebuilding(false).await?;
     }
-    let mut candidate = Candidate {
-        info: peer.get().await?,
-        peer,
-        unclean: before.dirty,
-        problem: None,
-    };
-    let info = &candidate.info;
-    if !open(&info.state) {
-        let problem = format!("it is {}: it was not rebuilt to the end", info.state);
-        candidate.leave(problem);
-    } else if info.sector_size != SECTOR_SIZE {
-        let problem = format!("its sectors have {} bytes instead of 512", info.sector_size);
-        candidate.leave(problem);
-    } else if info.size == 0 || !info.size.is_multiple_of(SECTOR_SIZE.unsigned_abs()) {
-        let problem = format!("its size of {} bytes cannot be", info.size);
-        candidate.leave(problem);
-    } else if let Err(error) = candidate.peer.set_unmap_marks_removed(false).await {
-        candidate.leave(error.to_string());
+    let info = peer.get().await?;
+    let mut candidate = Candidate::new(peer, info, before.dirty);
+    if candidate.problem.is_none() {
+        if let Err(error) = candidate.peer.set_unmap_marks_removed(false).await {
+            candidate.leave(error.to_string());
+        }
     }
     Ok(candidate)
 }
@@ -173,14 +188,13 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
     }
     candidates.sort_by_key(|(place, _)| *place);
     let (places, mut candidates): (Vec<usize>, Vec<Candidate>) = candidates.into_iter().unzip();
-    let size = agree_on_size(options, &mut candidates);
-    let counts_revisions = agree_on_counting(options, &mut candidates);
-    choose(options, counts_revisions, &mut candidates);
+    let (size, counts_revisions) = judge(options, &mut candidates);
     let unclean = candidates.iter().any(|candidate| candidate.unclean);
     let hopeless = size.is_none() || candidates.iter().all(|c| c.problem.is_some());
     for candidate in &candidates {
-        if hopeless && options.taking != Taking::HandedOver {
-            // Whoever tries again shall find them as we did.
+        // Whoever tries again, or rebuilds one that is left, shall find them as we did.
+        let left = hopeless || (candidate.problem.is_some() && !candidate.unclean);
+        if left && options.taking != Taking::HandedOver {
             let _ = candidate.peer.close().await;
         }
     }
@@ -210,6 +224,17 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
         volume: options.name.clone(),
         problems,
     })
+}
+
+/// Leaves those that do not agree with the others. Returns the volume's size, unless none is left, and whether its writes are counted.
+pub(in crate::longhorn) fn judge(
+    options: &VolumeOptions,
+    candidates: &mut [Candidate],
+) -> (Option<u64>, bool) {
+    let size = agree_on_size(options, candidates);
+    let counts_revisions = agree_on_counting(options, candidates);
+    choose(options, counts_revisions, candidates);
+    (size, counts_revisions)
 }
 
 fn usable(candidates: &mut [Candidate]) -> impl Iterator<Item = &mut Candidate> {

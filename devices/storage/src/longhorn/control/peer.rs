@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use paddock_longhorn::messages::{
     CountRequest, DiskRemoveRequest, FileSendRequest, FilesSyncRequest, RebuildStatus,
-    RebuildingSetRequest, ReceiverLaunchRequest, Replica, ReplicaExpandRequest, ReplicaOpenRequest,
-    ReplicaReply, ReplicaRevertRequest, ReplicaSnapshotRequest, RevisionCounterSetRequest,
-    SizeRequest, SwitchRequest,
+    RebuildingSetRequest, ReceiverLaunchRequest, Replica, ReplicaCreateRequest,
+    ReplicaExpandRequest, ReplicaOpenRequest, ReplicaReply, ReplicaRevertRequest,
+    ReplicaSnapshotRequest, RevisionCounterSetRequest, SizeRequest, SwitchRequest,
 };
 use paddock_longhorn::replica::replica_service_client::ReplicaServiceClient;
 use paddock_longhorn::sync_agent::sync_agent_service_client::SyncAgentServiceClient;
@@ -217,6 +217,16 @@ impl Peer {
         let call = client.replica_get(self.request(()));
         self.replica("asking for its state", CALL_WHILE_FROZEN, call)
             .await
+    }
+
+    /// Makes the files of one that has none.
+    pub(crate) async fn create(&self, size: u64) -> Result<Info, VolumeError> {
+        let request = self.request(ReplicaCreateRequest {
+            size: size.to_string(),
+        });
+        let mut client = self.replica.clone();
+        let call = client.replica_create(request);
+        self.replica("making its files", CALL, call).await
     }
 
     pub(crate) async fn open(&self, size: u64) -> Result<Info, VolumeError> {

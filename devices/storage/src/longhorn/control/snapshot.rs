@@ -20,14 +20,15 @@ pub(super) fn file_of(name: &str) -> String {
 }
 
 /// The name of the snapshot that a file has.
-pub(super) fn name_of(file: &str) -> &str {
+pub(in crate::longhorn) fn name_of(file: &str) -> &str {
     let name = file
         .strip_prefix(PREFIX)
         .and_then(|rest| rest.strip_suffix(SUFFIX));
     name.unwrap_or(file)
 }
 
-fn describe(info: &Info) -> Vec<Snapshot> {
+/// Its snapshots, the oldest first.
+pub(in crate::longhorn) fn describe(info: &Info) -> Vec<Snapshot> {
     let snapshots = info.snapshots().map(|(file, disk)| {
         let mut labels: Vec<(String, String)> = disk.labels.clone().into_iter().collect();
         labels.sort();

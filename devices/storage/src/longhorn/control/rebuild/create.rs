@@ -96,7 +96,13 @@ impl Control {
 
     /// Brings a closed replica into a state from which it can be rebuilt.
     async fn prepare(&self, peer: &Peer) -> Result<(), VolumeError> {
-        let info = peer.get().await?;
+        let size = self.shared.size();
+        let mut info = peer.get().await?;
+        if info.state == "initial" {
+            // Lost with all it had, or new.
+            peer.create(size).await?;
+            info = peer.get().await?;
+        }
         if info.state != "closed" {
             let state = info.state;
             let problem = format!(
@@ -104,7 +110,6 @@ impl Control {
             );
             return Err(refused(peer, problem));
         }
-        let size = self.shared.size();
         if info.size > size {
             let has = info.size;
             let problem = format!("it has {has} bytes, and the volume only {size}");

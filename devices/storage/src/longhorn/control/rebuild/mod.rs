@@ -5,7 +5,7 @@
 //! moment. Whatever goes wrong leaves the new replica as failed, and nobody else.
 
 mod create;
-mod verify;
+pub(in crate::longhorn) mod verify;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

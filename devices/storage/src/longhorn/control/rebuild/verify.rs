@@ -162,7 +162,7 @@ async fn align(peer: &Peer, source: &Peer, counts_revisions: bool) -> Result<Inf
 }
 
 /// Whether two replicas have the same files below their heads, in the same order where order counts.
-fn alike(one: &Info, other: &Info) -> bool {
+pub(in crate::longhorn) fn alike(one: &Info, other: &Info) -> bool {
     let chain = |info: &Info| info.chain.iter().skip(1).cloned().collect::<Vec<_>>();
     let files = |info: &Info| {
         let names = info.snapshots().map(|(name, _)| name.clone());
