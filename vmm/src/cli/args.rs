@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use paddock_api::spec::PassedFd;
 
 use super::ctl::{self, args::CtlArgs};
+use super::volume::{self, args::VolumeArgs};
 use crate::terminal::EscapeKey;
 
 const STYLES: Styles = Styles::styled()
@@ -174,6 +175,11 @@ pub enum Command {
     /// `paddock run --api-socket` started.
     #[command(after_long_help = ctl::args::NOTES, after_help = "Try `paddock ctl --help` for examples and the exit status.")]
     Ctl(CtlArgs),
+    /// Make, inspect, snapshot, rebuild and check replicated volumes that no VM uses
+    ///
+    /// A volume is kept by several replica processes, Longhorn's or paddock-replica, which all have the same.
+    #[command(after_long_help = volume::args::NOTES, after_help = "Try `paddock volume --help` for examples and the exit status.")]
+    Volume(VolumeArgs),
 
     /// Say what this host offers to VMs, what it lacks, and how to mend that
     ///

@@ -21,6 +21,7 @@ mod spec;
 mod status;
 #[cfg(test)]
 mod units;
+mod volume;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Ctl(args) => ctl::run(&args),
+        Command::Volume(args) => volume::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completion(args) => manual::completion(&args),
         Command::Man(args) => manual::man(&args),

@@ -79,14 +79,14 @@ pub struct Cell {
 }
 
 impl Cell {
-    fn new(text: impl AsRef<str>) -> Self {
+    pub(in crate::cli) fn new(text: impl AsRef<str>) -> Self {
         Self {
             text: harmless::line(text.as_ref()),
             colour: Colour::None,
         }
     }
 
-    fn coloured(text: impl AsRef<str>, colour: Colour) -> Self {
+    pub(in crate::cli) fn coloured(text: impl AsRef<str>, colour: Colour) -> Self {
         Self {
             colour,
             ..Self::new(text)
@@ -135,8 +135,18 @@ impl Page {
         self.text
     }
 
+    /// An empty line.
+    pub(in crate::cli) fn blank(&mut self) {
+        self.text.push('\n');
+    }
+
+    /// A sentence, which may have words of others.
+    pub(in crate::cli) fn sentence(&mut self, text: &str) {
+        self.line(&[Cell::new(text)], &[]);
+    }
+
     /// A table with a heading over each column. `none` is said where there are no rows.
-    fn table(&mut self, headings: &[&str], rows: Vec<Vec<Cell>>, none: &str) {
+    pub(in crate::cli) fn table(&mut self, headings: &[&str], rows: Vec<Vec<Cell>>, none: &str) {
         if rows.is_empty() {
             let none = Cell::coloured(none, Colour::Dim);
             return self.line(&[none], &[]);
@@ -198,7 +208,7 @@ impl Page {
 }
 
 /// Bytes in the largest unit of which there is one, with a tenth where it is not a whole number.
-fn bytes(bytes: u64) -> String {
+pub(in crate::cli) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
     while unit + 1 < UNITS.len() && bytes >> (10 * (unit + 1)) > 0 {
