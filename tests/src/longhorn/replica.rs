@@ -58,7 +58,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts it in a directory, which it makes, with a volume of `size` bytes where there is none, and waits until it serves.
+    /// Starts it in a directory, which it makes, with a volume of `size` bytes where there is none, if that is not 0, and waits until it serves.
     ///
     /// # Panics
     /// When it does not serve in time.
@@ -193,9 +193,11 @@ fn spawn(directory: &Path, size: u64, options: &ReplicaOptions, ports: &Ports) -
     let listen = SocketAddr::from((address(options), ports.address(0).port()));
     command
         .args(["--volume-name", &options.volume, "replica"])
-        .args(["--listen", &listen.to_string()])
-        .args(["--size", &size.to_string()])
-        .args(["--sync-agent-port-count", &Ports::SYNC_AGENT.to_string()]);
+        .args(["--listen", &listen.to_string()]);
+    if size > 0 {
+        command.args(["--size", &size.to_string()]);
+    }
+    command.args(["--sync-agent-port-count", &Ports::SYNC_AGENT.to_string()]);
     if !options.revision_counter {
         command.arg("--disableRevCounter");
     }

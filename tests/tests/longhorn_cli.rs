@@ -1,0 +1,317 @@
+//! `paddock volume` as an operator or a script runs it, on replicas of Paddock's.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use paddock_probe::blocks;
+use paddock_storage::longhorn::{Nobody, Volume, VolumeOptions};
+use paddock_tests::files;
+use paddock_tests::longhorn::{
+    BLOCK, Replica, ReplicaOptions, User, directory, own_replica, stamp, volume_name,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+
+/// A block of the images, behind a hole.
+const FAR: u64 = 9 * MIB;
+
+/// Three replicas, at first without files.
+struct Replicas {
+    volume: String,
+    list: Vec<Replica>,
+    /// Last: the replicas end before it goes.
+    directory: TempDir,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+struct Done {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Replicas {
+    fn start(name: &str) -> Self {
+        let mut this = Self {
+            volume: volume_name(name),
+            list: Vec::new(),
+            directory: directory(),
+        };
+        this.list = (0..3).map(|number| this.empty(number)).collect();
+        this
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.directory.path().join(format!("r{number}"))
+    }
+
+    /// A replica in the directory of this number, which has no files.
+    fn empty(&self, number: usize) -> Replica {
+        let options = ReplicaOptions {
+            program: own_replica(),
+            volume: self.volume.clone(),
+            revision_counter: true,
+            flags: Vec::new(),
+            network: None,
+        };
+        Replica::start(&self.path(number), 0, options)
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let addresses = self.list.iter().map(|replica| replica.control());
+        addresses.map(|address| address.to_string()).collect()
+    }
+
+    /// Runs a command with words before and after the volume's name.
+    fn run(&self, before: &str, after: &[&str]) -> Done {
+        let done = Command::new(files::paddock())
+            .arg("volume")
+            .args(before.split_whitespace())
+            .arg(&self.volume)
+            .args(after)
+            .args(["--replica", &self.addresses().join(",")])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Done {
+            code: done.status.code().unwrap(),
+            stdout: text(done.stdout),
+            stderr: text(done.stderr),
+        }
+    }
+
+    /// The same, and it has to go well.
+    #[track_caller]
+    fn well(&self, before: &str, after: &[&str]) -> String {
+        let done = self.run(before, after);
+        assert_eq!(done.code, 0, "{before}: {done:?}");
+        done.stdout
+    }
+
+    /// The same, and it has to fail with status 1 and say all of this.
+    #[track_caller]
+    fn fails(&self, before: &str, after: &[&str], texts: &[&str]) {
+        let done = self.run(before, after);
+        assert_eq!(done.code, 1, "{before}: {done:?}");
+        for text in texts {
+            assert!(done.stderr.contains(text), "{text}: {done:?}");
+        }
+    }
+
+    /// The standing of each replica.
+    fn standings(&self) -> Vec<String> {
+        let told: Value = serde_json::from_str(&self.well("inspect --json", &[])).unwrap();
+        let replicas = told["replicas"].as_array().unwrap();
+        let standing = |replica: &Value| replica["standing"].as_str().unwrap().to_owned();
+        replicas.iter().map(standing).collect()
+    }
+
+    /// Opens the volume as a VM does.
+    fn open(&self) -> Volume {
+        let addresses = self.addresses();
+        let addresses = addresses.iter().map(|address| address.parse().unwrap());
+        let options = VolumeOptions::new(&self.volume, addresses.collect());
+        Volume::open(options, Arc::new(Nobody)).unwrap()
+    }
+
+    /// Writes blocks of a generation, as a VM does.
+    fn write(&self, to: u64, generation: u64) {
+        let volume = self.open();
+        let mut user = User::new(&volume);
+        user.write(0, to, generation).unwrap();
+        drop(user);
+        volume.close().unwrap();
+    }
+
+    #[track_caller]
+    fn read(&self, from: u64, to: u64, generation: u64) {
+        let volume = self.open();
+        let mut user = User::new(&volume);
+        user.check(from, to, generation);
+        drop(user);
+        volume.close().unwrap();
+    }
+
+    /// An image with blocks of generation 1 at its beginning, and far behind.
+    fn image(&self) -> String {
+        let path = self.directory.path().join("image.raw");
+        let file = File::create(&path).unwrap();
+        file.set_len(16 * MIB + 512).unwrap();
+        let block = BLOCK as u64;
+        let near = (0..MIB).step_by(BLOCK);
+        for offset in near.chain((FAR..FAR + 4 * block).step_by(BLOCK)) {
+            let mut bytes = vec![0; BLOCK];
+            blocks::fill(&mut bytes, offset, stamp(1));
+            file.write_all_at(&bytes, offset).unwrap();
+        }
+        file.write_all_at(&[7], 16 * MIB + 511).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_volume_is_made_of_an_image_and_goes_back_to_a_snapshot() {
+    let replicas = Replicas::start("life");
+    assert_eq!(replicas.standings(), ["empty"; 3]);
+    let image = replicas.image();
+    let told = replicas.well("create --json", &["--from", &image]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["size"], 16 * MIB + 4096);
+    assert_eq!(replicas.standings(), ["complete"; 3]);
+    let block = BLOCK as u64;
+    replicas.read(0, MIB, 1);
+    replicas.read(FAR, FAR + 4 * block, 1);
+    let far = fs::metadata(replicas.path(0).join("volume-head-000.img")).unwrap();
+    let used = std::os::unix::fs::MetadataExt::blocks(&far) * 512;
+    assert!(used < 3 * MIB, "holes became {used} bytes");
+    replicas.well("check", &[]);
+
+    replicas.well("snapshot create", &["first", "--label", "a=b"]);
+    replicas.fails(
+        "snapshot create",
+        &["first"],
+        &["has a snapshot first already"],
+    );
+    replicas.write(2 * MIB, 2);
+    let list = replicas.well("snapshot list", &[]);
+    assert!(list.contains("first") && list.contains("a=b"), "{list}");
+    let told = replicas.well("check", &[]);
+    assert!(told.starts_with("3 replicas hold the same"), "{told}");
+    replicas.fails("snapshot revert", &["second"], &["has no snapshot second"]);
+    replicas.well("snapshot revert", &["first"]);
+    replicas.read(0, MIB, 1);
+    replicas.well("check", &[]);
+}
+
+#[test]
+fn nothing_is_made_where_something_is() {
+    let mut replicas = Replicas::start("refusals");
+    replicas.list[2].kill();
+    let gone = replicas.list[2].control().to_string();
+    replicas.fails("create", &["--size", "8M"], &[&gone, "cannot be reached"]);
+    assert_eq!(replicas.standings(), ["empty", "empty", "unreachable"]);
+    replicas.list[2].restart();
+    let wrong = replicas.run("create", &["--size", "1000"]);
+    assert_eq!(wrong.code, 2, "{wrong:?}");
+    assert!(wrong.stderr.contains("multiple of 4096"), "{wrong:?}");
+    replicas.well("create", &["--size", "8M"]);
+    // As good as new.
+    replicas.well("create", &["--size", "8M"]);
+    replicas.fails(
+        "create",
+        &["--size", "16M"],
+        &["has a volume of 8388608 bytes"],
+    );
+    replicas.write(MIB, 1);
+    replicas.fails("create", &["--size", "8M"], &["with data already"]);
+    replicas.read(0, MIB, 1);
+}
+
+#[test]
+fn replicas_that_miss_something_are_rebuilt() {
+    let mut replicas = Replicas::start("rebuilds");
+    replicas.well("create", &["--size", "16M"]);
+    replicas.write(4 * MIB, 1);
+    replicas.list[1].kill();
+    replicas.write(2 * MIB, 2);
+    let lost = replicas.list[1].control().to_string();
+    replicas.fails("check", &[], &[&lost, "cannot be reached"]);
+    replicas.fails("rebuild", &[], &[&lost, "cannot be reached"]);
+
+    replicas.list[1].restart();
+    assert_eq!(replicas.standings(), ["complete", "stale", "complete"]);
+    replicas.fails("check", &[], &[&lost, "writes", "paddock volume rebuild"]);
+    let told = replicas.well("rebuild", &[]);
+    assert!(
+        told.starts_with(&format!("replica {lost} is rebuilt")),
+        "{told}"
+    );
+    replicas.well("check", &[]);
+    let told = replicas.well("rebuild", &[]);
+    assert_eq!(told, "nothing was rebuilt\n");
+
+    replicas.list[0].kill();
+    fs::remove_dir_all(replicas.path(0)).unwrap();
+    replicas.list[0].restart();
+    assert_eq!(replicas.standings(), ["empty", "complete", "complete"]);
+    replicas.well("rebuild", &[]);
+    replicas.well("check", &[]);
+    replicas.read(0, 2 * MIB, 2);
+    replicas.read(2 * MIB, 4 * MIB, 1);
+}
+
+#[test]
+fn a_replica_that_missed_a_snapshot_is_rebuilt() {
+    let mut replicas = Replicas::start("missed");
+    replicas.well("create", &["--size", "8M"]);
+    replicas.list[0].kill();
+    let lost = replicas.list[0].control().to_string();
+    // It is taken on the others.
+    replicas.fails("snapshot create", &["first"], &[&lost, "rebuild these"]);
+    replicas.list[0].restart();
+    assert_eq!(replicas.standings(), ["stale", "complete", "complete"]);
+    replicas.fails("check", &[], &[&lost, "has not the snapshots"]);
+    replicas.well("rebuild", &[]);
+    replicas.well("check", &[]);
+}
+
+#[test]
+fn what_differs_is_found_and_mended() {
+    let mut replicas = Replicas::start("differences");
+    replicas.well("create", &["--size", "8M"]);
+    replicas.write(4 * MIB, 1);
+    replicas.list[2].kill();
+    let head = replicas.path(2).join("volume-head-000.img");
+    let head = File::options().write(true).open(head).unwrap();
+    head.write_all_at(&[1; 700], 3 * MIB + 1000).unwrap();
+    drop(head);
+    replicas.list[2].restart();
+    let odd = replicas.list[2].control().to_string();
+    let range = format!("differ in 1536 bytes from {} on", 3 * MIB + 512);
+    replicas.fails("check", &[], &[&odd, &range]);
+    let wrong = replicas.run("rebuild", &["--anew", "localhost:1"]);
+    assert_eq!(wrong.code, 2, "{wrong:?}");
+    replicas.well("rebuild", &["--anew", &odd]);
+    replicas.well("check", &[]);
+    replicas.read(0, 4 * MIB, 1);
+}
+
+#[test]
+fn replicas_that_were_not_closed_are_made_the_same() {
+    let mut replicas = Replicas::start("unclean");
+    replicas.well("create", &["--size", "8M"]);
+    let volume = replicas.open();
+    let mut user = User::new(&volume);
+    user.write(0, MIB, 1).unwrap();
+    drop(user);
+    // As if it had crashed.
+    drop(volume);
+    assert_eq!(replicas.standings(), ["in-use"; 3]);
+    for command in ["check", "rebuild", "snapshot create"] {
+        replicas.fails(command, &[], &["restart its process"]);
+    }
+    for replica in &mut replicas.list {
+        replica.restart();
+    }
+    assert_eq!(replicas.standings(), ["unclean"; 3]);
+    replicas.fails("check", &[], &["not closed", "check --repair"]);
+    assert_eq!(replicas.standings(), ["unclean"; 3]);
+    replicas.well("check --repair", &[]);
+    assert_eq!(replicas.standings(), ["complete"; 3]);
+    replicas.read(0, MIB, 1);
+}
