@@ -18,9 +18,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::files::names;
-use crate::files::names::{self, META};
 use crate::volume::replica::Replica;
-use crate::volume::state::Replica;
 use paddock_longhorn::Identity;
 
 /// Bytes of a piece of a file, as Longhorn's senders cut it.

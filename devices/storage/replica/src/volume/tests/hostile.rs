@@ -10,7 +10,6 @@ use crate::testing::{MIB, place};
 use crate::volume::change::Snapshot;
 use crate::volume::replica::{Options, Replica, now};
 use crate::volume::state::State;
-use crate::volume::state::{Options, Replica, State, now};
 
 fn write_meta(directory: &Path, text: &str) {
     std::fs::write(directory.join("volume.meta"), text).unwrap();
