@@ -30,6 +30,9 @@ use watch::Watch;
 /// Bounce buffers of one queue: 4 MiB of them.
 const MAX_BOUNCES: usize = 16;
 
+/// So many requests are handed to the kernel at once, without waiting for the kick: the disk works on them while the user submits more.
+const BATCH: usize = 16;
+
 /// How long dropping a queue waits for its operations before it leaves them to the kernel.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -190,6 +193,9 @@ impl DiskQueue for UringQueue {
                 });
                 self.tasks[index] = Some(task);
                 self.ready.push_back(index);
+                if self.ready.len() >= BATCH {
+                    self.flush();
+                }
             }
         }
     }

@@ -84,6 +84,20 @@ fn who_waits_in_a_dead_ring_looks_for_himself() {
 }
 
 #[test]
+fn the_disk_need_not_wait_until_all_is_submitted() {
+    let (_file, _event, mut queue) = open();
+    for tag in 0..BATCH as u64 + 1 {
+        write(&mut queue, tag);
+    }
+    let waiting = queue.ready.len() + queue.ring.pushed.len();
+    assert_eq!((waiting, queue.ring.submitted), (1, BATCH));
+    queue.kick();
+    let mut done = Vec::new();
+    queue.drain(Duration::from_secs(20), &mut done).unwrap();
+    assert_eq!(done.len(), BATCH + 1);
+}
+
+#[test]
 fn a_kernel_that_takes_something_is_no_longer_busy() {
     let (_file, _event, mut queue) = open();
     queue.ring.busy = Some(Instant::now());
