@@ -25,7 +25,7 @@ pub struct DiskSize {
 pub enum FailureHandling {
     /// Its requests are held, and the VM is to stand still until it is resumed.
     Stopped,
-    /// Its requests are held and tried again.
+    /// Its requests are held and tried again. With none that waits (a reset has dropped them) the guest's next one is the attempt.
     Retrying,
     /// The time to try again is over: its errors are reported to the guest, until a request succeeds.
     Reporting,

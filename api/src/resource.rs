@@ -246,7 +246,18 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         offset: Option<u64>,
     },
-    /// A disk that failed works again, and what was held has been done.
+    /// A disk did not recover in the time that its policy gives it: what was held was answered with its error, and so is what fails from now
+    /// on.
+    DiskReporting {
+        /// Its id.
+        disk: String,
+        /// What the host said last, by its number in Linux.
+        errno: i32,
+        /// The same in words.
+        error: String,
+    },
+    /// A disk that failed works again: a request has succeeded, and nothing is held any more. What was held has been done, unless the guest was
+    /// told of the error (`disk-reporting`) or has dropped it by a reset.
     DiskRecovered {
         /// Its id.
         disk: String,
@@ -283,6 +294,7 @@ impl EventKind {
             Self::Job { .. } => "job",
             Self::Variables { .. } => "variables",
             Self::DiskError { .. } => "disk-error",
+            Self::DiskReporting { .. } => "disk-reporting",
             Self::DiskRecovered { .. } => "disk-recovered",
             Self::DiskResized { .. } => "disk-resized",
             Self::Ended { .. } => "ended",

@@ -233,6 +233,11 @@ impl Disks {
                 News::Reporting(failure) => {
                     let error = in_words(&failure);
                     tracing::error!(disk, error, "the disk did not recover; the guest is told");
+                    journal.publish(EventKind::DiskReporting {
+                        disk,
+                        errno: failure.errno,
+                        error,
+                    });
                 }
                 News::Recovered { after, attempts } => {
                     tracing::info!(disk, ?after, attempts, "the disk works again");
@@ -457,6 +462,43 @@ mod tests {
         assert!(disk.is_unused() && disks.find("data").is_none());
         let names: Vec<_> = kinds(&journal).iter().map(EventKind::name).collect();
         assert_eq!(names, ["disk-error", "disk-recovered"]);
+    }
+
+    /// Whoever follows the events learns that the guest saw errors, before it hears that the disk works again.
+    #[test]
+    fn a_disk_that_reports_says_so() {
+        let (disks, journal) = disks();
+        let memory = MemoryDisk::new(4096);
+        memory.script([Fault::Error(IoError::Os(libc::EIO))]);
+        let on_error = OnError::Retry {
+            deadline: Duration::from_millis(1),
+            interval: Duration::from_secs(60),
+            then: AfterRetry::Report,
+        };
+        let any = DiskLimits::default();
+        let disk = disks.opened("data", Arc::new(memory), None, on_error, any);
+        let mut queue = disk.backend().open_queue(4).unwrap();
+        let mut done = Vec::new();
+        let start = std::time::Instant::now();
+        for tag in 0..2 {
+            let operation = Operation::Flush;
+            queue.submit(Request { tag, operation });
+            queue.kick();
+            while done.len() as u64 <= tag {
+                assert!(start.elapsed() < Duration::from_secs(20));
+                queue.reap(&mut done);
+                std::thread::yield_now();
+            }
+        }
+        let results: Vec<_> = done.iter().map(|completion| completion.result).collect();
+        assert_eq!(results, [Err(IoError::Os(libc::EIO)), Ok(())]);
+        let kinds = kinds(&journal);
+        let names: Vec<_> = kinds.iter().map(EventKind::name).collect();
+        assert_eq!(names, ["disk-error", "disk-reporting", "disk-recovered"]);
+        assert!(
+            matches!(&kinds[1], EventKind::DiskReporting { errno: libc::EIO, error, .. } if error.contains("Input/output")),
+            "{kinds:?}"
+        );
     }
 
     #[tokio::test]

@@ -255,6 +255,7 @@ impl Script {
             | EventKind::Job { .. }
             | EventKind::Variables { .. }
             | EventKind::DiskError { .. }
+            | EventKind::DiskReporting { .. }
             | EventKind::DiskRecovered { .. }
             | EventKind::DiskResized { .. } => Said::default(),
         }

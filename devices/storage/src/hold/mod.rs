@@ -29,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::{Capabilities, Disk, DiskQueue, ResizeError};
 use queue::HoldQueue;
-use state::Shared;
+use state::{Shared, StartSupervisor};
 
 /// What to do about a request that fails on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub enum News {
     Stopped(Failure),
     /// The deadline is over: failures are reported to the guest from now on.
     Reporting(Failure),
-    /// Everything that was held was answered, and the disk works. Once after each `Failed`.
+    /// A request has succeeded on the disk, and nothing is held any more. Once after each `Failed`, unless the disk is closed before.
     Recovered {
         /// From the failure to now.
         after: Duration,
@@ -105,7 +105,8 @@ pub struct Status {
     pub stopped: bool,
     /// Failures are reported, for the deadline is over.
     pub reporting: bool,
-    /// Requests that are held, or were and have not been answered yet.
+    /// Requests that are held, or were and have not been answered yet. Zero while it is not well: those that were held were dropped, and the next
+    /// request finds out.
     pub requests: usize,
     /// Attempts since the failure.
     pub attempts: u32,
@@ -127,15 +128,25 @@ impl HoldingDisk {
         opener: Option<Opener>,
         listener: Listener,
     ) -> Self {
+        Self::started_by(supervisor::start, disk, policy, opener, listener)
+    }
+
+    fn started_by(
+        start: StartSupervisor,
+        disk: Arc<dyn Disk>,
+        policy: Policy,
+        opener: Option<Opener>,
+        listener: Listener,
+    ) -> Self {
         Self {
-            shared: Arc::new(Shared::new(disk, policy, opener, listener)),
+            shared: Arc::new(Shared::new(disk, policy, opener, listener, start)),
         }
     }
 
     /// Tries at once, if something is held: on the handle there is, then on a new one. Returns without waiting for the outcome.
     ///
     /// # Errors
-    /// When the host gives no thread.
+    /// When the host gives no thread. It has stopped again then, and tells so.
     pub fn resume(&self) -> io::Result<()> {
         self.shared.resume()
     }

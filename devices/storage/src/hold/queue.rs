@@ -257,7 +257,7 @@ impl HoldQueue {
                 if !handle.repeats_flush && wrote {
                     self.shared.note_unflushed();
                 }
-                if self.phase == Phase::Reporting {
+                if slot.counted || self.phase != Phase::Open {
                     self.shared.succeeded(handle.generation);
                 }
             }

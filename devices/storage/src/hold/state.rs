@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Failure, Listener, News, Opener, Policy, Retry, Status, Then, supervisor};
+use super::{Failure, Listener, News, Opener, Policy, Retry, Status, Then};
 use crate::{Capabilities, Disk};
 
 /// What queues do with requests.
@@ -22,7 +22,8 @@ pub(super) enum Phase {
     Held,
     /// They are held, and queues let go of the handle as soon as it has nothing of theirs.
     Closing,
-    /// They go to the disk, those that were held first. Whether it is well is not known yet.
+    /// They go to the disk, those that were held first. Whether it is well is not known yet. With nothing held (it was dropped, as in a
+    /// reset) the next request finds out, and nobody else waits for that.
     Trying,
     /// They go to the disk and failures are reported.
     Reporting,
@@ -39,6 +40,17 @@ pub(super) struct Episode {
     pub attempted: Instant,
     /// Nothing is tried without a resume.
     pub stopped: bool,
+    /// In this attempt a request has succeeded.
+    pub proven: bool,
+}
+
+impl Episode {
+    /// Requests fail from now on, for the first time or after nobody has waited for a while.
+    fn fails(&mut self, policy: Policy) {
+        let now = Instant::now();
+        (self.began, self.attempted) = (now, now);
+        self.stopped = policy == Policy::Stop;
+    }
 }
 
 pub(super) struct State {
@@ -68,10 +80,18 @@ pub(super) struct State {
     pub closed: bool,
 }
 
+impl State {
+    /// It is not known whether the disk is well, and the next request finds out: nothing is held that could be tried.
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Trying && self.held == 0
+    }
+}
+
 pub(super) struct Shared {
     pub policy: Policy,
     pub opener: Option<Opener>,
     listener: Listener,
+    start: StartSupervisor,
     state: Mutex<State>,
     /// Told to the supervisor.
     changed: Condvar,
@@ -82,6 +102,9 @@ pub(super) struct Shared {
     /// Such writes may be lost: the next flush says so.
     pub lost: AtomicBool,
 }
+
+/// Starts a thread that makes attempts. Tests have one that fails.
+pub(super) type StartSupervisor = fn(Arc<Shared>) -> io::Result<()>;
 
 /// What to do with a request that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +119,7 @@ impl Shared {
         policy: Policy,
         opener: Option<Opener>,
         listener: Listener,
+        start: StartSupervisor,
     ) -> Self {
         let state = State {
             phase: Phase::Open,
@@ -117,6 +141,7 @@ impl Shared {
             policy,
             opener,
             listener,
+            start,
             state: Mutex::new(state),
             changed: Condvar::new(),
             epoch: AtomicU64::new(0),
@@ -212,10 +237,17 @@ impl Shared {
                 self.begin(&mut state, errno, offset);
             }
             Phase::Trying if generation == state.generation => {
+                let idle = state.is_idle();
                 if let Some(episode) = &mut state.episode {
                     episode.failure.errno = errno;
+                    if idle {
+                        episode.fails(self.policy);
+                    }
                 }
                 self.enter(&mut state, Phase::Held);
+                if idle {
+                    self.look_after(&mut state);
+                }
             }
             // Of a handle that is on its way out: it will be replayed on the present one.
             Phase::Open | Phase::Trying | Phase::Held | Phase::Closing => {}
@@ -233,20 +265,26 @@ impl Shared {
             offset,
             since: SystemTime::now(),
         };
-        let stopped = self.policy == Policy::Stop;
-        state.episode = Some(Episode {
+        let mut episode = Episode {
             failure,
             began: now,
             attempts: 0,
             attempted: now,
-            stopped,
-        });
+            stopped: false,
+            proven: false,
+        };
+        episode.fails(self.policy);
+        state.episode = Some(episode);
         self.enter(state, Phase::Held);
         self.tell(News::Failed(failure));
-        if stopped {
-            self.tell(News::Stopped(failure));
-        } else {
-            self.supervise(state);
+        self.look_after(state);
+    }
+
+    /// Sees to it that what is held from now on is tried again, by a supervisor or the owner.
+    fn look_after(self: &Arc<Self>, state: &mut State) {
+        match &state.episode {
+            Some(episode) if episode.stopped => self.tell(News::Stopped(episode.failure)),
+            _ => self.supervise(state),
         }
     }
 
@@ -255,23 +293,37 @@ impl Shared {
         self.lock().held += 1;
     }
 
-    /// So many requests that were held have been answered.
+    /// So many requests that were held have been answered, or dropped.
     pub(super) fn settle(&self, state: &mut State, count: usize) {
         state.held -= count;
-        if state.held == 0 && state.phase == Phase::Trying {
+        if state.held > 0 || state.phase != Phase::Trying {
+            return;
+        }
+        if state.episode.as_ref().is_some_and(|episode| episode.proven) {
             self.recovered(state);
+        } else {
+            // Nobody waits for the outcome any more.
+            self.changed.notify_all();
         }
     }
 
-    /// Something succeeded while failures were reported.
+    /// A request succeeded on the handle of `generation` while it was not known whether the disk is well.
     pub(super) fn succeeded(&self, generation: u64) {
         let mut state = self.lock();
-        if state.phase == Phase::Reporting && state.generation == generation {
-            self.recovered(&mut state);
+        if state.generation != generation {
+            return;
+        }
+        match (state.phase, &mut state.episode) {
+            (Phase::Reporting, _) => self.recovered(&mut state),
+            (Phase::Trying, Some(episode)) => {
+                episode.proven = true;
+                self.settle(&mut state, 0);
+            }
+            _ => {}
         }
     }
 
-    pub(super) fn recovered(&self, state: &mut State) {
+    fn recovered(&self, state: &mut State) {
         self.enter(state, Phase::Open);
         state.stale = false;
         if let Some(episode) = state.episode.take() {
@@ -311,6 +363,10 @@ impl Shared {
 
     pub(super) fn resume(self: &Arc<Self>) -> io::Result<()> {
         let mut state = self.lock();
+        if state.is_idle() {
+            // It is the next request's to try.
+            return Ok(());
+        }
         let Some(episode) = &mut state.episode else {
             return Ok(());
         };
@@ -322,7 +378,9 @@ impl Shared {
         let started = self.start_supervisor(&mut state);
         if let (Err(_), Some(episode)) = (&started, &mut state.episode) {
             episode.stopped = true;
+            let failure = episode.failure;
             state.hurry = false;
+            self.tell(News::Stopped(failure));
         }
         self.changed.notify_all();
         started
@@ -340,7 +398,7 @@ impl Shared {
 
     fn start_supervisor(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if !state.supervised {
-            supervisor::start(Arc::clone(self))?;
+            (self.start)(Arc::clone(self))?;
             state.supervised = true;
         }
         Ok(())

@@ -46,7 +46,7 @@ fn next(shared: &Shared) -> bool {
         let Policy::Retry(retry) = shared.policy else {
             break;
         };
-        if episode.stopped || reporting && !state.stale {
+        if episode.stopped || reporting && !state.stale || state.is_idle() {
             break;
         }
         let now = Instant::now();
@@ -107,22 +107,23 @@ fn is_wanting(shared: &Shared) -> bool {
     !state.closed && matches!(state.phase, Phase::Held | Phase::Reporting)
 }
 
-/// Lets queues replay what they hold, and waits for the outcome. Whether all is well.
+/// Lets queues replay what they hold, and waits for the outcome. Whether all is well, or nobody waits for anything.
 fn try_out(shared: &Shared) -> bool {
     let mut state = shared.lock();
     if state.phase == Phase::Held {
+        if let Some(episode) = &mut state.episode {
+            episode.proven = false;
+        }
         shared.enter(&mut state, Phase::Trying);
-        // With nothing held the next request finds out.
-        shared.settle(&mut state, 0);
     }
-    while state.phase == Phase::Trying && !state.closed {
+    while state.phase == Phase::Trying && !state.is_idle() && !state.closed {
         let end = shared.deadline(&state);
         match end {
             Some((end, retry)) if end <= Instant::now() => shared.expire(&mut state, retry),
             _ => state = shared.wait(state, end.map(|(end, _)| end)),
         }
     }
-    state.phase == Phase::Open
+    state.phase == Phase::Open || state.is_idle()
 }
 
 /// Replaces the handle. Whether there is a new one to try.

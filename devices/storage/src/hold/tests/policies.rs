@@ -1,5 +1,9 @@
 //! What each policy does, step by step.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::state::Shared;
+use super::super::supervisor;
 use super::*;
 
 fn stopping(disk: &MemoryDisk, opener: Option<Opener>) -> (HoldingDisk, Heard) {
@@ -238,7 +242,7 @@ fn opening_that_hangs_does_not_hold_the_deadline_up() {
 #[test]
 fn what_is_abandoned_never_reaches_the_disk() {
     let disk = MemoryDisk::new(4096);
-    let (holding, _) = stopping(&disk, None);
+    let (holding, heard) = stopping(&disk, None);
     let mut queue = holding.open_queue(8).unwrap();
     disk.script([EIO]);
     let done = look(queue.as_mut(), [write(0, 0, 1), write(1, 1, 1)]);
@@ -256,10 +260,97 @@ fn what_is_abandoned_never_reaches_the_disk() {
     drop(queue);
     holding.resume().unwrap();
     let mut queue = holding.open_queue(8).unwrap();
-    wait_for("the recovery", || holding.status().failure.is_none());
-    assert_eq!(sorted(look(queue.as_mut(), [flush(0)])), all_well([0]));
+    wait_for("an attempt", || holding.status().attempts == 1);
+    assert!(holding.status().failure.is_some(), "nothing was tried");
+    queue.submit(flush(0));
+    queue.kick();
+    assert_eq!(answers(queue.as_mut(), 1), all_well([0]));
+    assert_eq!(heard.letters(), "FS=");
     let bytes = disk.contents();
     assert_eq!((bytes[0], bytes[512], bytes[1024]), (0, 1, 0));
+}
+
+/// With nothing that waits there is nothing to try, and so nothing that says that the disk works again.
+#[test]
+fn a_disk_that_was_reset_has_recovered_when_a_request_succeeds() {
+    let disk = MemoryDisk::new(4096);
+    let (holding, heard) = retrying(&disk, QUICK, None);
+    let mut queue = holding.open_queue(8).unwrap();
+    disk.script([EIO; 3]);
+    assert!(look(queue.as_mut(), [write(0, 0, 1)]).is_empty());
+    queue.abandon();
+    drop(queue);
+    let mut queue = holding.open_queue(8).unwrap();
+    wait_for("an attempt", || holding.status().attempts > 0);
+    std::thread::sleep(10 * QUICK.interval);
+    assert_eq!(heard.letters(), "F");
+    let status = holding.status();
+    assert!(status.failure.is_some() && !status.stopped, "{status:?}");
+    assert_eq!((status.requests, status.attempts), (0, 1));
+    // The next one fails as well, and is held and tried in its turn.
+    disk.script([ENOSPC; 2]);
+    assert!(look(queue.as_mut(), [write(1, 1, 1)]).is_empty());
+    assert_eq!(answers(queue.as_mut(), 1), all_well([1]));
+    wait_for("the recovery", || heard.letters() == "F=");
+    assert_eq!(holding.status().failure, None);
+}
+
+#[test]
+fn a_stopped_disk_that_was_reset_stops_again_when_it_still_fails() {
+    let disk = MemoryDisk::new(4096);
+    let (holding, heard) = stopping(&disk, None);
+    let mut queue = holding.open_queue(8).unwrap();
+    disk.script([EIO]);
+    assert!(look(queue.as_mut(), [write(0, 0, 1)]).is_empty());
+    drop(queue);
+    holding.resume().unwrap();
+    let mut queue = holding.open_queue(8).unwrap();
+    wait_for("an attempt", || holding.status().attempts == 1);
+    assert!(!holding.status().stopped);
+    disk.script([ENOSPC]);
+    let mut done = look(queue.as_mut(), [write(1, 1, 1)]);
+    wait_for("the stop", || {
+        queue.reap(&mut done);
+        heard.letters() == "FSS"
+    });
+    assert!(done.is_empty() && holding.status().stopped);
+    holding.resume().unwrap();
+    assert_eq!(answers(queue.as_mut(), 1), all_well([1]));
+    wait_for("the recovery", || heard.letters() == "FSS=");
+}
+
+/// The owner has let the VM go on by then, and is to stop it again.
+#[test]
+fn a_resume_without_a_thread_stops_again_and_can_be_repeated() {
+    let disk = MemoryDisk::new(4096);
+    let heard = Heard::default();
+    let holding = HoldingDisk::started_by(
+        start_if_there_are_threads,
+        Arc::new(disk.clone()),
+        Policy::Stop,
+        None,
+        heard.listener(),
+    );
+    let mut queue = holding.open_queue(8).unwrap();
+    disk.script([EIO]);
+    assert!(look(queue.as_mut(), [write(0, 0, 1)]).is_empty());
+    let refused = holding.resume().unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+    assert!(holding.status().stopped);
+    assert_eq!(heard.letters(), "FSS");
+    THREADS.store(true, Ordering::Relaxed);
+    holding.resume().unwrap();
+    assert_eq!(answers(queue.as_mut(), 1), all_well([0]));
+    wait_for("the recovery", || heard.letters() == "FSS=");
+}
+
+static THREADS: AtomicBool = AtomicBool::new(false);
+
+fn start_if_there_are_threads(shared: Arc<Shared>) -> io::Result<()> {
+    match THREADS.load(Ordering::Relaxed) {
+        true => supervisor::start(shared),
+        false => Err(io::ErrorKind::WouldBlock.into()),
+    }
 }
 
 #[test]

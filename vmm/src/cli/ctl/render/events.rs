@@ -109,6 +109,10 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             let (disk, error) = (text(fields, "disk"), text(fields, "error"));
             Cell::coloured(format!("{disk}: {error}"), Colour::Red)
         }
+        "disk-reporting" => {
+            let (disk, error) = (text(fields, "disk"), text(fields, "error"));
+            Cell::coloured(format!("{disk}: the guest is told: {error}"), Colour::Red)
+        }
         "disk-recovered" => {
             let number = |key| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
             let disk = text(fields, "disk");
@@ -205,6 +209,10 @@ mod tests {
             (
                 json!({"type": "disk-error", "disk": "data", "errno": 5, "error": "Input/output error"}),
                 "disk-error  data: Input/output error",
+            ),
+            (
+                json!({"type": "disk-reporting", "disk": "data", "errno": 5, "error": "Input/output error"}),
+                "disk-reporting  data: the guest is told: Input/output error",
             ),
             (
                 json!({"type": "disk-recovered", "disk": "data", "after_ms": 7, "attempts": 2}),
