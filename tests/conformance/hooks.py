@@ -163,7 +163,8 @@ def prepare(operation: str, case: Case) -> None:
             case.path_parameters["id"] = disk()
         case "limit_disk":
             case.path_parameters["id"] = disk()
-            case.body = {"iops": 1000}
+            # Their bursts, which the answer has as well, are the least there are.
+            case.body = {"iops": 1, "bandwidth": 4096}
         case "resize_disk":
             case.path_parameters["id"] = disk()
             case.body = {}

@@ -115,9 +115,10 @@ impl OpenDisk {
 
 /// Limits that were checked, for the data plane.
 fn limits(limits: DiskLimits) -> Limits {
+    let limits = limits.with_bursts();
     let rate = |per_second: Option<u64>, burst: Option<u64>| {
         let per_second = NonZeroU64::new(per_second?)?;
-        let burst = burst.unwrap_or(per_second.get() / 10);
+        let burst = burst?;
         Some(Rate { per_second, burst })
     };
     let bytes = |size: Option<ByteSize>| size.map(ByteSize::bytes);
@@ -528,6 +529,18 @@ mod tests {
                 ..limits
             }
         );
+        // What is answered can be asked for again, also where a tenth of a second allows nothing.
+        for (iops, bandwidth) in [(1, 4096), (9, 40_950)] {
+            let least = DiskLimits {
+                iops: Some(iops),
+                bandwidth: Some(ByteSize::from_bytes(bandwidth)),
+                ..any
+            };
+            disks.limit("raw", least, true).unwrap();
+            let now = disks.find("raw").unwrap().limits();
+            assert_eq!((now.iops, now.iops_burst), (Some(iops), Some(1)));
+            assert_eq!(now.checked(), Ok(now));
+        }
         let refused = disks.limit("none", limits, false);
         assert!(matches!(refused, Err(Refusal::NoDevice { .. })));
         disks.resize("raw", Some(2 << 20), true).await.unwrap();

@@ -318,14 +318,15 @@ pub struct DiskLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000_000)]
     pub iops: Option<u64>,
-    /// Requests at once, after a while with none: 1 to 1000000000; what a tenth of a second allows by default. Only with `iops`.
+    /// Requests at once, after a while with none: 1 to 1000000000; what a tenth of a second allows by default, and at least 1. Only with `iops`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000_000)]
     pub iops_burst: Option<u64>,
     /// Bytes a second, read and written: 4 KiB or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<ByteSize>,
-    /// Bytes at once, after a while with none; what a tenth of a second allows by default. Only with `bandwidth`.
+    /// Bytes at once, after a while with none: 4 KiB or more; what a tenth of a second allows by default, and at least 4 KiB. Only with
+    /// `bandwidth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth_burst: Option<ByteSize>,
 }
@@ -337,6 +338,22 @@ impl DiskLimits {
     /// All that is wrong with it.
     pub fn checked(self) -> Result<Self, InvalidSpec> {
         super::validate::disks::checked_limits(self)
+    }
+
+    /// With the bursts that hold where none are given. They may be given as well.
+    #[must_use]
+    pub fn with_bursts(self) -> Self {
+        use super::validate::disks::{BANDWIDTH, IOPS};
+        let iops = self.iops.map(|iops| (iops / 10).max(*IOPS.start()));
+        let bandwidth = self.bandwidth.map(|bandwidth| {
+            let tenth = bandwidth.bytes() / 10;
+            ByteSize::from_bytes(tenth.max(*BANDWIDTH.start()))
+        });
+        Self {
+            iops_burst: self.iops_burst.or(iops),
+            bandwidth_burst: self.bandwidth_burst.or(bandwidth),
+            ..self
+        }
     }
 }
 

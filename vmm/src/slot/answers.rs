@@ -25,7 +25,10 @@ pub(super) fn disk(vm: &VmHandle, disk: &spec::Disk) -> Disk {
         state,
         job,
         size: open.as_ref().map(|open| open.backend().size()),
-        limits: open.as_ref().map_or(disk.limits, |open| open.limits()),
+        limits: match &open {
+            Some(open) => open.limits(),
+            None => disk.limits.with_bursts(),
+        },
         failure: open.and_then(|open| open.failure()),
         spec: DiskConfig::from(disk),
     }

@@ -18,9 +18,9 @@ use super::{nbd, optional, path};
 pub(super) const MAX_DISKS: usize = 128;
 const MAX_QUEUES: u64 = 64;
 /// Requests a second, and at once.
-const IOPS: RangeInclusive<u64> = 1..=1_000_000_000;
+pub(in crate::spec) const IOPS: RangeInclusive<u64> = 1..=1_000_000_000;
 /// Bytes a second, and at once. Less is no disk.
-const BANDWIDTH: RangeInclusive<u64> = 4096..=1 << 50;
+pub(in crate::spec) const BANDWIDTH: RangeInclusive<u64> = 4096..=1 << 50;
 /// How long to try again what failed, in milliseconds.
 const DEADLINES: RangeInclusive<u64> = 1..=86_400_000;
 const DEFAULT_DEADLINE: u64 = 60_000;
