@@ -1,6 +1,6 @@
 //! Disks and NICs: listed, shown, added, removed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hyper::Method;
 use paddock_api::device::{Disk, Nic};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::CtlError;
 use super::args::{AddArgs, DisksCommand, NicsCommand, RemoveArgs};
 use super::client::Call;
-use super::paths::{make_absolute, of_disk};
+use super::paths::{make_described_absolute, make_disk_absolute};
 use super::session::Session;
 use super::{jobs, render};
 use crate::cli::flags;
@@ -36,7 +36,7 @@ pub async fn disks(session: &Session, command: &DisksCommand) -> Result<(), CtlE
             let words = args.disk.as_deref();
             let read = |words: &str| {
                 let mut disk = flags::disk(words)?;
-                of_disk(&mut disk).for_each(make_absolute);
+                make_disk_absolute(&mut disk);
                 Ok(disk)
             };
             let body = described(words, "DISK", read, args.more.spec.as_deref())?;
@@ -122,7 +122,8 @@ fn described<T: Serialize>(
     serde_json::to_string(&device).map_err(|_| SpecInput::NotText)
 }
 
-/// The text as it is, so that the places of what is wrong are those in the file. Only a relative path is made absolute.
+/// The text as it is, so that the places of what is wrong are those in the file. Only relative paths are made absolute; a NIC has none in
+/// the places of a disk's.
 fn from_file(path: &Path) -> Result<String, SpecInput> {
     let text = read_text(path)?;
     let mut tree: Value = serde_json::from_str(&text).map_err(|error| SpecInput::Syntax {
@@ -133,16 +134,10 @@ fn from_file(path: &Path) -> Result<String, SpecInput> {
             detail: without_position(&error),
         },
     })?;
-    let Some(Value::String(image)) = tree.get_mut("path") else {
-        return Ok(text);
-    };
-    let mut absolute = PathBuf::from(&*image);
-    make_absolute(&mut absolute);
-    match absolute.into_os_string().into_string() {
-        Ok(absolute) if absolute != *image => *image = absolute,
-        _ => return Ok(text),
+    match make_described_absolute(&mut tree) {
+        true => Ok(tree.to_string()),
+        false => Ok(text),
     }
-    Ok(tree.to_string())
 }
 
 /// `serde_json` says the place at the end.

@@ -4,6 +4,17 @@
 use std::path::PathBuf;
 
 use paddock_api::spec::{ConsoleTarget, DiskConfig, PassedFd, VmConfig};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Where the description of a disk has paths. Its backing file is described likewise.
+const IN_DISK: [&[&str]; 5] = [
+    &["path"],
+    &["nbd", "tls", "ca"],
+    &["nbd", "tls", "certificate"],
+    &["nbd", "tls", "key"],
+    &["longhorn_socket", "path"],
+];
 
 /// One path. An empty one stays as it is, for the API to refuse, and so does a descriptor that cannot be.
 pub fn make_absolute(path: &mut PathBuf) {
@@ -15,14 +26,40 @@ pub fn make_absolute(path: &mut PathBuf) {
     }
 }
 
+/// All of a disk's, in its description as JSON, which need not be one that can be. Whether any has changed.
+pub fn make_described_absolute(disk: &mut Value) -> bool {
+    let mut changed = false;
+    let mut image = Some(disk);
+    while let Some(described) = image {
+        for place in IN_DISK {
+            let mut keys = place.iter();
+            let found = keys.try_fold(&mut *described, |tree, key| tree.get_mut(*key));
+            let Some(Value::String(text)) = found else {
+                continue;
+            };
+            let mut path = PathBuf::from(&*text);
+            make_absolute(&mut path);
+            if let Ok(absolute) = path.into_os_string().into_string() {
+                changed |= absolute != *text;
+                *text = absolute;
+            }
+        }
+        image = described.get_mut("backing");
+    }
+    changed
+}
+
 /// All of a disk's.
-pub fn of_disk(disk: &mut DiskConfig) -> impl Iterator<Item = &mut PathBuf> {
-    let tls = disk.nbd.as_mut().and_then(|nbd| nbd.tls.as_mut());
-    let tls = tls.map(|tls| [&mut tls.ca, &mut tls.certificate, &mut tls.key]);
-    let tls = tls.into_iter().flatten().filter_map(Option::as_mut);
-    let socket = disk.longhorn_socket.as_mut();
-    let socket = socket.and_then(|socket| socket.path.as_mut());
-    disk.path.iter_mut().chain(tls).chain(socket)
+pub fn make_disk_absolute(disk: &mut DiskConfig) {
+    // What is no text is refused where it is sent.
+    let Ok(mut described) = serde_json::to_value(&*disk) else {
+        return;
+    };
+    if make_described_absolute(&mut described) {
+        if let Ok(absolute) = DiskConfig::deserialize(described) {
+            *disk = absolute;
+        }
+    }
 }
 
 /// All of a spec.
@@ -37,7 +74,6 @@ pub fn make_all_absolute(config: &mut VmConfig) {
             paths.extend(firmware.template.as_mut());
         }
     }
-    paths.extend(config.disks.iter_mut().flat_map(of_disk));
     let cdroms = config.cdroms.iter_mut();
     paths.extend(cdroms.filter_map(|cdrom| cdrom.path.as_mut()));
     if let Some(console) = &mut config.console {
@@ -53,11 +89,12 @@ pub fn make_all_absolute(config: &mut VmConfig) {
         paths.extend(ports.filter_map(|port| port.socket.as_mut()));
     }
     paths.into_iter().for_each(make_absolute);
+    config.disks.iter_mut().for_each(make_disk_absolute);
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -75,7 +112,11 @@ mod tests {
     fn every_path_of_a_spec() {
         let mut config: VmConfig = serde_json::from_value(json!({
             "boot": {"kernel": "rel/k", "initramfs": "rel/i"},
-            "disks": [{"path": "rel/a"}, {"path": "/abs"}, {"path": ""}, {"longhorn_socket": {"path": "rel/e"}}],
+            "disks": [
+                {"path": "rel/a"}, {"path": "/abs"}, {"path": ""}, {"longhorn_socket": {"path": "rel/e"}},
+                {"path": "rel/o", "backing": {"path": "rel/b", "backing": {"path": "rel/d"}}},
+                {"nbd": {"uri": "nbds://h/x", "tls": {"ca": "rel/t", "certificate": "rel/u", "key": "rel/v", "hostname": "h"}}},
+            ],
             "cdroms": [{"path": "rel/c"}, {}],
             "console": {
                 "serial": {"file": "rel/s"}, "serial_log": {"path": "rel/l"},
@@ -92,12 +133,35 @@ mod tests {
         let changed = found
             .iter()
             .filter(|text| text.starts_with(here.to_str().unwrap()));
-        assert_eq!(changed.count(), 10, "{found:?}");
+        assert_eq!(changed.count(), 16, "{found:?}");
         assert!(
             !found.iter().any(|text| text.starts_with("rel")),
             "{found:?}"
         );
         assert!(found.contains(&"/abs") && found.contains(&""), "{found:?}");
+    }
+
+    /// As it is in a file, where it may be for a newer API, or wrong.
+    #[test]
+    fn every_path_of_a_described_disk() {
+        let mut disk = json!({
+            "path": "rel/o", "new": "rel", "backing": {"path": "rel/b", "backing": {"path": "/abs"}},
+            "nbd": {"tls": {"ca": "rel/t", "key": 3}}, "longhorn_socket": {"path": "rel/e"},
+        });
+        assert!(make_described_absolute(&mut disk));
+        let here = std::env::current_dir().unwrap();
+        let at = |name: &str| json!(here.join(name));
+        let expected = json!({
+            "path": at("rel/o"), "new": "rel", "backing": {"path": at("rel/b"), "backing": {"path": "/abs"}},
+            "nbd": {"tls": {"ca": at("rel/t"), "key": 3}}, "longhorn_socket": {"path": at("rel/e")},
+        });
+        assert_eq!(disk, expected);
+        assert!(!make_described_absolute(&mut disk), "again");
+        for wrong in [json!(null), json!("path"), json!([{"path": "rel"}])] {
+            let mut same = wrong.clone();
+            assert!(!make_described_absolute(&mut same));
+            assert_eq!(same, wrong);
+        }
     }
 
     #[test]
