@@ -380,11 +380,12 @@ pub enum OnErrorConfig {
     expecting = "an object such as {\"deadline_ms\": 60000}"
 )]
 pub struct RetryConfig {
-    /// How long, from the first failure: 1 to 86400000 milliseconds; 60000 by default.
+    /// How long, from the first failure: 20 to 86400000 milliseconds; 60000 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 86_400_000)]
+    #[schema(minimum = 20, maximum = 86_400_000)]
     pub deadline_ms: Option<u64>,
-    /// Time between attempts: 10 to 60000 milliseconds; 1000 by default.
+    /// Time between attempts, and before the first, which is before the deadline: 10 to 60000 milliseconds; 1000 by default, or half of
+    /// the deadline if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 10, maximum = 60_000)]
     pub interval_ms: Option<u64>,

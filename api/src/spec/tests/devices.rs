@@ -150,10 +150,11 @@ fn disks() {
         json!({"path": "c", "format": "raw"})
     );
     let raw = json!({"path": "b", "backing": {"path": "c"}});
-    let mut long = json!({"path": "a", "format": "qcow2"});
+    let mut long = json!({"path": "c", "format": "qcow2"});
     for _ in 0..32 {
-        long = json!({"path": "a", "format": "qcow2", "backing": long});
+        long = json!({"path": "b", "format": "qcow2", "backing": long});
     }
+    long["path"] = json!("a");
     let at_the_end = format!("/disks/0{}", "/backing".repeat(32));
     for (disk, at, code) in [
         (raw.clone(), "/disks/0/backing", Conflict),
@@ -192,6 +193,97 @@ fn disks() {
     };
     assert_eq!(valid(&many(128)).disks[127].id.as_str(), "disk127");
     refuses(&many(129), &[("/disks", OutOfRange)]);
+}
+
+/// An interval that reaches the deadline leaves no time for an attempt.
+#[test]
+fn a_disk_that_is_tried_again_is_tried_at_least_once() {
+    let disk = |retry: Value| {
+        with(
+            "disks",
+            json!([{"path": "a", "on_error": {"retry": retry}}]),
+        )
+    };
+    for (retry, deadline, interval) in [
+        (json!({}), 60_000, 1000),
+        (json!({"deadline_ms": 1500}), 1500, 750),
+        (json!({"deadline_ms": 20}), 20, 10),
+        (json!({"deadline_ms": 20, "interval_ms": 19}), 20, 19),
+        (json!({"interval_ms": 59_999}), 60_000, 59_999),
+    ] {
+        let spec = valid(&disk(retry));
+        let again = serde_json::to_value(VmConfig::from(&spec)).unwrap();
+        assert_eq!(
+            again["disks"][0]["on_error"],
+            json!({"retry": {"deadline_ms": deadline, "interval_ms": interval, "then": "report"}})
+        );
+        assert_eq!(valid(&again), spec);
+    }
+    for (retry, at, code) in [
+        (json!({"deadline_ms": 19}), "deadline_ms", OutOfRange),
+        (json!({"interval_ms": 9}), "interval_ms", OutOfRange),
+        (json!({"interval_ms": 60_000}), "interval_ms", Conflict),
+        (
+            json!({"deadline_ms": 500, "interval_ms": 500}),
+            "interval_ms",
+            Conflict,
+        ),
+    ] {
+        let at = format!("/disks/0/on_error/retry/{at}");
+        refuses(&disk(retry), &[(&at, code)]);
+    }
+}
+
+/// Who reads a backing file takes what it has in memory, and in the overlay, for the whole truth.
+#[test]
+fn nobody_writes_a_backing_file() {
+    let overlay = |path: &str| {
+        json!({"path": path, "format": "qcow2", "read_only": path == "a",
+            "backing": {"path": "b", "format": "qcow2", "backing": {"path": "c"}}})
+    };
+    let disks = |disks: Value| with("disks", disks);
+    valid(&disks(json!([overlay("x"), overlay("y")])));
+    valid(&disks(
+        json!([overlay("x"), {"path": "c", "read_only": true}]),
+    ));
+    for reader in ["x", "a"] {
+        for base in ["b", "c"] {
+            refuses(
+                &disks(json!([overlay(reader), {"path": base}])),
+                &[("/disks/1/path", Duplicate)],
+            );
+            refuses(
+                &disks(json!([{"path": base}, overlay(reader)])),
+                &[("/disks/0/path", Duplicate)],
+            );
+        }
+    }
+    refuses(
+        &disks(json!([overlay("c")])),
+        &[("/disks/0/path", Duplicate)],
+    );
+}
+
+#[test]
+fn limits_with_their_bursts_can_be_given() {
+    for (iops, bandwidth) in [
+        (1, 4096),
+        (5, 40_950),
+        (10, 40_970),
+        (1_000_000_000, 1 << 50),
+    ] {
+        let limits = DiskLimits {
+            iops: Some(iops),
+            bandwidth: Some(ByteSize::from_bytes(bandwidth)),
+            ..DiskLimits::default()
+        };
+        let whole = limits.with_bursts();
+        assert_eq!(whole.checked(), Ok(whole));
+        assert!(whole.iops_burst.is_some() && whole.bandwidth_burst.is_some());
+        assert_eq!(whole.with_bursts(), whole);
+    }
+    let none = DiskLimits::default();
+    assert_eq!(none.with_bursts(), none);
 }
 
 #[test]

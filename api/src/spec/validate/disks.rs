@@ -21,8 +21,8 @@ const MAX_QUEUES: u64 = 64;
 pub(in crate::spec) const IOPS: RangeInclusive<u64> = 1..=1_000_000_000;
 /// Bytes a second, and at once. Less is no disk.
 pub(in crate::spec) const BANDWIDTH: RangeInclusive<u64> = 4096..=1 << 50;
-/// How long to try again what failed, in milliseconds.
-const DEADLINES: RangeInclusive<u64> = 1..=86_400_000;
+/// How long to try again what failed, in milliseconds: long enough for an attempt.
+const DEADLINES: RangeInclusive<u64> = 20..=86_400_000;
 const DEFAULT_DEADLINE: u64 = 60_000;
 /// How often, in milliseconds.
 const INTERVALS: RangeInclusive<u64> = 10..=60_000;
@@ -138,9 +138,18 @@ fn on_error(
     let deadline = time("deadline_ms", what, retry.deadline_ms, DEADLINES);
     let what = "the interval in milliseconds";
     let interval = time("interval_ms", what, retry.interval_ms, INTERVALS);
+    let deadline = deadline?.unwrap_or(DEFAULT_DEADLINE);
+    let interval = interval?.unwrap_or(DEFAULT_INTERVAL.min(deadline / 2));
+    if interval >= deadline {
+        let detail = format!(
+            "the first attempt would come when the deadline of {deadline} ms is over; give less than that, or a later deadline_ms"
+        );
+        problems.add(at.key("interval_ms"), ProblemCode::Conflict, detail);
+        return None;
+    }
     Some(OnError::Retry {
-        deadline: Duration::from_millis(deadline?.unwrap_or(DEFAULT_DEADLINE)),
-        interval: Duration::from_millis(interval?.unwrap_or(DEFAULT_INTERVAL)),
+        deadline: Duration::from_millis(deadline),
+        interval: Duration::from_millis(interval),
         then: retry.then.unwrap_or_default(),
     })
 }
@@ -267,7 +276,19 @@ fn only_path(text: &Path) -> Result<PathBuf, ValueError> {
     }
 }
 
-/// Two read-only views of one file are fine; a writer wants it alone. Of descriptors, [`passed`](super::passed) speaks.
+/// Whether the disk has what is at `path` as a backing file, at whatever depth.
+fn reads(disk: &DiskConfig, path: &Path) -> bool {
+    let mut backing = disk.backing.as_deref();
+    while let Some(image) = backing {
+        if image.path.as_deref() == Some(path) {
+            return true;
+        }
+        backing = image.backing.as_deref();
+    }
+    false
+}
+
+/// Two read-only views of one file are fine; a writer wants it alone, and so does whoever has it as a backing file. Of descriptors, [`passed`](super::passed) speaks.
 pub(super) fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mut Problems) {
     let writes = |disk: &DiskConfig| disk.read_only != Some(true);
     for (index, disk) in disks.iter().enumerate() {
@@ -281,6 +302,18 @@ pub(super) fn shared_files(disks: &[DiskConfig], at: &JsonPointer, problems: &mu
         if let Some(first) = first {
             let detail =
                 format!("disk {first} has the same path; only read-only disks may share one");
+            problems.add(at.index(index).key("path"), ProblemCode::Duplicate, detail);
+        }
+        let written = disk.path.as_deref().filter(|_| writes(disk));
+        let reader = written.and_then(|path| disks.iter().position(|other| reads(other, path)));
+        if let Some(reader) = reader {
+            let detail = if reader == index {
+                "it is its own backing file; name the image that it is an overlay of".to_owned()
+            } else {
+                format!(
+                    "it is a backing file of disk {reader}, which would break if it were written; make it read-only or an overlay of that file"
+                )
+            };
             problems.add(at.index(index).key("path"), ProblemCode::Duplicate, detail);
         }
         let uri = |disk: &DiskConfig| disk.nbd.as_ref().and_then(|nbd| nbd.uri.clone());
