@@ -148,10 +148,15 @@ fn volume(list: &mut OptionList<'_>) -> (Option<VolumeConfig>, Option<LonghornSo
         revision_counter: list.switch("revision-counter"),
         salvage: list.switch("salvage"),
     };
-    (
-        (volume != VolumeConfig::default()).then_some(volume),
-        socket,
-    )
+    if volume.name.is_none() {
+        if volume != VolumeConfig::default() {
+            list.error(
+                "replica, timeout, revision-counter and salvage are for volume=NAME, and size is for that or longhorn-socket=PATH",
+            );
+        }
+        return (None, socket);
+    }
+    (Some(volume), socket)
 }
 
 #[cfg(test)]
@@ -221,6 +226,18 @@ mod tests {
                 ..DiskConfig::default()
             })
         );
+        for words in [
+            "a.img,size=1G",
+            "a.img,timeout=9",
+            "nbd=nbd://h,replica=a:1",
+            "longhorn-socket=/s,size=1G,timeout=9",
+            "longhorn-socket=/s,salvage",
+        ] {
+            let errors = disk(words).unwrap_err();
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            let error = errors[0].to_string();
+            assert!(error.contains("are for volume=NAME"), "{error}");
+        }
         for bad in [
             "a,tls-ca=c",
             "a,reconnect-deadline=5",
