@@ -67,6 +67,8 @@ pub enum Code {
     Ending,
     /// The VM does not stop.
     Stuck,
+    /// The host failed to do it, or did not get it done in time.
+    HostFailed,
 }
 
 impl Code {
@@ -91,6 +93,7 @@ impl Code {
             Self::Busy | Self::TooManyConnections | Self::Ending | Self::Stuck => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Self::HostFailed => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -161,6 +164,7 @@ impl From<Refusal> for Problem {
             Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,
             Refusal::Ending => Code::Ending,
             Refusal::Stuck => Code::Stuck,
+            Refusal::HostFailed(_) => Code::HostFailed,
         };
         Self::new(code, refusal.to_string())
     }

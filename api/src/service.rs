@@ -213,6 +213,9 @@ pub enum Refusal {
     /// The disk cannot be so large.
     #[error("{0}")]
     DiskSize(String),
+    /// The host failed to do it, or did not get it done in time.
+    #[error("{0}")]
+    HostFailed(String),
     /// There is no such CD-ROM drive.
     #[error("the VM has no CD-ROM drive with the id {}", quoted(id))]
     NoCdrom {

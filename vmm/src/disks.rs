@@ -4,6 +4,7 @@
 //! control plane's thread, where none may be closed, for that blocks; told of failures on the disks' threads, which wait for nobody here. The guest decides what is asked of a disk, and the
 //! host how it fails: each failure is one event, and so is its end.
 
+use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -356,13 +357,12 @@ impl Disks {
             // If the VM ends meanwhile, the disk is closed here.
             let _until_then = (place, held);
             let disk = disk;
-            resize(&disk, size, &journal).map_err(|error| chain(&error))
+            resize(&disk, size, &journal)
         });
         match tokio::time::timeout(RESIZE_DEADLINE, resizing).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(detail))) => Err(Refusal::DiskSize(detail)),
-            Ok(Err(error)) => Err(Refusal::DiskSize(error.to_string())),
-            Err(_) => Err(Refusal::DiskSize(format!(
+            Ok(Ok(resized)) => resized.map_err(|error| not_resized(&error)),
+            Ok(Err(error)) => Err(Refusal::HostFailed(error.to_string())),
+            Err(_) => Err(Refusal::HostFailed(format!(
                 "the host has not resized it within {RESIZE_DEADLINE:?}"
             ))),
         }
@@ -381,6 +381,19 @@ fn resize(disk: &OpenDisk, size: Option<u64>, journal: &Journal) -> Result<(), R
     // Also if it was as large already: it may have been opened anew since the driver was told.
     disk.bell.ring();
     Ok(())
+}
+
+/// Whether the size is wrong, or the host.
+fn not_resized(error: &ResizeError) -> Refusal {
+    use io::ErrorKind::{FileTooLarge, InvalidInput, QuotaExceeded, StorageFull};
+    let detail = chain(error);
+    match error {
+        ResizeError::Io(error) => match error.kind() {
+            FileTooLarge | InvalidInput | QuotaExceeded | StorageFull => Refusal::DiskSize(detail),
+            _ => Refusal::HostFailed(detail),
+        },
+        _ => Refusal::DiskSize(detail),
+    }
 }
 
 #[cfg(test)]
@@ -500,6 +513,21 @@ mod tests {
             matches!(&kinds[1], EventKind::DiskReporting { errno: libc::EIO, error, .. } if error.contains("Input/output")),
             "{kinds:?}"
         );
+    }
+
+    #[test]
+    fn a_host_that_fails_is_not_a_wrong_size() {
+        let refusal = |errno| not_resized(&io::Error::from_raw_os_error(errno).into());
+        for errno in [libc::EFBIG, libc::EINVAL, libc::ENOSPC, libc::EDQUOT] {
+            let refused = refusal(errno);
+            assert!(matches!(refused, Refusal::DiskSize(_)), "{refused:?}");
+        }
+        for errno in [libc::EIO, libc::ENOTCONN, libc::ESTALE] {
+            let refused = refusal(errno);
+            assert!(matches!(refused, Refusal::HostFailed(_)), "{refused:?}");
+        }
+        let smaller = ResizeError::Smaller { size: 2, wanted: 1 };
+        assert!(matches!(not_resized(&smaller), Refusal::DiskSize(_)));
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ use crate::spec::{DiskLimits, read_json};
         (status = 404, description = "There is no VM, or no such disk.", body = Problem),
         (status = 409, description = "The disk is not open.", body = Problem),
         (status = 422, description = "The disk cannot be like that; `errors` has every reason.", body = Problem),
+        (status = 500, description = "The host failed to resize it, or did not get it done in time.", body = Problem),
         NotServed,
         NotRead,
     )

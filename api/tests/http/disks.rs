@@ -48,6 +48,16 @@ fn what_is_wrong_is_told_at_its_place() {
     server.refuses("PUT", SIZE, &cases);
 }
 
+/// It is not the request that is wrong.
+#[test]
+fn a_host_that_fails_is_told_apart() {
+    let server = Harness::start();
+    server.put(WITH_DISK);
+    server.fake.is_now(VmState::Running);
+    let answer = resize(&server, r#"{"size": "2TiB"}"#);
+    assert_eq!(answer.refusal(), (500, "host-failed".into()));
+}
+
 #[test]
 fn it_needs_a_disk_that_is_there() {
     let server = Harness::start();

@@ -236,6 +236,9 @@ impl Fake {
         if new < old {
             return Err(Refusal::DiskSize("it cannot shrink".to_owned()));
         }
+        if new > 1 << 40 {
+            return Err(Refusal::HostFailed("the host is broken".to_owned()));
+        }
         self.0.sizes.lock().insert(id.to_owned(), new);
         let size = Some(new);
         Ok(Disk { size, ..disk })
