@@ -67,6 +67,8 @@ unsafe extern "C" fn visit(
 
 #[cfg(test)]
 mod tests {
+    use crate::mapped;
+
     #[test]
     fn the_code_is_found_and_still_runs_when_it_is_forgotten() {
         let here = super::trim as fn() as usize;
@@ -77,5 +79,32 @@ mod tests {
         );
         super::trim();
         assert_eq!(super::segments(), segments);
+    }
+
+    #[test]
+    fn code_that_does_not_run_is_not_mapped_any_more() {
+        let segments = super::segments();
+        let mapped = || segments.iter().map(mapped::count).sum::<usize>();
+        let pages: usize = segments
+            .iter()
+            .map(|range| range.len() / mapped::PAGE)
+            .sum();
+        assert!(pages > 100, "{segments:?}");
+        for address in segments
+            .iter()
+            .flat_map(|range| range.clone().step_by(mapped::PAGE))
+        {
+            // SAFETY: it is code of the program, which may be read.
+            let byte = unsafe { std::ptr::read_volatile(address as *const u8) };
+            std::hint::black_box(byte);
+        }
+        let before = mapped();
+        super::trim();
+        let after = mapped();
+        // Other tests run meanwhile, and the kernel maps the neighbours of what they need.
+        assert!(
+            before > pages / 2 && after < before / 2,
+            "of {pages} pages {before} were mapped, and then {after}"
+        );
     }
 }

@@ -27,6 +27,8 @@ pub mod heap;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
+#[cfg(test)]
+mod mapped;
 pub mod memory;
 pub mod metrics;
 pub mod processors;

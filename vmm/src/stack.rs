@@ -54,18 +54,37 @@ fn lowest() -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use crate::mapped::{self, PAGE};
+
+    /// A page of stack a call.
+    #[inline(never)]
+    fn deep(depth: u32) -> u64 {
+        let page = std::hint::black_box([u64::from(depth); 512]);
+        match depth {
+            0 => 0,
+            _ => deep(depth - 1) + page[1],
+        }
+    }
+
     #[test]
     fn the_stack_is_used_as_before() {
-        #[inline(never)]
-        fn deep(depth: u32) -> u64 {
-            let page = std::hint::black_box([u64::from(depth); 512]);
-            match depth {
-                0 => 0,
-                _ => deep(depth - 1) + page[1],
-            }
-        }
         let before = deep(64);
         super::trim();
         assert_eq!(deep(64), before);
+    }
+
+    #[test]
+    fn what_deeper_calls_have_left_is_not_mapped_any_more() {
+        let here = std::hint::black_box(0_u8);
+        let here = std::ptr::from_ref(&here) as usize;
+        // Below what is called here.
+        let end = (here - 2 * super::MARGIN) / PAGE * PAGE;
+        let start = super::lowest().unwrap().next_multiple_of(PAGE);
+        let left = start.max(end - super::DEPTH / 2)..end;
+        std::hint::black_box(deep(64));
+        let before = mapped::count(&left);
+        assert!(before > 32, "{before} pages");
+        super::trim();
+        assert_eq!(mapped::count(&left), 0);
     }
 }

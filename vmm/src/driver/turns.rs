@@ -83,7 +83,7 @@ impl Turns {
         if let Some(store) = resources.variables() {
             self.variables.attach(store);
         }
-        let mut tell = true;
+        let (mut first, mut tell) = (true, true);
         loop {
             let (sender, mut events) = mpsc::channel(EVENTS);
             let released = Arc::new(Notify::new());
@@ -105,9 +105,12 @@ impl Turns {
                 machine.start();
                 self.life.set(VmState::Running);
             }
-            crate::heap::trim();
-            crate::code::trim();
-            crate::stack::trim();
+            if std::mem::take(&mut first) {
+                // A guest can do nothing but reset, and each time this would take long.
+                crate::heap::trim();
+                crate::code::trim();
+                crate::stack::trim();
+            }
             if tell {
                 tracing::info!("guest started");
             }
