@@ -1,5 +1,6 @@
 //! The lab's host as tests change it, by the commands an operator would use, and put back on drop.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Runs a command and returns what it printed.
@@ -26,6 +27,49 @@ pub fn shell(command: &str) -> Output {
     match Command::new("sh").args(["-c", command]).output() {
         Ok(output) => output,
         Err(error) => panic!("sh: {error}"),
+    }
+}
+
+/// A file system with room for little, which is unmounted on drop.
+#[derive(Debug)]
+pub struct SmallFileSystem(PathBuf);
+
+impl SmallFileSystem {
+    /// One of `size`, as `mount` takes it, in a new directory.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn new(directory: PathBuf, size: &str) -> Self {
+        let at = directory.display();
+        run(&format!(
+            "mkdir {at} && mount -t tmpfs -o size={size} tmpfs {at}"
+        ));
+        Self(directory)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Gives it so much room.
+    ///
+    /// # Panics
+    /// When it does not get it.
+    pub fn grow(&self, size: &str) {
+        run(&format!(
+            "mount -o remount,size={size} {}",
+            self.0.display()
+        ));
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // Also where somebody still has a file of it open, as after a test that failed.
+        let _ = shell(&format!("umount -l {}", self.0.display()));
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paddock_probe::protocol::Exec;
-use paddock_tests::host::{run, shell};
+use paddock_tests::host::{SmallFileSystem, run};
 use paddock_tests::viewer::{Viewer, idle, without_marks};
 use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE, refused, text};
 use paddock_tests::{Vm, amount, files};
@@ -207,35 +207,11 @@ fn a_log_is_rotated_and_goes_on_over_a_reset() {
     assert!(viewer.everything().ends_with(&kept), "up to the end");
 }
 
-/// A file system with room for little.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn new(path: PathBuf) -> Self {
-        fs::create_dir(&path).unwrap();
-        run(&format!(
-            "mount -t tmpfs -o size=64k tmpfs {}",
-            path.display()
-        ));
-        Self(path)
-    }
-
-    fn grow(&self) {
-        run(&format!("mount -o remount,size=4m {}", self.0.display()));
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = shell(&format!("umount -l {}", self.0.display()));
-    }
-}
-
 #[test]
 fn a_log_on_a_full_disk_is_told_of_once_and_mends_itself() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = SmallDisk::new(directory.path().join("disk"));
-    let log = disk.0.join("hvc0.log");
+    let disk = SmallFileSystem::new(directory.path().join("disk"), "64k");
+    let log = disk.path().join("hvc0.log");
     let vm = Vm::builder()
         .args(["--hvc0", &format!("off,log={}", log.display())])
         .boot();
@@ -253,7 +229,7 @@ fn a_log_on_a_full_disk_is_told_of_once_and_mends_itself() {
     }
     assert_eq!(losses(&vm), 1, "{}", vm.log());
 
-    disk.grow();
+    disk.grow("4m");
     vm.wait_until("the log does not go on", CALL_DEADLINE, || {
         vm.shell("echo there is room >/dev/hvc0");
         log_files(&log).0.contains("there is room")

@@ -18,7 +18,7 @@ use paddock_probe::protocol::{
     Area, BlocksDiscard, BlocksFlush, BlocksRead, BlocksVerify, BlocksWrite, BlocksZero, Exec,
     Range,
 };
-use paddock_tests::host::run;
+use paddock_tests::host::{SmallFileSystem, run};
 use paddock_tests::{Vm, amount, files};
 use tempfile::TempDir;
 
@@ -297,13 +297,8 @@ fn a_read_only_disk_refuses_writes() {
 #[test]
 fn a_disk_that_fills_up_gives_an_error_and_the_vm_lives() {
     let directory = tempfile::tempdir().unwrap();
-    let mount = directory.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    run(&format!(
-        "mount -t tmpfs -o size=16M tmpfs {}",
-        mount.display()
-    ));
-    let path = mount.join("disk.img");
+    let small = SmallFileSystem::new(directory.path().join("small"), "16m");
+    let path = small.path().join("disk.img");
     File::create(&path).unwrap().set_len(GIB).unwrap();
     let vm = Vm::builder().args(disk(&path, "")).boot();
     let mut area = Area::new("/dev/vda", 64 * MIB, 5);
@@ -317,7 +312,6 @@ fn a_disk_that_fills_up_gives_an_error_and_the_vm_lives() {
     assert!(reply.blocks > 4, "some fitted: {reply:?}");
     assert_eq!(vm.shell("echo alive").trim(), "alive");
     vm.power_off();
-    run(&format!("umount {}", mount.display()));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite};
 use paddock_tests::Vm;
-use paddock_tests::host::run;
+use paddock_tests::host::SmallFileSystem;
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -53,11 +53,8 @@ fn write_and_verify(vm: &Vm, area: &Area) {
 #[test]
 fn a_full_host_stops_the_vm_until_there_is_room() {
     let directory = tempfile::tempdir().unwrap();
-    let mount = directory.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    let at = mount.display();
-    run(&format!("mount -t tmpfs -o size=16M tmpfs {at}"));
-    let vm = boot(&image(&mount, 64 * MIB), ",on-error=stop");
+    let small = SmallFileSystem::new(directory.path().join("small"), "16m");
+    let vm = boot(&image(small.path(), 64 * MIB), ",on-error=stop");
     let api = vm.api();
     let mut events = api.events(0);
     events.wait_for_state("running");
@@ -80,7 +77,7 @@ fn a_full_host_stops_the_vm_until_there_is_room() {
         assert_eq!(api.act("resume").status, 202);
         events.wait_for_state("running");
         events.wait_for_state("paused");
-        run(&format!("mount -o remount,size=128M {at}"));
+        small.grow("128m");
         assert_eq!(api.act("resume").status, 202);
         events.wait_for("disk-recovered");
         writer.join().unwrap()
@@ -94,17 +91,13 @@ fn a_full_host_stops_the_vm_until_there_is_room() {
             .is_none_or(Vec::is_empty)
     );
     vm.power_off();
-    run(&format!("umount {at}"));
 }
 
 #[test]
 fn a_disk_that_is_tried_again_recovers_by_itself() {
     let directory = tempfile::tempdir().unwrap();
-    let mount = directory.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    let at = mount.display();
-    run(&format!("mount -t tmpfs -o size=16M tmpfs {at}"));
-    let vm = boot(&image(&mount, 64 * MIB), ",on-error=retry");
+    let small = SmallFileSystem::new(directory.path().join("small"), "16m");
+    let vm = boot(&image(small.path(), 64 * MIB), ",on-error=retry");
     let api = vm.api();
     let mut events = api.events(0);
     let area = area(0, 48 * MIB);
@@ -112,7 +105,7 @@ fn a_disk_that_is_tried_again_recovers_by_itself() {
         let writer = scope.spawn(|| vm.call_within(BlocksWrite::new(area.clone()), LONG));
         events.wait_for("disk-error");
         assert_eq!(api.state(), "running");
-        run(&format!("mount -o remount,size=128M {at}"));
+        small.grow("128m");
         events.wait_for("disk-recovered");
         writer.join().unwrap()
     });
@@ -120,7 +113,6 @@ fn a_disk_that_is_tried_again_recovers_by_itself() {
     let verified = vm.call_within(BlocksVerify::new(area), LONG);
     assert!(verified.is_clean(), "{verified:?}");
     vm.power_off();
-    run(&format!("umount {at}"));
 }
 
 #[test]
@@ -164,6 +156,10 @@ fn a_limited_disk_takes_its_time() {
         "{:?}",
         before.elapsed()
     );
+    // It is these limits that it waited for.
+    let waited = "paddock_disk_throttled_requests_total{disk=\"data\"}";
+    let metrics = vm.api().metrics();
+    assert!(metrics.get(waited) > 0.0, "{metrics:?}");
     let answer = vm
         .api()
         .request("PUT", "/vm/disks/data/limits", Some(&json!({})));

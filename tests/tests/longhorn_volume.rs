@@ -159,6 +159,7 @@ fn kill_and_rebuild(mut set: Set) {
             });
             assert!(user.finish().iter().all(|done| done.result.is_ok()));
         }
+        assert!(generation > 2, "nothing was written meanwhile");
         user.check(SIZE / 4, SIZE / 2, generation);
         rebuild.join().unwrap()
     });
