@@ -406,8 +406,10 @@ impl Disks {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
     use paddock_storage::testing::{Fault, MemoryDisk};
-    use paddock_storage::{Operation, Request};
+    use paddock_storage::{Capabilities, DiskQueue, Operation, Request};
 
     use super::*;
     fn disks() -> (Disks, Arc<Journal>) {
@@ -513,6 +515,56 @@ mod tests {
             matches!(&kinds[1], EventKind::DiskReporting { errno: libc::EIO, error, .. } if error.contains("Input/output")),
             "{kinds:?}"
         );
+    }
+
+    /// A disk that is not resized before `go_on` says so.
+    #[derive(Debug)]
+    struct SlowToResize {
+        memory: MemoryDisk,
+        started: Sender<()>,
+        go_on: Mutex<Receiver<()>>,
+    }
+
+    impl Disk for SlowToResize {
+        fn capabilities(&self) -> Capabilities {
+            self.memory.capabilities()
+        }
+
+        fn open_queue(&self, depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+            self.memory.open_queue(depth)
+        }
+
+        fn resize(&self, _size: Option<u64>) -> Result<u64, ResizeError> {
+            let _ = self.started.send(());
+            let _ = self.go_on.lock().recv();
+            Err(ResizeError::Unsupported)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_resized_at_the_end_is_held() {
+        let (held, released) = Held::new();
+        let disks = Disks::new(Arc::default(), held);
+        let ((started, starts), (go_on, wait)) = (channel(), channel());
+        let disk = SlowToResize {
+            memory: MemoryDisk::new(4096),
+            started,
+            go_on: Mutex::new(wait),
+        };
+        let any = DiskLimits::default();
+        disks.attach(&disks.opened("slow", Arc::new(disk), None, OnError::Report, any));
+        let resizing = disks.clone();
+        let resizing = tokio::spawn(async move { resizing.resize("slow", None, true).await });
+        while starts.try_recv().is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(disks.end());
+        let soon = tokio::time::timeout(Duration::from_millis(20), released.clone().wait());
+        assert!(soon.await.is_err(), "the disk is still open");
+        drop(go_on);
+        released.wait().await;
+        let refused = resizing.await.unwrap();
+        assert!(matches!(refused, Err(Refusal::DiskSize(_))), "{refused:?}");
     }
 
     #[test]
