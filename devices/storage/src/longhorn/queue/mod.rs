@@ -149,6 +149,12 @@ impl VolumeQueue {
         self.copies < MAX_COPIES && self.shared.is_open()
     }
 
+    /// Whether there is something held that may be begun, unless the gate is shut meanwhile: then we are woken up when it is open again.
+    fn could_begin(&self) -> bool {
+        let room = self.begun == 0 || self.copies < MAX_COPIES;
+        !self.held.is_empty() && room && self.shared.is_open()
+    }
+
     /// Begins what is held, as far as that may be.
     fn begin_held(&mut self) {
         while !self.held.is_empty() && self.may_begin() {
@@ -364,7 +370,8 @@ impl VolumeQueue {
                 self.write_piece(number);
             }
             self.send();
-            if self.answers.is_empty() && self.granted.is_empty() {
+            // What has just ended may have made room for what is held, and nothing else would wake us for that.
+            if self.answers.is_empty() && self.granted.is_empty() && !self.could_begin() {
                 break;
             }
             for answer in std::mem::take(&mut self.answers) {

@@ -1,5 +1,7 @@
 //! What replicas may do wrong.
 
+use std::time::Duration;
+
 use super::*;
 
 const K: usize = 1024;
@@ -126,6 +128,23 @@ fn the_last_replica_takes_the_volume_with_it() {
         });
     }
     assert_eq!(bench.settle().len(), 2000);
+}
+
+#[test]
+fn what_is_held_for_lack_of_room_is_not_forgotten_when_a_replica_takes_all_with_it() {
+    let mut bench = Bench::new(1, 1, 2 << 20);
+    let queue = &mut bench.queues[0];
+    for tag in 0..40 {
+        let operation = write(tag * 512, 1, 1 << 20);
+        queue.submit(Request { tag, operation });
+    }
+    queue.kick();
+    bench.replicas[0].cut(0);
+    // Nothing else is going to wake whoever waits.
+    let mut done = Vec::new();
+    assert!(!queue.wait(Some(Duration::ZERO)));
+    queue.reap(&mut done);
+    assert_eq!(done.len(), 40);
 }
 
 #[test]
