@@ -63,7 +63,8 @@ impl Post {
         self.wake();
     }
 
-    fn wake(&self) {
+    /// Has the queue look at what is to be done.
+    pub(super) fn wake(&self) {
         // Fails only when the counter is full, and then it is readable anyway.
         let _ = self.event.write(1);
     }

@@ -33,6 +33,9 @@ use crate::{Capabilities, Completion, DiskQueue, IoError, Operation, Request};
 /// Bytes of writes that a queue holds copies of at most, unless a single one is larger.
 const MAX_COPIES: u64 = 32 << 20;
 
+/// What is said of what never got to a replica, or not all of it, when the queue was abandoned.
+const CANCELED: IoError = IoError::Os(libc::ECANCELED);
+
 /// How long dropping a queue waits for its requests.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -78,6 +81,8 @@ pub(super) struct VolumeQueue {
     granted: VecDeque<u32>,
     /// Submitted and not reaped.
     in_flight: usize,
+    /// Nobody waits for results any more: nothing is begun that replicas do not have.
+    abandoned: bool,
     /// Whose turn it is to be read.
     turn: usize,
     /// What is ready, as the last wait found it; `None` when it is to be asked for.
@@ -117,6 +122,7 @@ impl VolumeQueue {
             done: Vec::new(),
             granted: VecDeque::new(),
             in_flight: 0,
+            abandoned: false,
             turn: 0,
             ready: None,
             answers: Vec::new(),
@@ -417,6 +423,9 @@ impl VolumeQueue {
 impl DiskQueue for VolumeQueue {
     fn submit(&mut self, request: Request) {
         self.in_flight += 1;
+        if self.abandoned {
+            return self.refuse(request.tag, CANCELED);
+        }
         self.held.push_back(request);
     }
 
@@ -459,6 +468,23 @@ impl DiskQueue for VolumeQueue {
             // It is for the user to look.
             Err(_) => true,
         }
+    }
+
+    fn abandon(&mut self) {
+        self.abandoned = true;
+        for request in std::mem::take(&mut self.held) {
+            self.refuse(request.tag, CANCELED);
+        }
+        for number in 0..u32::try_from(self.requests.len()).unwrap_or(u32::MAX) {
+            // It would take the guest's memory only when it gets its range.
+            let waits = |request: &mut InFlight| request.phase == Phase::Waiting;
+            if self.request(number).is_some_and(waits) {
+                self.end(number, Err(CANCELED));
+            }
+        }
+        // They were among those.
+        self.granted.clear();
+        self.post.wake();
     }
 
     fn in_flight(&self) -> usize {

@@ -1,6 +1,7 @@
 //! A queue, or several, on replicas that a test drives step by step: which request is answered next, how, and when a connection breaks. All on one
 //! thread, so that what failed once fails again.
 
+mod abandoned;
 mod faults;
 mod model;
 mod simple;

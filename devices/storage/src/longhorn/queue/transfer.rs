@@ -8,9 +8,9 @@ use paddock_longhorn::wire::MAX_DATA;
 use super::super::SECTOR;
 use super::super::member::Mode;
 use super::super::ranges::Range;
-use super::VolumeQueue;
 use super::request::{Phase, What, describe};
 use super::session::{Answer, Ask, Outcome};
+use super::{CANCELED, VolumeQueue};
 use crate::{Buffer, IoError};
 
 /// Bytes of zeros that are sent at once.
@@ -198,6 +198,8 @@ impl VolumeQueue {
         }
         if over {
             self.end(number, verdict.result);
+        } else if self.abandoned {
+            self.end(number, Err(CANCELED));
         } else {
             self.write_piece(number);
         }
@@ -219,10 +221,12 @@ impl VolumeQueue {
         for answer in failures {
             self.leave(answer.member, &describe(&answer.outcome));
         }
-        if widening {
-            self.write_widened(number);
-        } else if over {
+        if over {
             self.end(number, Ok(()));
+        } else if self.abandoned {
+            self.end(number, Err(CANCELED));
+        } else if widening {
+            self.write_widened(number);
         } else {
             self.read_piece(number);
         }
@@ -235,6 +239,12 @@ impl VolumeQueue {
         };
         request.tried.push(answer.member);
         request.failures.push(answer);
+        if self.abandoned {
+            return self.end(number, Err(CANCELED));
+        }
+        let Some(request) = self.request(number) else {
+            return;
+        };
         let (position, target) = match (&request.what, &request.widened) {
             (_, Some((start, buffer))) => (*start, buffer.part(buffer.len())),
             (What::Read(buffer), None) => (
