@@ -8,6 +8,7 @@ mod input;
 mod output;
 mod request;
 mod server;
+mod slice;
 #[cfg(test)]
 mod tests;
 mod uring;

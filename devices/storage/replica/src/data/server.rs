@@ -16,6 +16,7 @@ use rustix::net::{Shutdown, sockopt};
 
 use super::calls::Calls;
 use super::connection::Connection;
+use super::slice;
 use super::uring::{self, Uring};
 use crate::volume::replica::Replica;
 
@@ -225,6 +226,7 @@ impl Shared {
         }
         let of_thread = Arc::clone(shared);
         let work = move || {
+            slice::shorten();
             of_thread.serve(socket);
             of_thread.forget(number);
         };
