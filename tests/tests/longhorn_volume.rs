@@ -345,6 +345,46 @@ fn after_a_crash_of_the_engine_replicas_are_compared() {
     volume.close().unwrap();
 }
 
+/// A replica is killed while the others are written, and there again when the volume is opened the next time. Nothing counts the writes.
+fn stale_replica(name: &str, end: impl FnOnce(&mut Set, Volume)) {
+    let mut set = Set::start(name, false);
+    let volume = set.open();
+    let mut user = User::new(&volume);
+    user.write(0, SIZE, 1).unwrap();
+    set.replicas[0].kill();
+    user.write(0, SIZE, 2).unwrap();
+    drop(user);
+    end(&mut set, volume);
+    set.replicas[0].restart();
+    let volume = set.open();
+    User::new(&volume).check(0, SIZE, 2);
+    assert!(
+        within(SOON, || volume.progress().is_none()),
+        "{:?}",
+        volume.progress()
+    );
+    let mut user = User::new(&volume);
+    for _ in 0..3 {
+        user.check(0, SIZE, 2);
+    }
+    drop(user);
+    volume.close().unwrap();
+}
+
+#[test]
+fn a_stale_replica_does_not_come_back_after_a_clean_end() {
+    stale_replica("stale", |_, volume| volume.close().unwrap());
+}
+
+#[test]
+fn a_stale_replica_does_not_come_back_after_a_crash() {
+    stale_replica("stale-crash", |set, volume| {
+        drop(volume);
+        set.replicas[1].restart();
+        set.replicas[2].restart();
+    });
+}
+
 #[test]
 fn a_volume_is_handed_over_open() {
     let set = Set::start("handed-over", false);

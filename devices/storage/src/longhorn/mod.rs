@@ -9,7 +9,8 @@
 //!   a file that grew. Their protocol has no flush; a flush here is a barrier, and waits for the writes before it. One host's loss of power is what the
 //!   other replicas are for.
 //! - Two writes to the same 4 KiB are never under way at once, so that replicas do not differ for good.
-//! - Replicas that were not closed are compared, and made the same, while only one of them is read.
+//! - Replicas that were not closed are compared, and made the same, while only one of them is read. One that was not closed where others were, or was not
+//!   written when others were, is left: also where writes are not counted, as far as the replicas' clocks tell the same time.
 //!
 //! Nothing keeps two engines from using the same replicas once they are open: whoever opens a volume has to know that nobody else does. A replica that is open
 //! is refused.

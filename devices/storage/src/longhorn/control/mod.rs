@@ -13,6 +13,8 @@ mod remove;
 mod resync;
 pub(super) mod snapshot;
 mod supervise;
+#[cfg(test)]
+mod tests;
 pub(super) mod time;
 #[cfg(feature = "controller")]
 mod tools;
@@ -308,11 +310,9 @@ pub(super) async fn open(
     }
     let unclean = opened.unclean && !handed_over && control.shared.complete_members() > 1;
     if unclean {
-        let first = control.shared.members().into_iter();
-        let first = first
-            .filter(|member| member.mode() == Mode::ReadWrite)
-            .map(|m| m.id);
-        control.shared.set_primary(first.min());
+        let members = control.shared.members();
+        let best = members.get(opened.best).map(|member| member.id);
+        control.shared.set_primary(best);
     }
     let control = Arc::new(control);
     supervise::start(&control, events);

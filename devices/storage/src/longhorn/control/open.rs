@@ -1,7 +1,12 @@
 //! Opening a volume: which of its replicas can be used, and what has to be so before the first request.
 //!
-//! The order and the rules are Longhorn's (an engine of either kind finds the same set), but for two things: a volume's replicas are never closed or
-//! opened by force, and one that was not closed is remembered, so that its replicas are compared.
+//! The order and the rules are Longhorn's (an engine of either kind finds the same set), but for some things: a volume's replicas are never closed or
+//! opened by force; one that was not closed is remembered, so that its replicas are compared; and one of which it can be seen that it misses something is
+//! left, also where writes are not counted.
+//!
+//! An engine closes the replicas that have everything. One that was not closed while others were had failed before: its own process may have ended, or
+//! the way to it, and it is the same to us. Where none was closed the engine itself died: all may have had everything, and the one that was written last is
+//! the one to believe.
 
 use std::io;
 use std::sync::Arc;
@@ -39,9 +44,12 @@ pub(super) struct Opened {
 pub(super) struct OpenedSet {
     pub size: u64,
     pub counts_revisions: bool,
-    /// Some replica was not closed when it was last used.
+    /// Some replica that is used was not closed when it was last used.
     pub unclean: bool,
+    /// In their order in the options.
     pub replicas: Vec<Opened>,
+    /// Which of them is believed where they differ.
+    pub best: usize,
 }
 
 /// A replica that is open.
@@ -189,12 +197,12 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
     candidates.sort_by_key(|(place, _)| *place);
     let (places, mut candidates): (Vec<usize>, Vec<Candidate>) = candidates.into_iter().unzip();
     let (size, counts_revisions) = judge(options, &mut candidates);
-    let unclean = candidates.iter().any(|candidate| candidate.unclean);
-    let hopeless = size.is_none() || candidates.iter().all(|c| c.problem.is_some());
+    let unclean = usable(&mut candidates).any(|candidate| candidate.unclean);
+    let best = best(&candidates).map(|index| places[index]);
     for candidate in &candidates {
-        // Whoever tries again, or rebuilds one that is left, shall find them as we did.
-        let left = hopeless || (candidate.problem.is_some() && !candidate.unclean);
-        if left && options.taking != Taking::HandedOver {
+        let left = candidate.problem.is_some() && options.taking != Taking::HandedOver;
+        // Whoever tries again, or rebuilds it, shall find it as we did: one that was not closed would seem to have been.
+        if left && !candidate.unclean {
             let _ = candidate.peer.close().await;
         }
     }
@@ -204,15 +212,13 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
     }
     replicas.sort_by_key(|(place, _)| *place);
     let replicas: Vec<Opened> = replicas.into_iter().map(|(_, replica)| replica).collect();
-    if let (Some(size), true) = (
-        size,
-        replicas.iter().any(|replica| replica.problem.is_none()),
-    ) {
+    if let (Some(size), Some(best)) = (size, best) {
         return Ok(OpenedSet {
             size,
             counts_revisions,
             unclean,
             replicas,
+            best,
         });
     }
     let mut problems = Vec::new();
@@ -231,9 +237,9 @@ pub(in crate::longhorn) fn judge(
     options: &VolumeOptions,
     candidates: &mut [Candidate],
 ) -> (Option<u64>, bool) {
-    let size = agree_on_size(options, candidates);
     let counts_revisions = agree_on_counting(options, candidates);
     choose(options, counts_revisions, candidates);
+    let size = agree_on_size(options, candidates);
     (size, counts_revisions)
 }
 
@@ -241,10 +247,21 @@ fn usable(candidates: &mut [Candidate]) -> impl Iterator<Item = &mut Candidate> 
     candidates.iter_mut().filter(|c| c.problem.is_none())
 }
 
-/// The size: what was asked for, or what they all have. Those of another are left.
+/// The one that is believed where they differ: one that holds something before one that is new, then one that was closed before any that was not, and of those
+/// the one that was written last.
+fn best(candidates: &[Candidate]) -> Option<usize> {
+    let places = candidates.iter().enumerate();
+    places
+        .filter(|(_, candidate)| candidate.problem.is_none())
+        .max_by_key(|(_, c)| (!c.info.is_empty(), !c.unclean, c.info.modified))
+        .map(|(place, _)| place)
+}
+
+/// The size: what was asked for, or what the best has. Those of another are left.
 fn agree_on_size(options: &VolumeOptions, candidates: &mut [Candidate]) -> Option<u64> {
-    let largest = usable(candidates).map(|c| c.info.size).max()?;
-    let size = options.size.unwrap_or(largest);
+    // Not the largest: one may have grown when the others refused, and failed since.
+    let size = candidates[best(candidates)?].info.size;
+    let size = options.size.unwrap_or(size);
     for candidate in usable(candidates) {
         if candidate.info.size != size {
             let (replica, has) = (&candidate.peer.address, candidate.info.size);
@@ -279,34 +296,123 @@ fn agree_on_counting(options: &VolumeOptions, candidates: &mut [Candidate]) -> b
 
 /// Leaves those that are known to miss something, or not known to have everything.
 fn choose(options: &VolumeOptions, counts_revisions: bool, candidates: &mut [Candidate]) {
-    if counts_revisions {
-        let highest = usable(candidates).map(|c| c.info.revision_counter).max();
-        for candidate in usable(candidates) {
-            let counter = candidate.info.revision_counter;
-            if Some(counter) < highest {
-                let replica = &candidate.peer.address;
-                let others = highest.unwrap_or(0);
-                let problem =
-                    format!("replica {replica} has seen {counter} writes, and another {others}");
-                candidate.leave(problem);
-            }
+    match options.taking {
+        _ if counts_revisions => leave_those_behind(candidates),
+        Taking::Salvage => {
+            leave_empty(candidates);
+            leave_all_but_one(candidates);
         }
-    } else if options.taking == Taking::Salvage {
-        let newest = usable(candidates)
-            .map(|c| since_epoch(c.info.modified))
-            .max();
-        let newest = newest.unwrap_or_default();
-        // Of those written last, the one that holds most; of those, the one written last of all.
-        let best = usable(candidates)
-            .filter(|c| since_epoch(c.info.modified) + NEWEST >= newest)
-            .max_by_key(|c| (c.info.head_bytes, c.info.modified))
-            .map(|c| c.peer.address.clone());
-        for candidate in usable(candidates) {
-            if Some(&candidate.peer.address) != best.as_ref() {
-                let replica = &candidate.peer.address;
-                let problem = format!("replica {replica} is not the one that was salvaged");
-                candidate.leave(problem);
+        Taking::Open => leave_older(candidates),
+        // Whoever hands them over knows which are good.
+        Taking::HandedOver => {}
+    }
+    if options.taking == Taking::Open {
+        leave_other_histories(candidates);
+    }
+}
+
+/// Leaves those that have never held anything, if others have: they are new, and get what they lack by a rebuild only.
+fn leave_empty(candidates: &mut [Candidate]) {
+    if usable(candidates).all(|candidate| candidate.info.is_empty()) {
+        return;
+    }
+    for candidate in usable(candidates).filter(|candidate| candidate.info.is_empty()) {
+        let replica = &candidate.peer.address;
+        let problem = format!("replica {replica} is empty, and others are not; add it instead");
+        candidate.leave(problem);
+    }
+}
+
+/// Leaves those that have seen fewer writes than another.
+fn leave_those_behind(candidates: &mut [Candidate]) {
+    let highest = usable(candidates).map(|c| c.info.revision_counter).max();
+    for candidate in usable(candidates) {
+        let counter = candidate.info.revision_counter;
+        if Some(counter) < highest {
+            let replica = &candidate.peer.address;
+            let others = highest.unwrap_or(0);
+            let problem =
+                format!("replica {replica} has seen {counter} writes, and another {others}");
+            candidate.leave(problem);
+        }
+    }
+}
+
+/// Leaves all but the one that holds most, of those that were written last.
+fn leave_all_but_one(candidates: &mut [Candidate]) {
+    let newest = usable(candidates)
+        .map(|c| since_epoch(c.info.modified))
+        .max();
+    let newest = newest.unwrap_or_default();
+    // Of those written last, the one that holds most; of those, the one written last of all.
+    let best = usable(candidates)
+        .filter(|c| since_epoch(c.info.modified) + NEWEST >= newest)
+        .max_by_key(|c| (c.info.head_bytes, c.info.modified))
+        .map(|c| c.peer.address.clone());
+    for candidate in usable(candidates) {
+        if Some(&candidate.peer.address) != best.as_ref() {
+            let replica = &candidate.peer.address;
+            let problem = format!("replica {replica} is not the one that was salvaged");
+            candidate.leave(problem);
+        }
+    }
+}
+
+/// Leaves those that were not closed and not written after others were, and those that were closed before others were written. If one was written long
+/// after any was closed, nobody can tell who has everything, and all are left.
+fn leave_older(candidates: &mut [Candidate]) {
+    let written = |candidate: &Candidate| since_epoch(candidate.info.modified);
+    let closed = usable(candidates).filter(|c| !c.unclean && !c.info.is_empty());
+    let Some(closed) = closed.map(|c| written(c)).max() else {
+        // They are new, or their engine died: they are compared.
+        return;
+    };
+    leave_empty(candidates);
+    let newer = usable(candidates)
+        .find(|c| c.unclean && written(c) > closed + NEWEST)
+        .map(|c| c.peer.address.clone());
+    for candidate in usable(candidates) {
+        let replica = &candidate.peer.address;
+        let written = written(candidate);
+        let problem = match &newer {
+            Some(newer) if candidate.unclean => format!(
+                "replica {replica} was not closed when it was last used, and others were, but {newer} was written after that; name only those that have everything"
+            ),
+            Some(newer) => format!(
+                "replica {replica} was closed before {newer} was written, which was not closed; name only those that have everything"
+            ),
+            // Else its engine may have died with its first writes, before the others were written at all.
+            None if candidate.unclean && written <= closed => format!(
+                "replica {replica} was not closed when it was last used, and others were: it may miss what they have"
+            ),
+            None if written + NEWEST < closed => {
+                let before = (closed - written).as_secs();
+                format!(
+                    "replica {replica} was last written {before} s before another: it may miss what that has"
+                )
             }
+            None => continue,
+        };
+        candidate.leave(problem);
+    }
+}
+
+/// Leaves those whose snapshots are others than those of the best: something happened while they were away.
+fn leave_other_histories(candidates: &mut [Candidate]) {
+    let Some(best) = best(candidates) else {
+        return;
+    };
+    let (best, kept) = (
+        candidates[best].peer.address.clone(),
+        candidates[best].info.kept_chain(),
+    );
+    for candidate in usable(candidates) {
+        if candidate.info.kept_chain() != kept {
+            let replica = &candidate.peer.address;
+            let problem = format!(
+                "replica {replica} has other snapshots than {best}, which was written later or closed"
+            );
+            candidate.leave(problem);
         }
     }
 }

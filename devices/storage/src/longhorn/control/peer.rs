@@ -3,6 +3,7 @@
 //! What it answers is not trusted further than to be looked at: numbers are read with care, and replies are of bounded size.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::future::Future;
 use std::time::Duration;
 
@@ -23,11 +24,11 @@ use crate::longhorn::options::ReplicaAddress;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How long most calls may take.
-const CALL: Duration = Duration::from_secs(60);
+/// How long most calls may take. Less in tests, whose replicas hang.
+const CALL: Duration = Duration::from_secs(if cfg!(test) { 4 } else { 60 });
 
-/// How long a call may take while all I/O waits for it.
-const CALL_WHILE_FROZEN: Duration = Duration::from_secs(8);
+/// How long a call may take while all I/O waits for it, or somebody who wants to begin some.
+pub(crate) const CALL_WHILE_FROZEN: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 8 });
 
 /// How long the transfer of a replica's files may take.
 const TRANSFER: Duration = Duration::from_secs(24 * 3600);
@@ -59,6 +60,7 @@ pub(crate) struct Info {
     /// Snapshots that count, and the bytes that they take.
     pub snapshots_used: i32,
     pub snapshot_bytes: i64,
+    pub unmap_marks_removed: bool,
 }
 
 /// A file of a replica.
@@ -104,11 +106,34 @@ impl From<Replica> for Info {
             snapshots_left: replica.remain_snapshots,
             snapshots_used: replica.snapshot_count_usage,
             snapshot_bytes: replica.snapshot_size_usage,
+            unmap_marks_removed: replica.unmap_mark_disk_chain_removed,
         }
     }
 }
 
 impl Info {
+    /// Whether the file that is written was made on top of that one, then.
+    pub(crate) fn is_on(&self, file: &str, created: &str) -> bool {
+        let made = self.disks.get(&self.head);
+        self.chain.get(1).is_some_and(|below| below == file)
+            && made.is_some_and(|head| head.created == created)
+    }
+
+    /// Whether it has never held anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head_bytes == 0 && self.backing_file.is_empty() && self.snapshots().next().is_none()
+    }
+
+    /// The files below the head that are not about to go, from the top. Which of the others are still there is each replica's own affair.
+    pub(crate) fn kept_chain(&self) -> Vec<String> {
+        let below = self.chain.iter().skip(1);
+        let kept = below.filter(|&name| {
+            let goes = self.disks.get(name).is_some_and(|disk| disk.removed);
+            !goes && *name != self.backing_file
+        });
+        kept.cloned().collect()
+    }
+
     /// The files below the head that are the replica's own.
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (&String, &Disk)> {
         let own = |name: &String| *name != self.head && *name != self.backing_file;
@@ -183,13 +208,15 @@ impl Peer {
             Err(_) => Status::unavailable(format!("no answer within {} s", deadline.as_secs())),
         };
         let replica = self.address.clone();
-        Err(match status.code() {
-            Code::Unavailable => VolumeError::Unreachable {
+        // What a replica says has no source here; what became of the connection has.
+        let unheard = status.code() == Code::Unavailable || status.source().is_some();
+        Err(match unheard {
+            true => VolumeError::Unreachable {
                 replica,
                 action,
                 problem: innermost(&status),
             },
-            _ => VolumeError::Refused {
+            false => VolumeError::Refused {
                 replica,
                 action,
                 problem: status.message().to_owned(),

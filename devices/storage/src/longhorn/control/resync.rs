@@ -117,13 +117,13 @@ async fn make_same(
     let Some(right) = read(control, clients, primary, offset, length).await else {
         return false;
     };
+    let mut differs = false;
     for member in good.iter().filter(|member| member.id != primary.id) {
-        let Some(theirs) = read(control, clients, member, offset, length).await else {
-            continue;
-        };
-        if theirs == right {
-            continue;
-        }
+        let theirs = read(control, clients, member, offset, length).await;
+        differs |= theirs.is_some_and(|theirs| theirs != right);
+    }
+    // Those that have it, too: good replicas are known by when they were last written, where nothing else tells.
+    for member in good.iter().filter(|_| differs) {
         let Some(client) = clients.get_mut(&member.id) else {
             continue;
         };

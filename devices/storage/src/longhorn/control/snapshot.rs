@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::peer::{Info, NewSnapshot};
+use super::peer::{Info, NewSnapshot, Peer};
 use super::{Admin, Control, time};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::status::{Snapshot, Taken};
@@ -120,18 +120,20 @@ impl Control {
         Ok(())
     }
 
-    /// Has all replicas take a snapshot, while no request is under way. Those that do not are left, unless none does.
+    /// Has all replicas take a snapshot, while no request is under way. Those that do not are left, unless none does, and none may.
     pub(super) async fn snapshot_all(
         &self,
         admin: &Admin,
         snapshot: &NewSnapshot,
     ) -> Result<(), VolumeError> {
+        let (taken, created) = (file_of(&snapshot.name), snapshot.created.clone());
         let snapshot = snapshot.clone();
-        self.on_all(admin, move |peer| {
+        let take = move |peer: Peer| {
             let snapshot = snapshot.clone();
             async move { peer.snapshot(&snapshot).await }
-        })
-        .await
+        };
+        self.on_all(admin, take, |_, info| info.is_on(&taken, &created))
+            .await
     }
 
     /// The snapshots there are, the oldest first.
@@ -161,11 +163,21 @@ impl Control {
             });
         }
         let created = time::now();
-        self.on_all(&admin, move |peer| {
-            let (file, created) = (file.clone(), created.clone());
-            async move { peer.revert(&file, &created).await }
-        })
-        .await
+        // One that did not go back may look the same: its head is where it was.
+        let mut heads = HashMap::new();
+        for (_, peer) in self.live(&admin) {
+            heads.insert(peer.address.clone(), peer.get().await?.head);
+        }
+        let back = |peer: &Peer, info: &Info| {
+            let before = heads.get(&peer.address);
+            info.is_on(&file, &created) && before.is_some_and(|head| *head != info.head)
+        };
+        let (to, now) = (file.clone(), created.clone());
+        let go = move |peer: Peer| {
+            let (to, now) = (to.clone(), now.clone());
+            async move { peer.revert(&to, &now).await }
+        };
+        self.on_all(&admin, go, back).await
     }
 }
 

@@ -60,9 +60,11 @@ impl Control {
     /// Tells the replicas what an unmap would do.
     pub(crate) async fn set_unmap_marks_removed(&self, enabled: bool) -> Result<(), VolumeError> {
         let admin = self.administrate().await?;
-        self.on_all(&admin, move |peer| async move {
-            peer.set_unmap_marks_removed(enabled).await
-        })
+        self.on_all(
+            &admin,
+            move |peer| async move { peer.set_unmap_marks_removed(enabled).await },
+            |_, info| info.unmap_marks_removed == enabled,
+        )
         .await?;
         self.change(|settings| settings.unmap_marks_removed = enabled);
         Ok(())

@@ -1,0 +1,113 @@
+//! Volumes on replicas in memory, whose control services a test has refuse, hang, or be late.
+
+mod all;
+mod fake;
+mod open;
+mod services;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ControlThread;
+use crate::longhorn::options::{Taking, VolumeOptions};
+use crate::longhorn::{Mode, Nobody, Volume, VolumeError};
+use crate::{Buffer, Disk, DiskQueue, IoError, Operation, Request};
+
+use self::fake::{Fake, SECOND, SIZE};
+
+/// How long anything may take when nothing hangs.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Some replicas of one volume.
+struct Set {
+    replicas: Vec<Fake>,
+    thread: ControlThread,
+}
+
+impl Set {
+    /// So many that are closed, and hold nothing.
+    fn new(count: usize) -> Self {
+        let thread = ControlThread::start().expect("a thread");
+        let replicas = (0..count).map(|_| Fake::start(&thread)).collect();
+        Self { replicas, thread }
+    }
+
+    /// So many that were closed, and hold the same everywhere: a byte of that value.
+    fn holding(count: usize, value: u8) -> Self {
+        let set = Self::new(count);
+        for replica in &set.replicas {
+            replica.change(|state| {
+                state.bytes.fill(value);
+                state.modified = 1000 * SECOND;
+            });
+        }
+        set
+    }
+
+    /// Runs one more.
+    fn add(&mut self) -> &Fake {
+        self.replicas.push(Fake::start(&self.thread));
+        &self.replicas[self.replicas.len() - 1]
+    }
+
+    /// The volume on all of them.
+    fn options(&self, taking: Taking) -> VolumeOptions {
+        let replicas = self.replicas.iter().map(|r| r.address.clone()).collect();
+        VolumeOptions {
+            taking,
+            ..VolumeOptions::new("fake", replicas)
+        }
+    }
+
+    fn try_open(&self, taking: Taking) -> Result<Volume, VolumeError> {
+        Volume::open(self.options(taking), Arc::new(Nobody))
+    }
+
+    fn open(&self) -> Volume {
+        let open = self.try_open(Taking::Open);
+        open.expect("a volume that can be opened")
+    }
+}
+
+fn modes(volume: &Volume) -> Vec<Mode> {
+    volume.replicas().iter().map(|r| r.mode).collect()
+}
+
+/// Why a replica is left.
+fn reason(volume: &Volume, index: usize) -> String {
+    let failure = volume.replicas()[index].failure.clone();
+    failure.expect("a failure").reason
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < SOON, "it does not: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Does one thing.
+fn run(queue: &mut dyn DiskQueue, operation: Operation) -> Result<(), IoError> {
+    queue.submit(Request { tag: 1, operation });
+    let mut done = Vec::new();
+    queue.drain(SOON, &mut done).expect("an end");
+    done[0].result
+}
+
+/// The first byte of each block that is read, several times: of all replicas that are.
+fn read(volume: &Volume) -> Vec<u8> {
+    let mut queue = volume.open_queue(4).expect("a queue");
+    let mut values = Vec::new();
+    for _ in 0..6 {
+        let buffer = Buffer::zeroed(512);
+        let offset = 0;
+        let kept = buffer.part(512);
+        run(&mut *queue, Operation::Read { offset, buffer }).expect("a read");
+        let mut bytes = [0; 512];
+        kept.copy_to(&mut bytes);
+        values.push(bytes[0]);
+    }
+    values.dedup();
+    values
+}
