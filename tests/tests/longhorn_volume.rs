@@ -391,7 +391,8 @@ fn a_volume_is_handed_over_open() {
     let volume = set.open();
     let mut user = User::new(&volume);
     user.write(0, SIZE, 1).unwrap();
-    volume.hand_over().unwrap();
+    let complete = volume.hand_over().unwrap();
+    assert_eq!(complete, set.options().replicas);
     // Nothing reaches them any more.
     assert!(user.write(0, MIB, 2).is_err());
     drop(user);

@@ -212,16 +212,19 @@ impl Volume {
     /// # Errors
     /// Never, so far; a replica that cannot be closed is not, and will be found unclean.
     pub fn close(&self) -> Result<(), VolumeError> {
-        self.call(|control| async move { control.close(false).await })
+        self.call(|control| async move { control.close().await })
     }
 
     /// Waits for what is under way, and leaves the replicas open to another engine, which takes them as [`Taking::HandedOver`]. Queues get errors from
     /// then on.
     ///
+    /// Returns the replicas that have everything. That engine is to be given these and no others: one that failed here may be there again, and nothing about
+    /// it says that it misses writes.
+    ///
     /// # Errors
-    /// Never, so far.
-    pub fn hand_over(&self) -> Result<(), VolumeError> {
-        self.call(|control| async move { control.close(true).await })
+    /// While a replica is rebuilt or the replicas are compared, and when it was closed. The volume can then be used as before.
+    pub fn hand_over(&self) -> Result<Vec<ReplicaAddress>, VolumeError> {
+        self.call(|control| async move { control.hand_over().await })
     }
 }
 

@@ -106,7 +106,8 @@ pub enum Taking {
     Open,
     /// They are closed, and none of them is trusted to have everything: the best is taken, and the others are left.
     Salvage,
-    /// Another engine had them open, has ended its I/O, and leaves them open to this one.
+    /// Another engine had them open, has ended its I/O, and leaves them open to this one: those that [`hand_over`](super::Volume::hand_over) has named
+    /// there, and no others. They are believed to be the same.
     HandedOver,
 }
 

@@ -37,7 +37,7 @@ use self::peer::Peer;
 use self::rebuild::Rebuild;
 use super::error::VolumeError;
 use super::member::{Member, Mode, Socket};
-use super::options::{Taking, VolumeOptions};
+use super::options::{ReplicaAddress, Taking, VolumeOptions};
 use super::shared::{Post, Shared};
 use super::status::{Listener, Progress};
 
@@ -163,28 +163,22 @@ impl Control {
         Ok((post, connections))
     }
 
-    /// Waits until what is under way is done, and closes the replicas, unless they are handed over.
-    pub(super) async fn close(&self, hand_over: bool) -> Result<(), VolumeError> {
+    /// Waits until what is under way is done, and closes the replicas.
+    pub(super) async fn close(&self) -> Result<(), VolumeError> {
         let admin = self.admin.lock().await;
         if self.is_closed() {
             return Ok(());
         }
         let frozen = self.shared.freeze().await;
-        if self.shared.primary().is_some() && !hand_over {
-            // They stay open and unclean, so that whoever opens them next compares them.
-            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared: they will be the next time");
-        }
-        self.closed.store(true, Ordering::SeqCst);
-        let live = self.live(&admin);
-        let clean = self.shared.primary().is_none();
+        let live = self.end(&admin);
         let mut closing = JoinSet::new();
-        for (member, peer) in live {
-            for socket in member.sockets() {
-                socket.shut_down();
-            }
-            if clean && !hand_over {
+        if self.shared.primary().is_none() {
+            for (_, peer) in live {
                 closing.spawn(async move { (peer.close().await, peer) });
             }
+        } else {
+            // They stay open and unclean, so that whoever opens them next compares them.
+            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared: they will be the next time");
         }
         while let Some(closed) = closing.join_next().await {
             if let Ok((Err(error), peer)) = closed {
@@ -193,6 +187,25 @@ impl Control {
         }
         drop(frozen);
         Ok(())
+    }
+
+    /// Waits until what is under way is done, and leaves the replicas open. Returns those that have everything. One that was left may look no different.
+    pub(super) async fn hand_over(&self) -> Result<Vec<ReplicaAddress>, VolumeError> {
+        let admin = self.administrate_complete().await?;
+        let frozen = self.shared.freeze().await;
+        let live = self.end(&admin);
+        drop(frozen);
+        Ok(live.into_iter().map(|(_, peer)| peer.address).collect())
+    }
+
+    /// Nothing is asked of the replicas any more. Returns those that are not given up.
+    fn end(&self, admin: &Admin) -> Vec<(Arc<Member>, Peer)> {
+        self.closed.store(true, Ordering::SeqCst);
+        let live = self.live(admin);
+        for socket in live.iter().flat_map(|(member, _)| member.sockets()) {
+            socket.shut_down();
+        }
+        live
     }
 }
 

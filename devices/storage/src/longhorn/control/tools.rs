@@ -108,6 +108,6 @@ impl Control {
     /// Closes the volume, while nobody uses it.
     pub(crate) async fn shut_down(&self) -> Result<(), VolumeError> {
         self.withhold(true).await?;
-        self.close(false).await
+        self.close().await
     }
 }

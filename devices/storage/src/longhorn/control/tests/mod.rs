@@ -2,6 +2,7 @@
 
 mod all;
 mod fake;
+mod hand_over;
 mod open;
 mod services;
 
