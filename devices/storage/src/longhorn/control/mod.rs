@@ -58,6 +58,8 @@ pub(super) struct Control {
     pub shared: Arc<Shared>,
     pub options: VolumeOptions,
     admin: Mutex<Admin>,
+    /// Held while a replica is made ready to be added, before [`Admin`].
+    adding: Mutex<()>,
     listener: Arc<dyn Listener>,
     /// How far the present rebuild or resynchronization is.
     progress: SyncMutex<Option<Progress>>,
@@ -146,13 +148,20 @@ impl Control {
                 "its frontend was shut down through its controller service; start it again there",
             ));
         }
-        let mut connections = Vec::new();
+        let mut connecting = Vec::new();
         for (member, peer) in self.live(&admin) {
-            match open::connect(&peer.address).await {
-                Ok(socket) => {
+            // At once: those that do not answer shall not add up.
+            let connected = tokio::spawn(async move { open::connect(&peer.address).await });
+            connecting.push((member, connected));
+        }
+        let mut connections = Vec::new();
+        for (member, connected) in connecting {
+            match connected.await {
+                Ok(Ok(socket)) => {
                     member.adopt(&socket);
                     connections.push((member, socket));
                 }
+                Ok(Err(error)) => self.shared.fail(&member, &error.to_string()),
                 Err(error) => self.shared.fail(&member, &error.to_string()),
             }
         }
@@ -310,6 +319,7 @@ pub(super) async fn open(
         shared,
         options,
         admin: Mutex::new(admin),
+        adding: Mutex::new(()),
         listener,
         progress: SyncMutex::default(),
         settings: SyncMutex::default(),

@@ -316,7 +316,7 @@ impl Peer {
         let request = self.request(RebuildingSetRequest { rebuilding });
         let mut client = self.replica.clone();
         let call = client.rebuilding_set(request);
-        self.replica("marking it as complete or not", CALL, call)
+        self.replica("marking it as complete or not", CALL_WHILE_FROZEN, call)
             .await
     }
 
@@ -332,7 +332,7 @@ impl Peer {
         let request = self.request(SwitchRequest { enabled });
         let mut client = self.replica.clone();
         let call = client.unmap_mark_disk_chain_removed_set(request);
-        self.replica("telling it what an unmap does", CALL, call)
+        self.replica("telling it what an unmap does", CALL_WHILE_FROZEN, call)
             .await
     }
 
@@ -395,7 +395,7 @@ impl Peer {
     pub(crate) async fn reset_sync_agent(&self) -> Result<(), VolumeError> {
         let mut client = self.sync_agent.clone();
         let call = client.reset(self.request(()));
-        self.call("having its sync agent begin anew", CALL, call)
+        self.call("having its sync agent begin anew", CALL_WHILE_FROZEN, call)
             .await
     }
 
@@ -419,7 +419,8 @@ impl Peer {
     pub(crate) async fn rebuild_status(&self) -> Result<RebuildStatus, VolumeError> {
         let mut client = self.sync_agent.clone();
         let call = client.replica_rebuild_status(self.request(()));
-        self.call("asking for its progress", CALL, call).await
+        self.call("asking for its progress", CALL_WHILE_FROZEN, call)
+            .await
     }
 }
 

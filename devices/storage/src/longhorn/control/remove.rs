@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Control;
+use super::peer::Peer;
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Member, Mode};
 use crate::longhorn::options::ReplicaAddress;
@@ -64,10 +65,21 @@ impl Control {
         self.shared.remove_member(member.id);
         if let Some(peer) = admin.peers.remove(&member.id) {
             // It may be gone for long.
-            if let Err(error) = peer.close().await {
+            if let Err(error) = give_back(&peer).await {
                 tracing::info!(volume = %self.options.name, %error, "a replica that was removed is not closed");
             }
         }
         self.record_replicas()
     }
+}
+
+/// Closes a replica that gets no more writes, marked as one that is not complete: closed it would look like those that are.
+async fn give_back(peer: &Peer) -> Result<(), VolumeError> {
+    if let Err(error) = peer.set_rebuilding(true).await {
+        // It may have the mark from a rebuild.
+        if !peer.get().await?.rebuilding {
+            return Err(error);
+        }
+    }
+    peer.close().await.map(drop)
 }

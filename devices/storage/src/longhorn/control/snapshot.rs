@@ -15,6 +15,9 @@ const SUFFIX: &str = ".img";
 /// The most bytes of a snapshot's name, so that the names of its files fit into a directory.
 const MAX_NAME: usize = 200;
 
+/// The most bytes of a file's name, before what comes behind that of its description.
+const MAX_FILE: usize = 240;
+
 pub(super) fn file_of(name: &str) -> String {
     format!("{PREFIX}{name}{SUFFIX}")
 }
@@ -25,6 +28,21 @@ pub(in crate::longhorn) fn name_of(file: &str) -> &str {
         .strip_prefix(PREFIX)
         .and_then(|rest| rest.strip_suffix(SUFFIX));
     name.unwrap_or(file)
+}
+
+/// Whether a file is called as that of a snapshot is, and is in the directory of its replica.
+pub(super) fn is_snapshot(file: &str) -> bool {
+    let plain = |name: &str| {
+        !name.is_empty() && !name.contains(|c: char| c == '/' || c == '\\' || c.is_control())
+    };
+    file.len() <= MAX_FILE && name_of(file) != file && plain(name_of(file))
+}
+
+/// Whether a file is called as one that is written.
+pub(super) fn is_head(file: &str) -> bool {
+    let number = file.strip_prefix("volume-head-");
+    let number = number.and_then(|rest| rest.strip_suffix(SUFFIX));
+    number.is_some_and(|n| (1..=10).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Its snapshots, the oldest first.
@@ -183,12 +201,46 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use super::{file_of, name_of};
+    use super::{file_of, is_head, is_snapshot, name_of};
 
     #[test]
     fn files_and_names() {
         assert_eq!(file_of("a"), "volume-snap-a.img");
         assert_eq!(name_of("volume-snap-a.img"), "a");
         assert_eq!(name_of("volume-head-001.img"), "volume-head-001.img");
+    }
+
+    #[test]
+    fn what_is_no_file_of_a_replica() {
+        for name in [
+            "a",
+            "expand-4096",
+            "0123abcd-4567",
+            "with space",
+            "..",
+            "a.b",
+        ] {
+            assert!(is_snapshot(&file_of(name)), "{name}");
+        }
+        for name in ["", "/../../x", "a/b", "a\0", "a\n", &"x".repeat(230)] {
+            assert!(!is_snapshot(&file_of(name)), "{name}");
+        }
+        for file in [
+            "../x",
+            "volume.meta",
+            "volume-head-000.img",
+            "volume-snap-a.img.meta",
+        ] {
+            assert!(!is_snapshot(file), "{file}");
+        }
+        assert!(is_head("volume-head-000.img") && is_head("volume-head-1000.img"));
+        for file in [
+            "volume-head-.img",
+            "volume-head-../x.img",
+            "volume-snap-1.img",
+            "",
+        ] {
+            assert!(!is_head(file), "{file}");
+        }
     }
 }

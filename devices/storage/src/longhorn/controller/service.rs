@@ -273,7 +273,7 @@ impl ControllerService for Service {
             return Err(Status::already_exists(text));
         }
         let new = address.clone();
-        self.detached(|control| async move { control.create_replica(&new).await })
+        self.detached(|control| async move { control.create_replica(&new, false).await })
             .await?;
         self.replica(&address)
     }

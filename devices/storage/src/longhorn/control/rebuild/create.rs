@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::MutexGuard;
 
 use super::super::peer::{NewSnapshot, Peer};
-use super::super::{Control, open, supervise, time};
+use super::super::{Admin, Control, open, supervise, time};
 use super::{Created, Rebuild};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Member, Mode};
@@ -20,16 +22,15 @@ fn refused(peer: &Peer, problem: impl Into<String>) -> VolumeError {
 }
 
 impl Control {
-    /// Makes a replica ready, and has it get every write from now on.
+    /// Makes a replica ready, and has it get every write from now on. `marked` has it remember from the first moment that it is not complete;
+    /// Longhorn's tools do that themselves, and would fail where it is done.
     pub(crate) async fn create_replica(
         self: &Arc<Self>,
         address: &ReplicaAddress,
+        marked: bool,
     ) -> Result<Created, VolumeError> {
-        let mut admin = self.administrate_complete().await?;
-        if self.member(address).is_ok() {
-            let problem = format!("it has a replica {address} already; remove that first");
-            return Err(self.state_error(problem));
-        }
+        // One after the other, and without the permission that others wait for: a replica that is none of ours yet may take its time.
+        let _adding = self.adding.lock().await;
         let peer = Peer::new(address, &self.options.name)?;
         let snapshot = NewSnapshot {
             name: time::unique_name(),
@@ -37,38 +38,83 @@ impl Control {
             created: time::now(),
             labels: HashMap::new(),
         };
-        self.ensure_room(&admin, Some(&snapshot.name)).await?;
-        self.prepare(&peer).await?;
-        let opened = self.open_new(&peer, admin.counts_revisions).await;
-        let mut sockets = Vec::new();
-        let posts = self.shared.posts();
-        let connected = async {
-            opened?;
-            for _ in &posts {
-                sockets.push(open::connect(address).await?);
-            }
-            Ok(())
+        let size = self.shared.size();
+        let settings = self.settings();
+        let counts_revisions = {
+            let admin = self.administrate_complete().await?;
+            self.ensure_new(address)?;
+            self.ensure_room(&admin, Some(&snapshot.name)).await?;
+            admin.counts_revisions
         };
-        let connected: Result<(), VolumeError> = connected.await;
-        if let Err(error) = connected {
-            let _ = peer.close().await;
-            return Err(error);
+        self.prepare(&peer, size).await?;
+        peer.open(size).await?;
+        let ready = async {
+            self.check_new(&peer, size, counts_revisions).await?;
+            if marked {
+                peer.set_rebuilding(true).await?;
+            }
+            // Nothing is written to it yet: it may as well be done now, while nobody waits.
+            peer.snapshot(&snapshot).await?;
+            let admin = self.administrate_complete().await?;
+            self.ensure_new(address)?;
+            if self.shared.size() != size || self.settings() != settings {
+                let problem = "it was changed while a replica was added; add that again";
+                return Err(self.state_error(problem));
+            }
+            self.join(admin, &peer, &snapshot).await
+        };
+        match ready.await {
+            Ok((member, frozen)) => {
+                supervise::watch(self, &member);
+                if let Err(error) = self.record_replicas() {
+                    self.shared.fail(&member, &error.to_string());
+                    return Err(error);
+                }
+                Ok(Created {
+                    member,
+                    peer,
+                    frozen,
+                })
+            }
+            Err(error) => {
+                let _ = peer.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    fn ensure_new(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
+        if self.member(address).is_err() {
+            return Ok(());
+        }
+        let problem = format!("it has a replica {address} already; remove that first");
+        Err(self.state_error(problem))
+    }
+
+    /// Has a replica that is ready get every write from a common snapshot on, which it has taken. Returns how long all I/O stood still.
+    async fn join(
+        &self,
+        mut admin: MutexGuard<'_, Admin>,
+        peer: &Peer,
+        snapshot: &NewSnapshot,
+    ) -> Result<(Arc<Member>, Duration), VolumeError> {
+        let posts = self.shared.posts();
+        let mut connecting = Vec::new();
+        for _ in &posts {
+            let address = peer.address.clone();
+            connecting.push(tokio::spawn(async move { open::connect(&address).await }));
+        }
+        let mut sockets = Vec::new();
+        for connecting in connecting {
+            let connected = connecting.await;
+            sockets.push(connected.map_err(|error| self.state_error(error.to_string()))??);
         }
         let id = admin.next_id;
         admin.next_id += 1;
-        let member = Arc::new(Member::new(id, address.to_string(), Mode::WriteOnly));
-
-        let frozen = self.shared.freeze().await;
+        let member = Arc::new(Member::new(id, peer.address.to_string(), Mode::WriteOnly));
         let since = Instant::now();
-        let taken = async {
-            peer.snapshot(&snapshot).await?;
-            self.snapshot_all(&admin, &snapshot).await
-        };
-        if let Err(error) = taken.await {
-            drop(frozen);
-            let _ = peer.close().await;
-            return Err(error);
-        }
+        let frozen = self.shared.freeze().await;
+        self.snapshot_all(&admin, snapshot).await?;
         for (post, socket) in posts.iter().zip(sockets) {
             member.adopt(&socket);
             self.shared.send_connection(post, &member, socket);
@@ -80,23 +126,11 @@ impl Control {
             prepared: false,
         });
         drop(frozen);
-        let frozen = since.elapsed();
-
-        supervise::watch(self, &member);
-        if let Err(error) = self.record_replicas() {
-            self.shared.fail(&member, &error.to_string());
-            return Err(error);
-        }
-        Ok(Created {
-            member,
-            peer,
-            frozen,
-        })
+        Ok((member, since.elapsed()))
     }
 
     /// Brings a closed replica into a state from which it can be rebuilt.
-    async fn prepare(&self, peer: &Peer) -> Result<(), VolumeError> {
-        let size = self.shared.size();
+    async fn prepare(&self, peer: &Peer, size: u64) -> Result<(), VolumeError> {
         let mut info = peer.get().await?;
         if info.state == "initial" {
             // Lost with all it had, or new.
@@ -133,9 +167,13 @@ impl Control {
         Ok(())
     }
 
-    async fn open_new(&self, peer: &Peer, counts_revisions: bool) -> Result<(), VolumeError> {
-        let size = self.shared.size();
-        peer.open(size).await?;
+    /// Refuses one that is open and cannot be one of the volume's.
+    async fn check_new(
+        &self,
+        peer: &Peer,
+        size: u64,
+        counts_revisions: bool,
+    ) -> Result<(), VolumeError> {
         let info = peer.get().await?;
         if info.size != size {
             return Err(refused(peer, "it is not of the volume's size"));

@@ -59,7 +59,7 @@ impl Control {
         address: ReplicaAddress,
     ) -> Result<Rebuilt, VolumeError> {
         let since = Instant::now();
-        let created = self.create_replica(&address).await?;
+        let created = self.create_replica(&address, true).await?;
         self.set_progress(Some(&progress(&address, 0)));
         let completed = self.complete(&created).await;
         self.set_progress(None);
@@ -78,7 +78,6 @@ impl Control {
     /// Gives a replica that was created what it lacks. Returns how long all I/O stood still, the longer of two times.
     async fn complete(&self, created: &Created) -> Result<Duration, VolumeError> {
         let peer = &created.peer;
-        peer.set_rebuilding(true).await?;
         let prepared = self.prepare_rebuild(&peer.address).await?;
         let frozen = prepared.frozen;
         self.transfer(created, prepared).await?;

@@ -1,12 +1,14 @@
 //! The last steps of a rebuild: what is to be transferred, and whether it was.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paddock_longhorn::messages::SyncFileInfo;
 
-use super::super::peer::{Info, Peer};
+use super::super::peer::{CALL_WHILE_FROZEN, Info, Peer};
+use super::super::snapshot::{is_head, is_snapshot};
 use super::super::{Admin, Control};
 use super::{META, Prepared};
 use crate::longhorn::error::VolumeError;
@@ -16,6 +18,9 @@ use crate::longhorn::options::ReplicaAddress;
 /// What a sync agent says that has transferred everything.
 const COMPLETE: &str = "complete";
 
+/// How long it may take to remove the files that the others do not have.
+const REMOVAL: Duration = Duration::from_secs(600);
+
 impl Control {
     /// Has the new replica's files be those of another, as far as their names go, and the description of what it writes now. Returns what is to
     /// be transferred.
@@ -23,6 +28,7 @@ impl Control {
         &self,
         address: &ReplicaAddress,
     ) -> Result<Prepared, VolumeError> {
+        self.remove_others(address).await?;
         let mut admin = self.administrate().await?;
         let (member, peer) = self.rebuilt(&admin, address)?;
         let (_, source) = self.source(&admin)?;
@@ -34,9 +40,9 @@ impl Control {
             return Err(lacking(&peer, problem.to_owned()));
         }
         peer.reset_sync_agent().await?;
-        let frozen = self.shared.freeze().await;
         let since = Instant::now();
-        let aligned = align(&peer, &source, admin.counts_revisions).await;
+        let frozen = self.shared.freeze().await;
+        let aligned = while_frozen(&peer, align(&peer, &source, admin.counts_revisions)).await;
         drop(frozen);
         let frozen = since.elapsed();
         let mut files = Vec::new();
@@ -60,6 +66,28 @@ impl Control {
             files,
             sources,
             frozen,
+        })
+    }
+
+    /// Has the new replica give up files that the others do not have. That may take as long as there are many: nobody waits for it.
+    async fn remove_others(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
+        let (peer, source) = {
+            let admin = self.administrate().await?;
+            (self.rebuilt(&admin, address)?.1, self.source(&admin)?.1)
+        };
+        let theirs = source.get().await?;
+        let removing = async {
+            for (file, _) in peer.get().await?.snapshots() {
+                if !theirs.disks.contains_key(file) {
+                    peer.remove_disk(file).await?;
+                }
+            }
+            Ok(())
+        };
+        let removed = tokio::time::timeout(REMOVAL, removing).await;
+        removed.unwrap_or_else(|_| {
+            let problem = "it does not get done with removing the files that the others do not have; empty its directory, and add it again";
+            Err(lacking(&peer, problem.to_owned()))
         })
     }
 
@@ -107,8 +135,8 @@ impl Control {
         peer: &Peer,
     ) -> Result<Duration, VolumeError> {
         let (_, source) = self.source(admin)?;
-        let frozen = self.shared.freeze().await;
         let since = Instant::now();
+        let frozen = self.shared.freeze().await;
         let compared = async {
             let (theirs, ours) = (source.get().await?, peer.get().await?);
             if !alike(&theirs, &ours) {
@@ -124,7 +152,7 @@ impl Control {
             let problem = format!("replica {} failed while it was rebuilt", peer.address);
             Err(self.state_error(problem))
         };
-        let compared: Result<(), VolumeError> = compared.await;
+        let compared: Result<(), VolumeError> = while_frozen(peer, compared).await;
         drop(frozen);
         let frozen = since.elapsed();
         compared?;
@@ -141,17 +169,39 @@ fn lacking(peer: &Peer, problem: String) -> VolumeError {
     }
 }
 
+/// Does something while no request is under way, and gives it up when the guest has waited for long enough.
+async fn while_frozen<T>(
+    peer: &Peer,
+    action: impl Future<Output = Result<T, VolumeError>>,
+) -> Result<T, VolumeError> {
+    let done = tokio::time::timeout(CALL_WHILE_FROZEN, action).await;
+    done.unwrap_or_else(|_| {
+        let seconds = CALL_WHILE_FROZEN.as_secs();
+        let problem = format!("it took more than {seconds} s, and all I/O stood still");
+        Err(lacking(peer, problem))
+    })
+}
+
 /// While no request is under way. Returns what the source has.
 async fn align(peer: &Peer, source: &Peer, counts_revisions: bool) -> Result<Info, VolumeError> {
     if counts_revisions {
         peer.set_revision_counter(0).await?;
     }
-    let theirs = source.get().await?;
-    let ours = peer.get().await?;
-    for (file, _) in ours.snapshots() {
-        if !theirs.disks.contains_key(file) {
-            peer.remove_disk(file).await?;
+    let (theirs, ours) = (source.get().await?, peer.get().await?);
+    if let Some((name, _)) = theirs.snapshots().find(|(name, _)| !is_snapshot(name)) {
+        return Err(misnamed(source, name));
+    }
+    for (of, info) in [(source, &theirs), (peer, &ours)] {
+        if !is_head(&info.head) {
+            return Err(misnamed(of, &info.head));
         }
+    }
+    if let Some((name, _)) = ours
+        .snapshots()
+        .find(|(name, _)| !theirs.disks.contains_key(*name))
+    {
+        let problem = format!("it has a file {name:?} again that was removed");
+        return Err(lacking(peer, problem));
     }
     let (from, to) = (
         format!("{}{META}", theirs.head),
@@ -159,6 +209,14 @@ async fn align(peer: &Peer, source: &Peer, counts_revisions: bool) -> Result<Inf
     );
     peer.receive_from(source, &from, &to).await?;
     Ok(theirs)
+}
+
+/// A replica whose word for a file is not passed on: another would write a file of that name, in its directory or beside it.
+fn misnamed(peer: &Peer, name: &str) -> VolumeError {
+    lacking(
+        peer,
+        format!("it has a file {name:?}, which no replica has"),
+    )
 }
 
 /// Whether two replicas have the same files below their heads, in the same order where order counts.

@@ -4,6 +4,7 @@ mod all;
 mod fake;
 mod hand_over;
 mod open;
+mod rebuild;
 mod services;
 
 use std::sync::Arc;
