@@ -30,6 +30,14 @@ impl ReplicaAddress {
         &self.host
     }
 
+    /// The same without brackets, for those who put a host and a port together themselves.
+    #[must_use]
+    pub fn bare_host(&self) -> &str {
+        let inner = self.host.strip_prefix('[');
+        let inner = inner.and_then(|host| host.strip_suffix(']'));
+        inner.unwrap_or(&self.host)
+    }
+
     /// The port of the control service.
     #[must_use]
     pub fn port(&self) -> u16 {
@@ -188,7 +196,15 @@ mod tests {
             parse("[::1]:9502").expect("an address").data(),
             "[::1]:9503"
         );
-        assert!(parse("storage-1.example:9502").is_ok());
+        let hosts = |text: &str| {
+            let address = parse(text).expect("an address");
+            (address.host().to_owned(), address.bare_host().to_owned())
+        };
+        assert_eq!(hosts("[::1]:9502"), ("[::1]".into(), "::1".into()));
+        assert_eq!(
+            hosts("storage-1.example:9502"),
+            ("storage-1.example".into(), "storage-1.example".into())
+        );
         for wrong in [
             "",
             "host",

@@ -44,7 +44,7 @@ impl Control {
         let (now, default) = (self.settings(), Settings::default());
         peer.set_unmap_marks_removed(now.unmap_marks_removed)
             .await?;
-        // Not every replica knows of these.
+        // As it comes, a replica has no others.
         if now.max_snapshots != default.max_snapshots {
             peer.set_max_snapshots(now.max_snapshots).await?;
         }

@@ -336,19 +336,33 @@ impl Peer {
             .await
     }
 
-    pub(crate) async fn set_max_snapshots(&self, count: i32) -> Result<Info, VolumeError> {
+    pub(crate) async fn set_max_snapshots(&self, count: i32) -> Result<(), VolumeError> {
         let request = self.request(CountRequest { count });
         let mut client = self.replica.clone();
         let call = client.snapshot_max_count_set(request);
-        self.replica("limiting its snapshots", CALL, call).await
+        self.tell("limiting its snapshots", call).await
     }
 
-    pub(crate) async fn set_max_snapshot_bytes(&self, size: i64) -> Result<Info, VolumeError> {
+    pub(crate) async fn set_max_snapshot_bytes(&self, size: i64) -> Result<(), VolumeError> {
         let request = self.request(SizeRequest { size });
         let mut client = self.replica.clone();
         let call = client.snapshot_max_size_set(request);
-        self.replica("limiting what its snapshots take", CALL, call)
-            .await
+        self.tell("limiting what its snapshots take", call).await
+    }
+
+    /// Tells it something that only newer replicas know of. The engine sees to it as well: the others do not miss it.
+    async fn tell(
+        &self,
+        action: &'static str,
+        call: impl Future<Output = Result<Response<ReplicaReply>, Status>>,
+    ) -> Result<(), VolumeError> {
+        let told = async {
+            match call.await {
+                Err(status) if status.code() == Code::Unimplemented => Ok(Response::new(())),
+                answer => answer.map(|answer| answer.map(drop)),
+            }
+        };
+        self.call(action, CALL_WHILE_FROZEN, told).await
     }
 
     pub(crate) async fn remove_disk(&self, file: &str) -> Result<Info, VolumeError> {
@@ -379,7 +393,7 @@ impl Peer {
             .await?;
         let request = source.request(FileSendRequest {
             from_file_name: file.to_owned(),
-            host: self.address.host().to_owned(),
+            host: self.address.bare_host().to_owned(),
             port: receiver.port,
             fast_sync: false,
             file_sync_http_client_timeout: FILE_TIMEOUT,
@@ -405,7 +419,7 @@ impl Peer {
         mut files: FilesSyncRequest,
         sources: &[Self],
     ) -> Result<(), VolumeError> {
-        files.to_host = self.address.host().to_owned();
+        files.to_host = self.address.bare_host().to_owned();
         files.file_sync_http_client_timeout = FILE_TIMEOUT;
         files.grpc_timeout_seconds = i64::try_from(TRANSFER.as_secs()).unwrap_or(i64::MAX);
         let urls = sources.iter().map(|source| source.address.url());

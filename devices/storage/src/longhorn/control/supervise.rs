@@ -92,13 +92,18 @@ impl Control {
         self.listener.replicas(&self.replicas())
     }
 
+    /// Whether no other replica is there to go on with.
+    fn is_last(&self, member: &Member) -> bool {
+        let members = self.shared.members().into_iter();
+        let mut others = members.filter(|m| m.id != member.id && m.mode() == Mode::ReadWrite);
+        others.next().is_none()
+    }
+
     /// How long a replica may be silent.
     fn patience(&self, member: &Member) -> Duration {
-        let members = self.shared.members().into_iter();
-        let others = members.filter(|m| m.id != member.id && m.mode() == Mode::ReadWrite);
-        match others.count() {
-            0 => self.options.timeout * 2,
-            _ => self.options.timeout,
+        match self.is_last(member) {
+            true => self.options.timeout * 2,
+            false => self.options.timeout,
         }
     }
 
@@ -135,8 +140,8 @@ async fn ping_for_ever(control: Weak<Control>, member: Weak<Member>) {
             continue;
         };
         client = None;
-        // The last replica is only given up when somebody asks it for something in vain.
-        if patience == control.options.timeout {
+        // The last replica is only given up when somebody asks it for something in vain. Which may be this one by now: others may have hung as long.
+        if !control.is_last(&member) {
             let reason = format!("it does not answer pings: {reason}");
             control.shared.fail(&member, &reason);
         }

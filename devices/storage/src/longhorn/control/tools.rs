@@ -1,7 +1,11 @@
 //! What only the controller service's callers ask for.
 
-use super::Control;
+use std::future::Future;
+
+use super::expand::each;
 use super::limits::{MAX_SNAPSHOTS, Settings};
+use super::peer::Peer;
+use super::{Admin, Control};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::options::ReplicaAddress;
 
@@ -16,7 +20,28 @@ impl Control {
         change(&mut self.settings.lock());
     }
 
-    /// Limits the number of snapshots. Replicas that do not know of that are not told.
+    /// Has all replicas take note of a limit; if one does not, they are all told the former again.
+    async fn limit<T, Fut>(
+        &self,
+        admin: &Admin,
+        (former, new): (T, T),
+        tell: impl Fn(Peer, T) -> Fut,
+    ) -> Result<(), VolumeError>
+    where
+        T: Copy,
+        Fut: Future<Output = Result<(), VolumeError>> + Send + 'static,
+    {
+        let live = self.live(admin);
+        let told = each(&live, |peer| tell(peer, new)).await;
+        let told = told.into_iter().collect::<Result<(), _>>();
+        if told.is_err() {
+            // Whoever cannot be told now is told what it knows anyway.
+            each(&live, |peer| tell(peer, former)).await;
+        }
+        told
+    }
+
+    /// Limits the number of snapshots.
     pub(crate) async fn set_max_snapshots(&self, count: i32) -> Result<(), VolumeError> {
         if !(1..=MAX_SNAPSHOTS).contains(&count) {
             let problem = format!("{count} snapshots: at most 1 to {MAX_SNAPSHOTS} can be allowed");
@@ -30,9 +55,9 @@ impl Control {
             );
             return Err(self.state_error(problem));
         }
-        for (_, peer) in self.live(&admin) {
-            peer.set_max_snapshots(count).await?;
-        }
+        let limits = (self.settings().max_snapshots, count);
+        let tell = |peer: Peer, count| async move { peer.set_max_snapshots(count).await };
+        self.limit(&admin, limits, tell).await?;
         self.change(|settings| settings.max_snapshots = count);
         Ok(())
     }
@@ -50,9 +75,9 @@ impl Control {
             );
             return Err(self.state_error(problem));
         }
-        for (_, peer) in self.live(&admin) {
-            peer.set_max_snapshot_bytes(size).await?;
-        }
+        let limits = (self.settings().max_snapshot_bytes, size);
+        let tell = |peer: Peer, size| async move { peer.set_max_snapshot_bytes(size).await };
+        self.limit(&admin, limits, tell).await?;
         self.change(|settings| settings.max_snapshot_bytes = size);
         Ok(())
     }

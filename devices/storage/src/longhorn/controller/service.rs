@@ -6,6 +6,7 @@ use std::sync::Arc;
 use paddock_longhorn::controller::controller_service_server::ControllerService;
 use paddock_longhorn::messages as m;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::describe::{self, address, status};
@@ -20,6 +21,9 @@ type Reply<T> = Result<Response<T>, Status>;
 /// What `frontend start` may name: the VM of this process is all that there is.
 const FRONTEND: &str = "vm";
 
+/// Changes under way at once, of all clients. They are made one after the other anyway.
+const DETACHED: usize = 64;
+
 /// How the last attempt to make the volume larger went.
 #[derive(Debug, Default)]
 struct Expansion {
@@ -33,6 +37,8 @@ pub(super) struct Service {
     control: Arc<Control>,
     meter: Arc<Meter>,
     expansion: Arc<Mutex<Expansion>>,
+    /// For calls that go on without their client.
+    places: Arc<Semaphore>,
 }
 
 impl Service {
@@ -41,6 +47,7 @@ impl Service {
             control,
             meter,
             expansion: Arc::default(),
+            places: Arc::new(Semaphore::new(DETACHED)),
         }
     }
 
@@ -50,7 +57,20 @@ impl Service {
         T: Send + 'static,
         F: Future<Output = Result<T, VolumeError>> + Send + 'static,
     {
-        let done = tokio::spawn(call(Arc::clone(&self.control))).await;
+        // A client that goes away makes room on its connection, and none here.
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| {
+            let text =
+                format!("{DETACHED} changes of this volume are under way; wait for one to end");
+            Status::resource_exhausted(text)
+        })?;
+        let call = call(Arc::clone(&self.control));
+        let done = tokio::spawn(async move {
+            let done = call.await;
+            drop(place);
+            done
+        });
+        let done = done.await;
         done.map_err(|error| Status::internal(error.to_string()))?
             .map_err(status)
     }

@@ -39,6 +39,9 @@ pub(super) enum Manner {
     Refuse,
     /// Nothing, and never says anything.
     Hang,
+    /// It does not know of such a call.
+    #[cfg(feature = "controller")]
+    Unknown,
     /// It does it, and answers after that time.
     DoneLate(Duration),
     /// It does it after that time, whether or not somebody still waits.

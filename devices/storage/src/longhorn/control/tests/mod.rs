@@ -6,6 +6,9 @@ mod hand_over;
 mod open;
 mod rebuild;
 mod services;
+mod silence;
+#[cfg(feature = "controller")]
+mod tools;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -32,6 +32,8 @@ impl Services {
         match manner {
             None => act(&mut state.lock()),
             Some(Manner::Refuse) => Err(Status::unknown("it will not")),
+            #[cfg(feature = "controller")]
+            Some(Manner::Unknown) => Err(Status::unimplemented("unknown method")),
             Some(Manner::Hang) => std::future::pending().await,
             Some(Manner::DoneLate(late)) => {
                 let done = act(&mut state.lock());
