@@ -329,6 +329,8 @@ def demo(steps: Steps) -> None:
     _demo(steps, what, ["--keep"], ping, 7)
     what = "guests/run --uefi: firmware boots the disk, and the guest, which asks for its address, reaches the host"
     _demo(steps, what, ["--uefi"], f"[ -d /sys/firmware/efi ] || exit 2; {ping}", 7)
+    what = "guests/run --kill-replica: a guest that loses a replica reads what it wrote, and a new one gets all of it"
+    steps.check(what, ["guests/run", "--kill-replica"], deadline=15 * MINUTE)
     images = REPOSITORY / "target" / "guests"
     booted = "grep -o probe.image=%s /proc/cmdline && [ -b /dev/vda ] && exit 7"
     what = "guests/run --iso: firmware boots the ISO, next to an empty disk"
