@@ -1,7 +1,8 @@
-//! A token bucket that may owe: a request that is larger than the bucket passes when that is full, and those after it wait until it is paid.
+//! A token bucket that may owe: a request passes as soon as there is anything in it, however large the request is, and those after it wait until that
+//! is paid.
 //!
-//! So none waits for ever, and the rate holds in the long run all the same: in any time, no more than the burst, what the rate gives in
-//! that time, and one request.
+//! So none waits longer than for what was let through before it, also beside queues with many small ones, and the rate holds in the long run all the
+//! same: in any time, no more than the burst, what the rate gives in that time, and one request.
 
 use std::time::{Duration, Instant};
 
@@ -45,10 +46,9 @@ impl Bucket {
         self.level.saturating_add(gained).min(self.capacity)
     }
 
-    /// How long until so many units may be taken, if they may not yet.
-    pub(super) fn wait(&self, now: Instant, units: u64) -> Option<Duration> {
-        let needed = (i128::from(units) * PARTS).min(self.capacity);
-        let lacking = needed - self.level(now);
+    /// How long until something may be taken, if it may not yet.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        let lacking = PARTS - self.level(now);
         if lacking <= 0 {
             return None;
         }

@@ -88,7 +88,7 @@ impl Shared {
         } = &mut *buckets;
         let both = || [(first.as_ref(), requests), (second.as_ref(), bytes)];
         let wait = both().into_iter().filter(|(_, cost)| *cost > 0);
-        let wait = wait.filter_map(|(bucket, cost)| bucket?.wait(now, cost));
+        let wait = wait.filter_map(|(bucket, _)| bucket?.wait(now));
         match wait.max() {
             Some(wait) if !force => return Err(wait),
             _ => {}

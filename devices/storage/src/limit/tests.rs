@@ -36,10 +36,10 @@ proptest! {
         let (mut now, mut passed, mut largest) = (start, 0_u128, 0);
         for (pause, cost) in steps {
             now += Duration::from_micros(pause);
-            if let Some(wait) = bucket.wait(now, cost) {
+            if let Some(wait) = bucket.wait(now) {
                 prop_assert!(wait > Duration::ZERO);
                 now += wait;
-                prop_assert_eq!(bucket.wait(now, cost), None);
+                prop_assert_eq!(bucket.wait(now), None);
             }
             bucket.take(now, cost);
             passed += u128::from(cost);
@@ -57,9 +57,28 @@ proptest! {
         let mut bucket = Bucket::new(rate(per_second, burst), start);
         for _ in 0..3 {
             bucket.take(start, cost);
-            let _ = bucket.wait(start + Duration::from_secs(pause.into()), cost);
+            let _ = bucket.wait(start + Duration::from_secs(pause.into()));
         }
     }
+}
+
+/// Two queues: one has small requests without end, the other one that is larger than what the first ever leaves in the bucket.
+#[test]
+fn a_large_request_is_not_overtaken_for_ever() {
+    let start = Instant::now();
+    let mut bucket = Bucket::new(rate(10 << 20, 1 << 20), start);
+    let mut now = start;
+    bucket.take(now, 1 << 20);
+    for _ in 0..1000 {
+        now += bucket.wait(now).unwrap_or_default();
+        bucket.take(now, 4096);
+    }
+    // The next that asks when there is anything is the large one.
+    let wait = bucket.wait(now).unwrap();
+    assert!(wait <= Duration::from_millis(1), "{wait:?}");
+    bucket.take(now + wait, 1 << 20);
+    let paid = bucket.wait(now + wait).unwrap();
+    assert!(paid >= Duration::from_millis(99), "{paid:?}");
 }
 
 /// Serves the queue until so many were answered, by what wakes its user.
