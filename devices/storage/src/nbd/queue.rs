@@ -219,7 +219,7 @@ impl NbdQueue {
         let sent = connection.send();
         let polled = sent.and_then(|()| self.poll_room());
         self.note(polled);
-        if starves && self.handle.0.starve() {
+        if starves && !self.requests.has_own_flush() && self.handle.0.starve() {
             self.requests.submit_own_flush();
             self.mailbox.ring();
         }

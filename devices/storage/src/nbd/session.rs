@@ -348,7 +348,8 @@ impl Session {
         self.journal_bytes.load(Ordering::Acquire) >= JOURNAL_FULL
     }
 
-    /// A queue waits for room in the journal; it is rung for then. Whether it is to flush it.
+    /// A queue waits for room in the journal; it is rung for then. Whether it is to flush it: also where another queue does already, for that hears of
+    /// the answer only when its user looks.
     pub(super) fn starve(&self) -> bool {
         self.starved.store(true, Ordering::Release);
         let mut state = self.lock();
@@ -356,7 +357,8 @@ impl Session {
             self.feed(&state);
             return false;
         }
-        !std::mem::replace(&mut state.flushing, true)
+        state.flushing = true;
+        true
     }
 
     fn feed(&self, state: &State) {

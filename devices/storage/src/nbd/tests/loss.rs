@@ -226,6 +226,32 @@ fn the_journal_is_flushed_before_it_grows_too_large() {
 }
 
 #[test]
+fn a_flush_that_nobody_looks_for_keeps_no_other_queue() {
+    let server = Server::new(Manner {
+        size: 64 << 20,
+        odd: false,
+        ..Manner::default()
+    });
+    let disk = open(&options(&server.uri()));
+    let mut queues = [disk.open_queue(8).unwrap(), disk.open_queue(32).unwrap()];
+    for mib in 0..9 {
+        let bytes = vec![3; 1 << 20];
+        assert_eq!(write(queues[0].as_mut(), mib << 20, bytes), Ok(()));
+    }
+    // The first queue has its flush on the way, and its user has nothing more for it.
+    for tag in 0..24 {
+        let buffer = Buffer::from(vec![5; 1 << 20]);
+        let offset = (9 + tag) << 20;
+        let operation = Operation::Write { offset, buffer };
+        queues[1].submit(Request { tag, operation });
+    }
+    let mut done = Vec::new();
+    queues[1].drain(super::PATIENCE, &mut done).unwrap();
+    assert_eq!(done.len(), 24);
+    assert!(done.iter().all(|completion| completion.result.is_ok()));
+}
+
+#[test]
 fn writes_that_wait_for_room_do_not_keep_the_flush_that_makes_it() {
     let size = 64 << 20;
     let server = Server::new(Manner {
