@@ -255,7 +255,7 @@ impl HoldQueue {
         match completion.result {
             Ok(()) => {
                 if !handle.repeats_flush && wrote {
-                    self.shared.note_unflushed();
+                    self.shared.note_unflushed(handle.generation);
                 }
                 if slot.counted || self.phase != Phase::Open {
                     self.shared.succeeded(handle.generation);
@@ -263,7 +263,7 @@ impl HoldQueue {
             }
             Err(IoError::Os(errno)) => {
                 if flush && !handle.repeats_flush {
-                    self.shared.note_unflushed();
+                    self.shared.note_unflushed(handle.generation);
                 }
                 let held = match slot.operation {
                     Operation::Discard { .. } => false,

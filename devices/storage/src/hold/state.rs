@@ -429,11 +429,16 @@ impl Shared {
         self.lock().repeats_flush
     }
 
-    /// Writes were acknowledged, or a flush of them failed, where flushes cannot be repeated.
-    pub(super) fn note_unflushed(&self) {
-        if !self.unflushed.load(Ordering::Acquire) {
-            self.unflushed.store(true, Ordering::Release);
-        }
+    /// Writes were acknowledged, or a flush of them failed, where flushes cannot be repeated. Those of a handle that has been replaced since are lost: no
+    /// flush of the new one covers them.
+    pub(super) fn note_unflushed(&self, generation: u64) {
+        // Under the lock, as the handle is replaced under it.
+        let state = self.lock();
+        let noted = match state.generation == generation {
+            true => &self.unflushed,
+            false => &self.lost,
+        };
+        noted.store(true, Ordering::Release);
     }
 
     /// Asked before a flush where flushes cannot be repeated. `false` if it has to fail, once.

@@ -412,6 +412,28 @@ fn what_a_page_cache_may_have_lost_fails_the_next_flush_once() {
 }
 
 #[test]
+fn what_a_handle_that_was_replaced_still_acknowledges_is_covered_by_no_flush() {
+    let dead = MemoryDisk::new(4096).forgetting_flushes();
+    let fresh = dead.clone();
+    let opener: Opener = Box::new(move || Ok(Arc::new(fresh.clone())));
+    let (holding, heard) = retrying(&dead, QUICK, Some(opener));
+    let mut writing = holding.open_queue(8).unwrap();
+    let mut reading = holding.open_queue(8).unwrap();
+    dead.script([Fault::Stuck, EIO, EIO]);
+    assert!(look(writing.as_mut(), [write(0, 0, 1)]).is_empty());
+    let buffer = Buffer::zeroed(512);
+    let operation = Operation::Read { offset: 0, buffer };
+    assert!(look(reading.as_mut(), [Request { tag: 1, operation }]).is_empty());
+    assert_eq!(answers(reading.as_mut(), 1), all_well([1]));
+    wait_for("the new handle", || heard.letters() == "F=");
+    dead.release();
+    assert_eq!(answers(writing.as_mut(), 1), all_well([0]));
+    let lost = Err(IoError::Os(libc::EIO));
+    assert_eq!(sorted(look(reading.as_mut(), [flush(2)])), [(2, lost)]);
+    assert_eq!(sorted(look(reading.as_mut(), [flush(3)])), all_well([3]));
+}
+
+#[test]
 fn a_user_that_waits_in_the_ring_hears_of_a_replay() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
