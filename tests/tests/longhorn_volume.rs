@@ -326,21 +326,37 @@ fn after_a_crash_of_the_engine_replicas_are_compared() {
     // As if the engine had died after it had sent a write to one of them only.
     drop(volume);
     let mut connection = set.replicas[2].connect();
-    connection.write(8 * MIB, &[9; 8192]).unwrap();
+    let unfinished = 8 * MIB;
+    connection.write(unfinished, &[9; BLOCK]).unwrap();
     for replica in &mut set.replicas {
         replica.restart();
     }
     let volume = set.open();
     assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
     let mut user = User::new(&volume);
-    user.check(0, SIZE, 1);
+    // It was written last, so it is the one that is believed.
+    let check = |user: &mut User| {
+        user.check(0, unfinished, 1);
+        user.check(unfinished + BLOCK as u64, SIZE, 1);
+        let buffer = Buffer::zeroed(BLOCK);
+        let read = buffer.part(BLOCK as u64);
+        user.submit(Operation::Read {
+            offset: unfinished,
+            buffer,
+        });
+        assert!(user.finish().iter().all(|done| done.result.is_ok()));
+        let mut block = [0; BLOCK];
+        read.copy_to(&mut block);
+        assert_eq!(block, [9; BLOCK]);
+    };
+    check(&mut user);
     assert!(
         within(SOON, || volume.progress().is_none()),
         "{:?}",
         volume.progress()
     );
     set.assert_alike(&[0, 1, 2]);
-    user.check(0, SIZE, 1);
+    check(&mut user);
     drop(user);
     volume.close().unwrap();
 }
