@@ -20,9 +20,19 @@ fn broken(error: impl std::fmt::Display) -> String {
     format!("the connection ended: {error}")
 }
 
+fn late(what: &str, deadline: Duration) -> String {
+    format!("it has not {what} for {} s", deadline.as_secs())
+}
+
 impl DataClient {
-    pub(in crate::longhorn) async fn connect(address: &ReplicaAddress) -> Result<Self, String> {
-        let stream = TcpStream::connect(address.data()).await.map_err(broken)?;
+    /// Connects; the host alone would try for minutes.
+    pub(in crate::longhorn) async fn connect(
+        address: &ReplicaAddress,
+        deadline: Duration,
+    ) -> Result<Self, String> {
+        let connected = timeout(deadline, TcpStream::connect(address.data())).await;
+        let connected = connected.map_err(|_| late("taken a connection", deadline))?;
+        let stream = connected.map_err(|error| format!("it cannot be connected to: {error}"))?;
         stream.set_nodelay(true).map_err(broken)?;
         Ok(Self {
             stream,
@@ -75,7 +85,7 @@ impl DataClient {
     ) -> Result<Vec<u8>, String> {
         match timeout(deadline, self.ask(header, data, expected)).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("it has not answered for {} s", deadline.as_secs())),
+            Err(_) => Err(late("answered", deadline)),
         }
     }
 
@@ -110,5 +120,34 @@ impl DataClient {
             ..Header::request(0, Kind::Write, offset, size)
         };
         self.within(deadline, header, data, 0).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+
+    use super::DataClient;
+    use crate::longhorn::options::ReplicaAddress;
+
+    #[tokio::test]
+    async fn whoever_takes_no_connection_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        // Nobody accepts, and the kernel takes no more than so many for it: to the next it does not answer.
+        rustix::net::listen(&listener, 0).expect("listens");
+        let port = listener.local_addr().expect("an address").port() - 1;
+        let address: ReplicaAddress = format!("127.0.0.1:{port}").parse().expect("an address");
+        let deadline = Duration::from_millis(300);
+        let began = Instant::now();
+        let mut clients = Vec::new();
+        let reason = loop {
+            match DataClient::connect(&address, deadline).await {
+                Ok(client) => clients.push(client),
+                Err(reason) => break reason,
+            }
+        };
+        assert!(reason.contains("taken a connection"), "{reason}");
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

@@ -156,7 +156,7 @@ async fn read(
                     .address
                     .parse()
                     .map_err(|error: VolumeError| error.to_string())?;
-                entry.insert(DataClient::connect(&address).await?)
+                entry.insert(DataClient::connect(&address, deadline).await?)
             }
         };
         client.read(deadline, offset, length).await

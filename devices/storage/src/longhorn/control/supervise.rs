@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Control;
 use super::client::DataClient;
@@ -161,9 +161,7 @@ async fn ping(
                 .address
                 .parse()
                 .map_err(|error: VolumeError| error.to_string())?;
-            let connected = timeout(patience, DataClient::connect(&address)).await;
-            let client = connected.map_err(|_| "no connection".to_owned())??;
-            kept.insert(client)
+            kept.insert(DataClient::connect(&address, patience).await?)
         }
     };
     client.ping(patience).await

@@ -154,7 +154,7 @@ fn read(peer: &Peer, size: u64, deadline: Duration) -> Receiver<Result<Vec<u8>, 
     let (sender, receiver) = channel(AHEAD);
     let address = peer.address.clone();
     tokio::spawn(async move {
-        let mut client = match DataClient::connect(&address).await {
+        let mut client = match DataClient::connect(&address, deadline).await {
             Ok(client) => client,
             Err(error) => {
                 let _ = sender.send(Err(error)).await;
