@@ -78,6 +78,7 @@ impl VolumeQueue {
             .sessions
             .iter()
             .any(|s| s.member.mode() == Mode::WriteOnly);
+        let size = self.shared.size();
         let Some(request) = self.request(number) else {
             return;
         };
@@ -88,7 +89,9 @@ impl VolumeQueue {
         request.piece = (request.length - request.done).min(most);
         request.tried.clear();
         let (position, piece) = (request.position(), request.piece);
-        let blocks = Range::of_blocks(position, piece, SECTOR);
+        let mut blocks = Range::of_blocks(position, piece, SECTOR);
+        // The last may be a part of one.
+        blocks.end = blocks.end.min(size);
         let whole = blocks.start == position && blocks.end == position + piece;
         if rebuilds && !whole {
             request.phase = Phase::Widening;

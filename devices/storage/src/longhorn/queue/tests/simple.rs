@@ -213,6 +213,23 @@ fn a_replica_that_is_rebuilt_gets_whole_blocks_and_is_not_read() {
 }
 
 #[test]
+fn the_last_blocks_may_be_a_part_of_one() {
+    let size = 64 * K + 512;
+    let mut bench = Bench::new(1, 1, size);
+    let shared = Arc::clone(&bench.shared);
+    let frozen = poll_freeze(&mut Box::pin(shared.freeze())).expect("quiet");
+    let new = bench.add_replica(&frozen);
+    drop(frozen);
+    assert_eq!(bench.run(0, write(64 * K as u64, 1, 512)), Ok(()));
+    assert_eq!(bench.run(0, write(63 * K as u64, 2, K + 512)), Ok(()));
+    for replica in [0, new] {
+        let bytes = &bench.replicas[replica].bytes;
+        assert_eq!(bytes[63 * K - 1..63 * K + 1], [0, 2]);
+        assert_eq!(bytes[size - 1], 2);
+    }
+}
+
+#[test]
 fn copies_are_bounded() {
     let mut bench = Bench::new(1, 1, 64 << 20);
     for tag in 0..64 {
