@@ -88,6 +88,8 @@ pub(super) struct Shared {
     members: Mutex<Vec<Arc<Member>>>,
     /// The id of the only replica that is read, plus one, while not all of them are known to have the same; or 0.
     primary: AtomicU32,
+    /// Held while a replica is left: who takes the place of the primary is not to be on its way out, too.
+    failing: Mutex<()>,
     frozen: AtomicBool,
     quiet: Notify,
     ranges: Mutex<Ranges>,
@@ -115,6 +117,7 @@ impl Shared {
             size: AtomicU64::new(size),
             members: Mutex::default(),
             primary: AtomicU32::new(0),
+            failing: Mutex::default(),
             frozen: AtomicBool::new(false),
             quiet: Notify::new(),
             ranges: Mutex::default(),
@@ -164,17 +167,32 @@ impl Shared {
         self.primary.store(number, Ordering::SeqCst);
     }
 
-    /// Leaves a replica for good: it is not read any more when this returns.
+    /// Leaves a replica for good: it is not read any more when this returns. If it was the primary, another is by then.
     pub(super) fn fail(&self, member: &Member, reason: &str) {
+        let failing = self.failing.lock();
         let failed = member.fail(reason, || {
+            self.succeed(member.id);
             if self.records {
                 self.unrecorded.fetch_add(1, Ordering::SeqCst);
             }
         });
+        drop(failing);
         if failed {
             tracing::warn!(volume = %self.name, replica = %member.address, reason, "a replica failed");
             // Nobody listens once the volume is being closed.
             let _ = self.events.send(Event::Failed(member.id));
+        }
+    }
+
+    /// Makes another replica the primary, if this one is and there is one.
+    fn succeed(&self, id: u32) {
+        if self.primary() != Some(id) {
+            return;
+        }
+        let members = self.members.lock();
+        let good = |member: &&Arc<Member>| member.id != id && member.mode() == Mode::ReadWrite;
+        if let Some(member) = members.iter().find(good) {
+            self.set_primary(Some(member.id));
         }
     }
 

@@ -1,8 +1,10 @@
 //! Comparing replicas that were not closed: what was being written when their engine died may be on some of them and not on others.
 //!
 //! Nobody was told that such a write was done, so either is right, but not now the one and then the other. While this runs only one replica, the
-//! primary, is read; all are written. Piece by piece the others are made like it. If it fails, another takes its place: what has been compared
-//! is the same on all.
+//! primary, is read; all are written. Piece by piece the others are made like it. If it fails, another takes its place ([`Shared::fail`]): what has been
+//! compared is the same on all.
+//!
+//! [`Shared::fail`]: super::super::shared::Shared::fail
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -40,7 +42,9 @@ pub(super) async fn run(control: Arc<Control>) {
     let mut clients = HashMap::new();
     let mut offset = 0;
     let mut percent = None;
-    while offset < control.shared.size() && !control.is_closed() {
+    // Once there is nothing to compare with, what is left is the volume.
+    let pending = |control: &Control| !control.is_closed() && control.shared.complete_members() > 1;
+    while offset < control.shared.size() && pending(&control) {
         let size = control.shared.size();
         let now = u8::try_from(u128::from(offset) * 100 / u128::from(size)).unwrap_or(100);
         if percent.replace(now) != Some(now) {
@@ -106,19 +110,20 @@ async fn make_same(
 ) -> bool {
     let members = control.shared.members().into_iter();
     let good: Vec<Arc<Member>> = members.filter(|m| m.mode() == Mode::ReadWrite).collect();
-    if good.len() < 2 {
-        // There is nothing to be compared with.
-        return true;
-    }
     let primary = control.shared.primary();
-    let found = good.iter().find(|member| Some(member.id) == primary);
-    let primary = found.unwrap_or(&good[0]);
-    control.shared.set_primary(Some(primary.id));
+    let Some(primary) = good.iter().find(|member| Some(member.id) == primary) else {
+        // It has just failed: another has taken its place.
+        return false;
+    };
     let Some(right) = read(control, clients, primary, offset, length).await else {
         return false;
     };
     let mut differs = false;
     for member in good.iter().filter(|member| member.id != primary.id) {
+        if member.mode() == Mode::Failed {
+            // While another was waited for.
+            continue;
+        }
         let theirs = read(control, clients, member, offset, length).await;
         differs |= theirs.is_some_and(|theirs| theirs != right);
     }

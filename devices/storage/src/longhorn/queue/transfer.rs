@@ -46,20 +46,8 @@ impl VolumeQueue {
             Some(request) => std::mem::take(&mut request.tried),
             None => return,
         };
-        let primary = self.shared.primary();
         let now = self.shared.now();
-        let count = self.sessions.len();
-        let good = |queue: &Self, index: usize| {
-            let member = &queue.sessions[index].member;
-            member.mode() == Mode::ReadWrite && !tried.contains(&member.id)
-        };
-        let mut places = (0..count).map(|i| (self.turn + i) % count);
-        let is_primary = |index: &usize| Some(self.sessions[*index].member.id) == primary;
-        let found = match primary {
-            Some(_) => places.find(|index| is_primary(index) && good(self, *index)),
-            None => places.find(|index| good(self, *index)),
-        };
-        let asked = found.is_some_and(|index| {
+        let asked = self.reader(&tried).is_some_and(|index| {
             self.turn = index + 1;
             self.sessions[index].ask(number, Ask::Read(target), position, now)
         });
@@ -69,6 +57,32 @@ impl VolumeQueue {
         }
         if !asked {
             self.end(number, Err(IoError::Os(libc::EIO)));
+        }
+    }
+
+    /// The session to read by: the primary's if there is one, else the next in turn that was not tried.
+    fn reader(&mut self, tried: &[u32]) -> Option<usize> {
+        loop {
+            let primary = self.shared.primary();
+            let count = self.sessions.len();
+            let good = |index: &usize| {
+                let member = &self.sessions[*index].member;
+                member.mode() == Mode::ReadWrite
+                    && !tried.contains(&member.id)
+                    && primary.is_none_or(|id| member.id == id)
+            };
+            let found = (0..count).map(|i| (self.turn + i) % count).find(good);
+            if found.is_some() {
+                return found;
+            }
+            let primary = primary?;
+            if tried.contains(&primary) && self.shared.complete_members() > 1 {
+                // Whatever it cannot read it cannot be compared in either. Whoever takes its place is read from now on, and not now the one and then the other.
+                self.leave(primary, "it could not read what another is asked for now");
+            }
+            if self.shared.primary() == Some(primary) {
+                return None;
+            }
         }
     }
 

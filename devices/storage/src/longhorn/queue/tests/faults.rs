@@ -242,3 +242,43 @@ fn a_replica_that_owes_an_answer_when_a_queue_ends_is_left() {
     assert_eq!(bench.run(0, write(0, 2, 512)), Ok(()));
     assert_eq!(bench.replicas[0].bytes[0], 2);
 }
+
+#[test]
+fn another_is_read_when_the_primary_goes() {
+    for manner in [Manner::Gone, Manner::Garbage, Manner::Refuse] {
+        let mut bench = Bench::new(3, 1, 64 * K);
+        bench.shared.set_primary(Some(2));
+        // While they differ, whoever was read first is read.
+        bench.replicas[0].bytes.fill(8);
+        bench.replicas[1].bytes.fill(9);
+        let (operation, buffer) = read(0, 512);
+        assert_eq!(
+            with_fault(&mut bench, operation, 2, manner),
+            Ok(()),
+            "{manner:?}"
+        );
+        let first = contents(&buffer);
+        assert_ne!(first, [0; 512], "{manner:?}");
+        assert_eq!(bench.replicas[2].member.mode(), Mode::Failed);
+        for _ in 0..4 {
+            let (operation, buffer) = read(0, 512);
+            assert_eq!(bench.run(0, operation), Ok(()));
+            assert_eq!(contents(&buffer), first, "{manner:?}");
+        }
+    }
+}
+
+#[test]
+fn the_primary_stays_when_there_is_no_other() {
+    let mut bench = Bench::new(2, 1, 64 * K);
+    bench.shared.set_primary(Some(1));
+    bench.replicas[0].cut(0);
+    assert_eq!(bench.run(0, read(0, 512).0), Ok(()));
+    let eio = Err(IoError::Os(libc::EIO));
+    assert_eq!(
+        with_fault(&mut bench, read(0, 512).0, 1, Manner::Refuse),
+        eio
+    );
+    assert_eq!(bench.modes(), [Mode::Failed, Mode::ReadWrite]);
+    assert_eq!(bench.run(0, read(0, 512).0), Ok(()));
+}
