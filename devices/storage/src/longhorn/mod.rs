@@ -22,6 +22,7 @@ mod control;
 mod controller;
 mod counters;
 mod error;
+mod handle;
 mod member;
 mod offline;
 mod options;
@@ -43,11 +44,14 @@ use crate::{Capabilities, Disk, DiskQueue, ResizeError};
 #[cfg(feature = "controller")]
 pub use controller::{Controller, ControllerOptions};
 pub use error::VolumeError;
+pub use handle::VolumeHandle;
 pub use member::{Failure, Mode};
 pub use offline::{Comparison, Difference, Found, Inside, Offline, Standing, Watch};
 pub use options::{DEFAULT_TIMEOUT, ReplicaAddress, TIMEOUTS, Taking, VolumeOptions};
 pub use socket::EngineSocket;
-pub use status::{Activity, Listener, Nobody, Progress, Rebuilt, ReplicaStatus, Snapshot, Taken};
+pub use status::{
+    Activity, Listener, Nobody, Progress, Purge, Rebuilt, ReplicaStatus, Snapshot, Taken,
+};
 
 /// Bytes that a replica stores as one: smaller writes are slower, and writes to the same one wait for each other.
 const SECTOR: u64 = 4096;
@@ -116,6 +120,12 @@ impl Volume {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.control.options.name
+    }
+
+    /// The way to it for those who may not block. It keeps nothing open.
+    #[must_use]
+    pub fn handle(&self) -> VolumeHandle {
+        VolumeHandle::new(&self.control, self.thread.runtime())
     }
 
     /// The replicas, those that failed included.

@@ -35,6 +35,10 @@ pub struct Progress {
     pub replica: Option<ReplicaAddress>,
     /// In per cent, 0 to 100.
     pub percent: u8,
+    /// Bytes, of `total`: of a rebuild as far as the per cent tell.
+    pub done: u64,
+    /// Bytes that are transferred or compared; 0 while that is not known.
+    pub total: u64,
 }
 
 /// A snapshot of a volume.
@@ -65,6 +69,15 @@ pub struct Taken {
     pub frozen: Duration,
 }
 
+/// How far the replicas are with giving back what snapshots have that are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purge {
+    /// One of them at least is at it.
+    pub running: bool,
+    /// In per cent, 0 to 100: of the replica that is behind the others.
+    pub percent: u8,
+}
+
 /// A replica that was rebuilt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuilt {
@@ -91,6 +104,14 @@ pub trait Listener: Send + Sync {
     /// Something is so far; `None` when it has ended.
     fn progress(&self, progress: Option<&Progress>) {
         let _ = progress;
+    }
+
+    /// The replicas were compared to the end: all that are left have the same.
+    fn compared(&self) {}
+
+    /// A snapshot was taken, whoever asked for it.
+    fn snapshot_taken(&self, taken: &Taken) {
+        let _ = taken;
     }
 }
 

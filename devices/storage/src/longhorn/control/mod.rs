@@ -8,6 +8,7 @@ mod expand;
 pub(super) mod limits;
 pub(super) mod open;
 pub(super) mod peer;
+mod purge;
 pub(super) mod rebuild;
 mod remove;
 mod resync;
@@ -249,6 +250,11 @@ impl ControlThread {
             stop,
             thread: Some(thread),
         })
+    }
+
+    /// The runtime of the thread.
+    pub(super) fn runtime(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Runs something there. It goes on where nobody waits for it.

@@ -8,10 +8,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use paddock_longhorn::messages::{
-    CountRequest, DiskRemoveRequest, FileSendRequest, FilesSyncRequest, RebuildStatus,
-    RebuildingSetRequest, ReceiverLaunchRequest, Replica, ReplicaCreateRequest,
-    ReplicaExpandRequest, ReplicaOpenRequest, ReplicaReply, ReplicaRevertRequest,
-    ReplicaSnapshotRequest, RevisionCounterSetRequest, SizeRequest, SwitchRequest,
+    CountRequest, DiskMarkAsRemovedRequest, DiskRemoveRequest, FileSendRequest, FilesSyncRequest,
+    PurgeStatus, RebuildStatus, RebuildingSetRequest, ReceiverLaunchRequest, Replica,
+    ReplicaCreateRequest, ReplicaExpandRequest, ReplicaOpenRequest, ReplicaReply,
+    ReplicaRevertRequest, ReplicaSnapshotRequest, RevisionCounterSetRequest, SizeRequest,
+    SwitchRequest,
 };
 use paddock_longhorn::replica::replica_service_client::ReplicaServiceClient;
 use paddock_longhorn::sync_agent::sync_agent_service_client::SyncAgentServiceClient;
@@ -373,6 +374,32 @@ impl Peer {
         let mut client = self.replica.clone();
         let call = client.disk_remove(request);
         self.replica("removing a file", CALL_WHILE_FROZEN, call)
+            .await
+    }
+
+    /// Has it remember that a snapshot is to go.
+    pub(crate) async fn mark_as_removed(&self, file: &str) -> Result<Info, VolumeError> {
+        let request = self.request(DiskMarkAsRemovedRequest {
+            name: file.to_owned(),
+        });
+        let mut client = self.replica.clone();
+        let call = client.disk_mark_as_removed(request);
+        self.replica("marking a snapshot as removed", CALL_WHILE_FROZEN, call)
+            .await
+    }
+
+    /// Has it begin to give back what snapshots have that are to go.
+    pub(crate) async fn start_purge(&self) -> Result<(), VolumeError> {
+        let mut client = self.sync_agent.clone();
+        let call = client.snapshot_purge(self.request(()));
+        self.call("purging its snapshots", CALL_WHILE_FROZEN, call)
+            .await
+    }
+
+    pub(crate) async fn purge_status(&self) -> Result<PurgeStatus, VolumeError> {
+        let mut client = self.sync_agent.clone();
+        let call = client.snapshot_purge_status(self.request(()));
+        self.call("asking how far its purge is", CALL_WHILE_FROZEN, call)
             .await
     }
 

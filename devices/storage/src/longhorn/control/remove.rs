@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Control;
 use super::peer::Peer;
+use super::{Admin, Control};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Member, Mode};
 use crate::longhorn::options::ReplicaAddress;
@@ -59,6 +59,15 @@ impl Control {
     /// Lets go of a replica: it misses what is written from now on.
     pub(crate) async fn remove_replica(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
         let mut admin = self.administrate().await?;
+        self.remove(&mut admin, address).await
+    }
+
+    /// The same, for those who have the permission.
+    pub(super) async fn remove(
+        &self,
+        admin: &mut Admin,
+        address: &ReplicaAddress,
+    ) -> Result<(), VolumeError> {
         let member = self.member(address)?;
         self.ensure_spare(&member)?;
         self.shared.fail(&member, "it was removed");

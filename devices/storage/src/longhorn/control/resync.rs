@@ -52,6 +52,8 @@ pub(super) async fn run(control: Arc<Control>) {
                 activity: Activity::Resync,
                 replica: None,
                 percent: now,
+                done: offset,
+                total: size,
             }));
         }
         let length = u32::try_from(size - offset).map_or(MAX_DATA, |left| left.min(MAX_DATA));
@@ -64,6 +66,7 @@ pub(super) async fn run(control: Arc<Control>) {
     if !control.is_closed() {
         control.shared.set_primary(None);
         tracing::info!(volume = %control.options.name, "the replicas are the same");
+        control.listener.compared();
     }
 }
 

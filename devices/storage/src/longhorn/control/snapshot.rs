@@ -80,10 +80,12 @@ impl Control {
         let taken = self.snapshot_all(&admin, &snapshot).await;
         drop(frozen);
         taken?;
-        Ok(Taken {
+        let taken = Taken {
             name: snapshot.name,
             frozen: since.elapsed(),
-        })
+        };
+        self.listener.snapshot_taken(&taken);
+        Ok(taken)
     }
 
     fn name_snapshot(

@@ -60,7 +60,7 @@ impl Control {
     ) -> Result<Rebuilt, VolumeError> {
         let since = Instant::now();
         let created = self.create_replica(&address, true).await?;
-        self.set_progress(Some(&progress(&address, 0)));
+        self.set_progress(Some(&progress(&address, 0, 0)));
         let completed = self.complete(&created).await;
         self.set_progress(None);
         match completed {
@@ -90,6 +90,8 @@ impl Control {
     /// Transfers what is below the common snapshot.
     async fn transfer(&self, created: &Created, prepared: Prepared) -> Result<(), VolumeError> {
         let (member, peer) = (&created.member, &created.peer);
+        let total = bytes(&prepared.files);
+        self.set_progress(Some(&progress(&peer.address, 0, total)));
         let files = FilesSyncRequest {
             sync_file_info_list: prepared.files,
             ..FilesSyncRequest::default()
@@ -105,11 +107,19 @@ impl Control {
                     }
                     if let Ok(status) = peer.rebuild_status().await {
                         let percent = u8::try_from(status.progress.clamp(0, 100)).unwrap_or(0);
-                        self.set_progress(Some(&progress(&peer.address, percent)));
+                        self.set_progress(Some(&progress(&peer.address, percent, total)));
                     }
                 }
             }
         }
+    }
+
+    /// Gives up the rebuild of a replica, and lets go of it. What adds it fails soon after.
+    pub(crate) async fn cancel_rebuild(&self, address: &ReplicaAddress) -> Result<(), VolumeError> {
+        let mut admin = self.administrate().await?;
+        // It cannot become complete meanwhile, for that takes the same permission.
+        self.rebuilt(&admin, address)?;
+        self.remove(&mut admin, address).await
     }
 
     /// A replica that is being rebuilt, with its control service.
@@ -127,10 +137,19 @@ impl Control {
     }
 }
 
-fn progress(address: &ReplicaAddress, percent: u8) -> Progress {
+fn progress(address: &ReplicaAddress, percent: u8, total: u64) -> Progress {
+    let done = u128::from(total) * u128::from(percent) / 100;
     Progress {
         activity: Activity::Rebuild,
         replica: Some(address.clone()),
         percent,
+        done: u64::try_from(done).unwrap_or(total),
+        total,
     }
+}
+
+/// What files take, as the replica says that has them.
+fn bytes(files: &[SyncFileInfo]) -> u64 {
+    let sizes = files.iter().map(|file| u64::try_from(file.actual_size));
+    sizes.flatten().fold(0, u64::saturating_add)
 }

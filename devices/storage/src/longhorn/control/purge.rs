@@ -1,0 +1,66 @@
+//! Snapshots that are to go: noted on all replicas, which then give back what they have, each by itself and in its own time.
+
+use super::Control;
+use super::snapshot::file_of;
+use crate::longhorn::error::VolumeError;
+use crate::longhorn::status::Purge;
+
+impl Control {
+    /// Notes on all replicas that a snapshot is to go.
+    pub(crate) async fn remove_snapshot(&self, name: &str) -> Result<(), VolumeError> {
+        let admin = self.administrate_complete().await?;
+        let (_, source) = self.source(&admin)?;
+        let file = file_of(name);
+        if !source.get().await?.disks.contains_key(&file) {
+            return Err(VolumeError::NotFound {
+                volume: self.options.name.clone(),
+                what: "snapshot",
+                name: name.to_owned(),
+            });
+        }
+        // A replica that does not note it is no worse for that: the snapshot only stays.
+        for (_, peer) in self.live(&admin) {
+            peer.mark_as_removed(&file).await?;
+        }
+        Ok(())
+    }
+
+    /// Has all replicas begin to give back what is to go.
+    pub(crate) async fn start_purge(&self) -> Result<(), VolumeError> {
+        let admin = self.administrate_complete().await?;
+        for (_, peer) in self.live(&admin) {
+            if !peer.purge_status().await?.is_purging {
+                peer.start_purge().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How far they are.
+    pub(crate) async fn purge(&self) -> Result<Purge, VolumeError> {
+        let live = {
+            let admin = self.administrate().await?;
+            self.live(&admin)
+        };
+        let mut all = Purge {
+            running: false,
+            percent: 100,
+        };
+        for (_, peer) in live {
+            let status = peer.purge_status().await?;
+            if !status.error.is_empty() {
+                return Err(VolumeError::Refused {
+                    replica: peer.address.clone(),
+                    action: "purging its snapshots",
+                    problem: status.error,
+                });
+            }
+            if status.is_purging {
+                let percent = u8::try_from(status.progress.clamp(0, 100)).unwrap_or(0);
+                all.running = true;
+                all.percent = all.percent.min(percent);
+            }
+        }
+        Ok(all)
+    }
+}
