@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::disk::DiskFailure;
 use crate::spec::{DiskConfig, DiskLimits, NicConfig};
+use crate::volume::VolumeState;
 
 /// What can be added to a running VM and removed from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +58,10 @@ pub struct Disk {
     /// How it fails, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<DiskFailure>,
-    /// What it is made of, with all defaults.
+    /// How its replicas are, if it is a replicated volume that is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeState>,
+    /// What it is made of, with all defaults. A volume's replicas are those that it began with.
     pub spec: DiskConfig,
 }
 

@@ -32,6 +32,10 @@ pub enum JobKind {
     RemoveDevice,
     /// Plugs CPUs into the running VM, or asks the guest to let go of some. Its progress counts those CPUs.
     ResizeCpus,
+    /// Adds a replica to a disk's volume and gives it what the others have. Its progress counts bytes, as the per cent of the replica tell.
+    AddReplica,
+    /// Has the replicas of a disk's volume give back what a snapshot takes. Its progress counts per cent.
+    RemoveSnapshot,
 }
 
 /// How far a job is.
@@ -44,6 +48,10 @@ pub enum JobPhase {
     WaitingForGuest,
     /// Requests under way are waited for, and the host's side is being closed.
     Closing,
+    /// Files are transferred to a replica, which is written already.
+    Rebuilding,
+    /// The replicas give back what snapshots have that are to go.
+    Purging,
 }
 
 /// Whether a job runs, and how it ended.
@@ -350,6 +358,14 @@ impl JobHandle {
         });
     }
 
+    /// So many things are to be done, as is known only now. Told once.
+    pub fn expect(&self, total: u64) {
+        let progress = Some(JobProgress { done: 0, total });
+        if total > 0 && self.job().is_some_and(|job| job.progress.is_none()) {
+            self.change(|entry| entry.job.progress = progress);
+        }
+    }
+
     /// So many are done, at most all. Nothing is told where those are no more than before, or there is nothing to count.
     pub fn count(&self, done: u64) {
         let Some(told) = self.job().and_then(|job| job.progress) else {
@@ -465,18 +481,26 @@ mod tests {
         }
         handle.succeed();
         assert_eq!((progress(1), journal.last()), (at(3), 4));
+        // What is known only later.
+        let handle = start(0);
+        for total in [0, 3, 5] {
+            handle.expect(total);
+        }
+        handle.count(2);
+        assert_eq!(progress(2), at(2));
+        drop(handle);
         // As far as it came.
         let handle = start(3);
         handle.count(1);
         handle.fail("no");
-        assert_eq!(progress(2), at(1));
+        assert_eq!(progress(3), at(1));
         // Nothing to count.
         let handle = start(0);
         let before = journal.last();
         handle.count(1);
-        assert_eq!((progress(3), journal.last()), (None, before));
+        assert_eq!((progress(4), journal.last()), (None, before));
         handle.succeed();
-        let job = serde_json::to_value(jobs.read(3).unwrap()).unwrap();
+        let job = serde_json::to_value(jobs.read(4).unwrap()).unwrap();
         assert!(job.get("progress").is_none(), "{job}");
     }
 

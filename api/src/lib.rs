@@ -25,3 +25,4 @@ pub mod server;
 pub mod service;
 pub mod spec;
 pub mod timeline;
+pub mod volume;

@@ -43,8 +43,18 @@ pub enum Code {
     NoDevice,
     /// The guest has locked the tray of the CD-ROM drive.
     TrayLocked,
-    /// The device is being added or removed already, or the number of CPUs is being changed.
+    /// The device is being added or removed already, or the number of CPUs or the replicas of a volume are being changed.
     DeviceBusy,
+    /// The disk is no replicated volume, or one whose engine is elsewhere.
+    NoVolume,
+    /// The state of the volume does not allow it; `detail` says what would.
+    VolumeState,
+    /// The volume has no such replica.
+    NoReplica,
+    /// The volume has no such snapshot.
+    NoSnapshot,
+    /// A replica did not do what it was asked for, or does not answer.
+    ReplicaError,
     /// The VM was made without a balloon.
     NoBalloon,
     /// The guest has no driver that could answer, or did not answer in time.
@@ -82,12 +92,19 @@ impl Code {
             Self::VmExists
             | Self::WrongState
             | Self::DeviceBusy
+            | Self::VolumeState
             | Self::TooLate
             | Self::TrayLocked
             | Self::GuestSilent => StatusCode::CONFLICT,
-            Self::NoVm | Self::NoDevice | Self::NoBalloon | Self::NoJob | Self::NotFound => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NoVm
+            | Self::NoDevice
+            | Self::NoVolume
+            | Self::NoReplica
+            | Self::NoSnapshot
+            | Self::NoBalloon
+            | Self::NoJob
+            | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::ReplicaError => StatusCode::BAD_GATEWAY,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Busy | Self::TooManyConnections | Self::Ending | Self::Stuck => {
@@ -159,8 +176,15 @@ impl From<Refusal> for Problem {
             Refusal::DiskSize(detail) => return Self::at("size", detail),
             Refusal::MemoryRequest(detail) => return Self::at("requested", detail),
             Refusal::NoDevice { .. } | Refusal::NoCdrom { .. } => Code::NoDevice,
+            Refusal::NoVolume { .. } => Code::NoVolume,
+            Refusal::VolumeState(_) => Code::VolumeState,
+            Refusal::NoReplica(_) => Code::NoReplica,
+            Refusal::NoSnapshot(_) => Code::NoSnapshot,
+            Refusal::ReplicaError(_) => Code::ReplicaError,
             Refusal::TrayLocked(_) => Code::TrayLocked,
-            Refusal::DeviceBusy { .. } | Refusal::CpusBusy { .. } => Code::DeviceBusy,
+            Refusal::DeviceBusy { .. } | Refusal::CpusBusy { .. } | Refusal::VolumeBusy { .. } => {
+                Code::DeviceBusy
+            }
             Refusal::TooManyJobs(_) | Refusal::Busy => Code::Busy,
             Refusal::Ending => Code::Ending,
             Refusal::Stuck => Code::Stuck,

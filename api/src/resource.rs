@@ -273,6 +273,68 @@ pub enum EventKind {
         /// In bytes.
         size: u64,
     },
+    /// A disk's volume has one replica more, which is rebuilt from now on.
+    ReplicaAdded {
+        /// The disk's id.
+        disk: String,
+        /// The replica's address.
+        replica: String,
+    },
+    /// A replica that was being rebuilt has all of the volume.
+    ReplicaRebuilt {
+        /// The disk's id.
+        disk: String,
+        /// The replica's address.
+        replica: String,
+        /// How long that took, in milliseconds.
+        took_ms: u64,
+    },
+    /// A replica of a disk's volume failed. The volume goes on with the others, if there are any.
+    ReplicaFailed {
+        /// The disk's id.
+        disk: String,
+        /// The replica's address.
+        replica: String,
+        /// What happened, for people.
+        reason: String,
+        /// Whether it was being rebuilt.
+        rebuilding: bool,
+    },
+    /// A replica that had failed is used again, for it had missed nothing.
+    ReplicaReopened {
+        /// The disk's id.
+        disk: String,
+        /// The replica's address.
+        replica: String,
+    },
+    /// A replica is not the volume's any more.
+    ReplicaRemoved {
+        /// The disk's id.
+        disk: String,
+        /// The replica's address.
+        replica: String,
+    },
+    /// The replicas of a disk's volume are being compared, for they were not closed when it was last used.
+    ComparisonStarted {
+        /// The disk's id.
+        disk: String,
+    },
+    /// The replicas were compared, and those that are left have the same.
+    ComparisonDone {
+        /// The disk's id.
+        disk: String,
+        /// How long that took, in milliseconds.
+        took_ms: u64,
+    },
+    /// A snapshot of a disk's volume was taken.
+    SnapshotTaken {
+        /// The disk's id.
+        disk: String,
+        /// Its name.
+        snapshot: String,
+        /// How long the guest's I/O stood still for it, in microseconds.
+        frozen_us: u64,
+    },
     /// It is over.
     Ended {
         /// How.
@@ -297,6 +359,14 @@ impl EventKind {
             Self::DiskReporting { .. } => "disk-reporting",
             Self::DiskRecovered { .. } => "disk-recovered",
             Self::DiskResized { .. } => "disk-resized",
+            Self::ReplicaAdded { .. } => "replica-added",
+            Self::ReplicaRebuilt { .. } => "replica-rebuilt",
+            Self::ReplicaFailed { .. } => "replica-failed",
+            Self::ReplicaReopened { .. } => "replica-reopened",
+            Self::ReplicaRemoved { .. } => "replica-removed",
+            Self::ComparisonStarted { .. } => "comparison-started",
+            Self::ComparisonDone { .. } => "comparison-done",
+            Self::SnapshotTaken { .. } => "snapshot-taken",
             Self::Ended { .. } => "ended",
             Self::Deleted => "deleted",
         }
@@ -385,6 +455,65 @@ mod tests {
                     size: 512,
                 },
                 json!({"seq": 1, "time_ms": 2, "type": "disk-resized", "disk": "disk0", "size": 512}),
+            ),
+            (
+                EventKind::ReplicaAdded {
+                    disk: "disk0".to_owned(),
+                    replica: "a:1".to_owned(),
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "replica-added", "disk": "disk0", "replica": "a:1"}),
+            ),
+            (
+                EventKind::ReplicaRebuilt {
+                    disk: "disk0".to_owned(),
+                    replica: "a:1".to_owned(),
+                    took_ms: 5,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "replica-rebuilt", "disk": "disk0", "replica": "a:1", "took_ms": 5}),
+            ),
+            (
+                EventKind::ReplicaFailed {
+                    disk: "disk0".to_owned(),
+                    replica: "a:1".to_owned(),
+                    reason: "gone".to_owned(),
+                    rebuilding: true,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "replica-failed", "disk": "disk0", "replica": "a:1", "reason": "gone", "rebuilding": true}),
+            ),
+            (
+                EventKind::ReplicaReopened {
+                    disk: "disk0".to_owned(),
+                    replica: "a:1".to_owned(),
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "replica-reopened", "disk": "disk0", "replica": "a:1"}),
+            ),
+            (
+                EventKind::ReplicaRemoved {
+                    disk: "disk0".to_owned(),
+                    replica: "a:1".to_owned(),
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "replica-removed", "disk": "disk0", "replica": "a:1"}),
+            ),
+            (
+                EventKind::ComparisonStarted {
+                    disk: "disk0".to_owned(),
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "comparison-started", "disk": "disk0"}),
+            ),
+            (
+                EventKind::ComparisonDone {
+                    disk: "disk0".to_owned(),
+                    took_ms: 5,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "comparison-done", "disk": "disk0", "took_ms": 5}),
+            ),
+            (
+                EventKind::SnapshotTaken {
+                    disk: "disk0".to_owned(),
+                    snapshot: "s".to_owned(),
+                    frozen_us: 5,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "snapshot-taken", "disk": "disk0", "snapshot": "s", "frozen_us": 5}),
             ),
             (
                 EventKind::Ended { end },

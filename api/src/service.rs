@@ -17,7 +17,8 @@ use crate::journal::Journal;
 use crate::memory::Memory;
 use crate::metrics::Exposition;
 use crate::resource::{Action, Vm, VmState};
-use crate::spec::{DiskLimits, SpecError, VmSpec, quoted};
+use crate::spec::{DiskLimits, ReplicaAddress, SpecError, VmSpec, quoted};
+use crate::volume::{Replica, Snapshot, SnapshotRequest, SnapshotTaken};
 
 /// An answer that takes a while.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -82,6 +83,50 @@ pub trait VmService: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When there is no such disk, or it is not open.
     fn limit_disk(&self, id: &str, limits: DiskLimits) -> Result<Disk, Refusal>;
+
+    /// The replicas of a disk that is a replicated volume.
+    ///
+    /// # Errors
+    /// When there is no such disk, it is not open, or it is no volume.
+    fn replicas(&self, id: &str) -> Result<Vec<Replica>, Refusal>;
+
+    /// Starts to add a replica to a disk's volume, and to give it what the others have.
+    ///
+    /// # Errors
+    /// When there is no such volume, or it is not possible now.
+    fn add_replica(&self, id: &str, address: ReplicaAddress) -> Result<Job, Refusal>;
+
+    /// Lets go of a replica of a disk's volume, and gives those that are left.
+    ///
+    /// # Errors
+    /// When there is no such volume or replica, or it is the only one that has everything.
+    fn remove_replica(
+        &self,
+        id: &str,
+        address: ReplicaAddress,
+    ) -> Pending<Result<Vec<Replica>, Refusal>>;
+
+    /// The snapshots of a disk's volume, the oldest first.
+    ///
+    /// # Errors
+    /// When there is no such volume, or its replicas do not answer.
+    fn snapshots(&self, id: &str) -> Pending<Result<Vec<Snapshot>, Refusal>>;
+
+    /// Takes a snapshot of a disk's volume. The request was checked.
+    ///
+    /// # Errors
+    /// When there is no such volume, there is a snapshot of that name, or it is not possible now.
+    fn take_snapshot(
+        &self,
+        id: &str,
+        request: SnapshotRequest,
+    ) -> Pending<Result<SnapshotTaken, Refusal>>;
+
+    /// Marks a snapshot of a disk's volume as removed, and starts to give back what it takes.
+    ///
+    /// # Errors
+    /// When there is no such volume or snapshot, or it is not possible now.
+    fn remove_snapshot(&self, id: &str, name: &str) -> Pending<Result<Job, Refusal>>;
 
     /// The VM's CD-ROM drives, in the order of its spec.
     ///
@@ -216,6 +261,37 @@ pub enum Refusal {
     /// The host failed to do it, or did not get it done in time.
     #[error("{0}")]
     HostFailed(String),
+    /// The disk is no replicated volume.
+    #[error(
+        "disk {} is no replicated volume whose engine is in this process: it has no replicas and no snapshots here",
+        quoted(id)
+    )]
+    NoVolume {
+        /// The disk's id.
+        id: String,
+    },
+    /// The volume is not in a state for that.
+    #[error("{0}")]
+    VolumeState(String),
+    /// The volume has no such replica.
+    #[error("{0}")]
+    NoReplica(String),
+    /// The volume has no such snapshot.
+    #[error("{0}")]
+    NoSnapshot(String),
+    /// The volume's replicas do not do what they are asked for, or do not answer.
+    #[error("{0}")]
+    ReplicaError(String),
+    /// The volume's replicas or snapshots are being changed.
+    #[error(
+        "job {job} is changing the replicas or snapshots of {id}; wait for its end, or cancel it"
+    )]
+    VolumeBusy {
+        /// The disk's id.
+        id: String,
+        /// The job.
+        job: u64,
+    },
     /// There is no such CD-ROM drive.
     #[error("the VM has no CD-ROM drive with the id {}", quoted(id))]
     NoCdrom {

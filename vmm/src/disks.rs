@@ -6,7 +6,7 @@
 
 use std::io;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use paddock_api::device::DeviceKind;
@@ -24,6 +24,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::driver::Held;
 use crate::error::chain;
+use crate::volumes::{DiskVolume, Watch};
 
 /// How long the host may take to resize a disk.
 const RESIZE_DEADLINE: Duration = Duration::from_secs(20);
@@ -39,6 +40,8 @@ pub struct OpenDisk {
     /// What the device has: the same with limits.
     limited: Arc<LimitedDisk>,
     bell: Arc<ConfigBell>,
+    /// The volume that it is, if its engine is ours. Set before anybody else sees the disk.
+    volume: OnceLock<Arc<DiskVolume>>,
 }
 
 impl OpenDisk {
@@ -71,6 +74,18 @@ impl OpenDisk {
     #[must_use]
     pub fn throttled(&self) -> Throttled {
         self.limited.throttled()
+    }
+
+    /// The replicated volume that it is, if its engine is ours.
+    #[must_use]
+    pub fn volume(&self) -> Option<&Arc<DiskVolume>> {
+        self.volume.get()
+    }
+
+    /// It is this volume.
+    pub(crate) fn is_volume(&self, volume: Arc<DiskVolume>) {
+        // Nobody says it twice.
+        let _ = self.volume.set(volume);
     }
 
     /// The way to its driver.
@@ -212,7 +227,24 @@ impl Disks {
             holding,
             limited: Arc::new(limited),
             bell: Arc::default(),
+            volume: OnceLock::new(),
         })
+    }
+
+    /// What a volume tells that is the disk of this id.
+    #[must_use]
+    pub fn watch(&self, id: &str) -> Arc<Watch> {
+        Arc::new(Watch::new(id, Arc::clone(&self.journal)))
+    }
+
+    /// The volume behind a disk. `known` says whether the VM has such a disk at all.
+    ///
+    /// # Errors
+    /// When it is not there, or is no volume whose engine is ours.
+    pub fn volume(&self, id: &str, known: bool) -> Result<Arc<DiskVolume>, Refusal> {
+        let disk = self.open(id, known)?;
+        let none = || Refusal::NoVolume { id: id.to_owned() };
+        disk.volume().cloned().ok_or_else(none)
     }
 
     fn listener(&self, id: &str) -> Listener {

@@ -39,5 +39,6 @@ pub mod systemd;
 pub mod terminal;
 pub mod variables;
 pub mod vcpu;
+pub mod volumes;
 
 pub use error::Error;

@@ -18,7 +18,8 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{DiskLimits, NicConfig, VmConfig, VmSpec};
+use paddock_api::spec::{DiskLimits, NicConfig, ReplicaAddress, VmConfig, VmSpec};
+use paddock_api::volume::{Replica, Snapshot, SnapshotRequest, SnapshotTaken};
 use parking_lot::Mutex;
 
 use crate::Error;
@@ -26,6 +27,7 @@ use crate::console::ConsoleEnds;
 use crate::driver::{Driver, Held, OpenConsoles, Outcome, Refused, Request, VmHandle};
 use crate::error::chain;
 use crate::metrics::{self, Sampler};
+use crate::volumes::DiskVolume;
 
 mod answers;
 
@@ -105,6 +107,14 @@ impl VmSlot {
             timeline: vm.meters().times.timeline(),
             last_event,
         }
+    }
+
+    /// The volume behind a disk.
+    fn volume(&self, id: &str) -> Result<Arc<DiskVolume>, Refusal> {
+        let vm = self.vm().ok_or(Refusal::NoVm)?;
+        let spec = vm.changes().spec();
+        let known = spec.disks.iter().any(|disk| disk.id.as_str() == id);
+        vm.disks().volume(id, known)
     }
 
     /// Has a medium inserted, or the one that is there ejected.
@@ -205,6 +215,42 @@ impl VmService for VmSlot {
             let found = found.map(|disk| answers::disk(&vm, disk));
             found.ok_or(Refusal::NoDevice { kind, id })
         })
+    }
+
+    fn replicas(&self, id: &str) -> Result<Vec<Replica>, Refusal> {
+        Ok(self.volume(id)?.replicas())
+    }
+
+    fn add_replica(&self, id: &str, address: ReplicaAddress) -> Result<Job, Refusal> {
+        self.volume(id)?.add_replica(&address, &self.0.jobs)
+    }
+
+    fn remove_replica(
+        &self,
+        id: &str,
+        address: ReplicaAddress,
+    ) -> Pending<Result<Vec<Replica>, Refusal>> {
+        let volume = self.volume(id);
+        Box::pin(async move { volume?.remove_replica(&address).await })
+    }
+
+    fn snapshots(&self, id: &str) -> Pending<Result<Vec<Snapshot>, Refusal>> {
+        let volume = self.volume(id);
+        Box::pin(async move { volume?.snapshots().await })
+    }
+
+    fn take_snapshot(
+        &self,
+        id: &str,
+        request: SnapshotRequest,
+    ) -> Pending<Result<SnapshotTaken, Refusal>> {
+        let volume = self.volume(id);
+        Box::pin(async move { volume?.take_snapshot(request).await })
+    }
+
+    fn remove_snapshot(&self, id: &str, name: &str) -> Pending<Result<Job, Refusal>> {
+        let (volume, name, jobs) = (self.volume(id), name.to_owned(), self.0.jobs.clone());
+        Box::pin(async move { volume?.remove_snapshot(&name, &jobs).await })
     }
 
     fn nics(&self) -> Result<Vec<Nic>, Refusal> {

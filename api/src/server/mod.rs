@@ -22,6 +22,7 @@ mod metrics;
 mod routes;
 mod socket;
 mod vm;
+mod volumes;
 
 /// The handlers, for the document that describes them.
 pub(crate) mod handlers {
@@ -36,6 +37,7 @@ pub(crate) mod handlers {
     pub(crate) use super::metrics::*;
     pub(crate) use super::routes::*;
     pub(crate) use super::vm::*;
+    pub(crate) use super::volumes::*;
 }
 
 use std::io;

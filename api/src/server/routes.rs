@@ -12,7 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use tokio::sync::Semaphore;
 
-use super::{Limits, balloon, cdroms, cpus, devices, disks, events, jobs, memory, metrics, vm};
+use super::{
+    Limits, balloon, cdroms, cpus, devices, disks, events, jobs, memory, metrics, vm, volumes,
+};
 use crate::openapi;
 use crate::problem::{Code, NotServed, Problem};
 use crate::service::VmService;
@@ -46,6 +48,36 @@ pub(crate) fn all() -> Vec<(&'static str, &'static str, MethodRouter<Shared>)> {
             "PUT",
             "/api/v1/vm/disks/{id}/limits",
             put(disks::limit_disk),
+        ),
+        (
+            "GET",
+            "/api/v1/vm/disks/{id}/replicas",
+            get(volumes::list_replicas),
+        ),
+        (
+            "POST",
+            "/api/v1/vm/disks/{id}/replicas",
+            post(volumes::add_replica),
+        ),
+        (
+            "DELETE",
+            "/api/v1/vm/disks/{id}/replicas/{address}",
+            delete(volumes::remove_replica),
+        ),
+        (
+            "GET",
+            "/api/v1/vm/disks/{id}/snapshots",
+            get(volumes::list_snapshots),
+        ),
+        (
+            "POST",
+            "/api/v1/vm/disks/{id}/snapshots",
+            post(volumes::take_snapshot),
+        ),
+        (
+            "DELETE",
+            "/api/v1/vm/disks/{id}/snapshots/{name}",
+            delete(volumes::remove_snapshot),
         ),
         ("GET", "/api/v1/vm/nics", get(devices::list_nics)),
         ("POST", "/api/v1/vm/nics", post(devices::add_nic)),

@@ -16,13 +16,19 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{ByteSize, DiskConfig, DiskLimits, VmConfig, VmSpec};
+use paddock_api::spec::{ByteSize, DiskConfig, DiskLimits, ReplicaAddress, VmConfig, VmSpec};
 use paddock_api::timeline::Timeline;
+use paddock_api::volume::{
+    Replica, ReplicaMode, Snapshot, SnapshotRequest, SnapshotTaken, VolumeState,
+};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 #[derive(Debug, Clone)]
 pub struct Fake(Arc<Inner>);
+
+/// Its replicas, where it is a volume, and its snapshots.
+type FakeVolume = (Option<Vec<Replica>>, Vec<Snapshot>);
 
 #[derive(Debug)]
 struct Inner {
@@ -39,6 +45,10 @@ struct Inner {
     /// By a disk's id.
     limits: Mutex<HashMap<String, DiskLimits>>,
     sizes: Mutex<HashMap<String, u64>>,
+    /// By a disk's id: its volume's replicas, where they are not those of the spec any more, and its snapshots.
+    volumes: Mutex<HashMap<String, FakeVolume>>,
+    /// The replica that is being added to a volume, and the job that does it.
+    rebuild: Mutex<Option<(String, JobHandle)>>,
     /// What was put into a CD-ROM drive or taken out of it, by the drive's id.
     media: Mutex<HashMap<String, Option<PathBuf>>>,
     /// The guest has locked all trays.
@@ -63,6 +73,8 @@ impl Default for Fake {
             requested: Mutex::default(),
             limits: Mutex::default(),
             sizes: Mutex::default(),
+            volumes: Mutex::default(),
+            rebuild: Mutex::default(),
             media: Mutex::default(),
             locked: AtomicBool::new(false),
             full: AtomicBool::new(false),
@@ -213,6 +225,44 @@ impl Fake {
         limits.or(spec.limits).unwrap_or_default()
     }
 
+    /// A disk's volume: with the replicas of its spec at first.
+    fn volume_of(&self, id: &str, spec: &DiskConfig) -> Option<VolumeState> {
+        let replica = |address: &String| Replica {
+            address: address.clone(),
+            mode: ReplicaMode::ReadWrite,
+            failure: None,
+            rebuild: None,
+        };
+        let first = spec.volume.as_ref()?.replicas.iter().map(replica).collect();
+        let volumes = self.0.volumes.lock();
+        let now = volumes.get(id).and_then(|(replicas, _)| replicas.clone());
+        let rebuild = self.0.rebuild.lock();
+        Some(VolumeState {
+            replicas: now.unwrap_or(first),
+            comparison: None,
+            job: rebuild.as_ref().map(|(_, job)| job.id()),
+        })
+    }
+
+    fn volume(&self, id: &str) -> Result<VolumeState, Refusal> {
+        let none = || Refusal::NoVolume { id: id.to_owned() };
+        self.open_disk(id)?.volume.ok_or_else(none)
+    }
+
+    /// The replica that is added has everything.
+    pub fn finish_rebuild(&self, id: &str) {
+        let mut replicas = self.volume(id).unwrap().replicas;
+        let (address, job) = self.0.rebuild.lock().take().unwrap();
+        replicas.push(Replica {
+            address,
+            mode: ReplicaMode::ReadWrite,
+            failure: None,
+            rebuild: None,
+        });
+        self.0.volumes.lock().entry(id.to_owned()).or_default().0 = Some(replicas);
+        job.succeed();
+    }
+
     fn open_disk(&self, id: &str) -> Result<Disk, Refusal> {
         let find = || {
             self.disks()
@@ -346,6 +396,7 @@ impl VmService for Fake {
                 job,
                 size: (state != DeviceState::Adding).then(|| self.size_of(&id)),
                 failure: None,
+                volume: self.volume_of(&id, &spec),
                 limits: self.limits_of(&id, &spec),
                 id,
                 spec,
@@ -363,6 +414,106 @@ impl VmService for Fake {
     fn resize_disk(&self, id: &str, size: Option<u64>) -> Pending<Result<Disk, Refusal>> {
         let resized = self.resize_one(id, size);
         Box::pin(async { resized })
+    }
+
+    fn replicas(&self, id: &str) -> Result<Vec<Replica>, Refusal> {
+        Ok(self.volume(id)?.replicas)
+    }
+
+    fn add_replica(&self, id: &str, address: ReplicaAddress) -> Result<Job, Refusal> {
+        let volume = self.volume(id)?;
+        let address = address.to_string();
+        if volume.replicas.iter().any(|one| one.address == address) {
+            let told = format!("it has a replica {address} already");
+            return Err(Refusal::VolumeState(told));
+        }
+        if let Some(job) = volume.job {
+            let id = id.to_owned();
+            return Err(Refusal::VolumeBusy { id, job });
+        }
+        let (kind, phase) = (JobKind::AddReplica, JobPhase::Rebuilding);
+        let handle = self.0.jobs.start_counting(kind, id, phase, None, 4096)?;
+        let job = handle.job().unwrap();
+        *self.0.rebuild.lock() = Some((address, handle));
+        Ok(job)
+    }
+
+    fn remove_replica(
+        &self,
+        id: &str,
+        address: ReplicaAddress,
+    ) -> Pending<Result<Vec<Replica>, Refusal>> {
+        let removed = self.volume(id).and_then(|volume| {
+            let mut left = volume.replicas;
+            let before = left.len();
+            left.retain(|one| one.address != address.to_string());
+            match (before - left.len(), left.len()) {
+                (0, _) => Err(Refusal::NoReplica("there is no such replica".to_owned())),
+                (_, 0) => Err(Refusal::VolumeState("it is the only one".to_owned())),
+                _ => Ok(left),
+            }
+        });
+        if let Ok(left) = &removed {
+            let mut volumes = self.0.volumes.lock();
+            let volume = volumes.entry(id.to_owned()).or_default();
+            volume.0 = Some(left.clone());
+        }
+        Box::pin(async { removed })
+    }
+
+    fn snapshots(&self, id: &str) -> Pending<Result<Vec<Snapshot>, Refusal>> {
+        let snapshots = self.volume(id).map(|_| {
+            let volumes = self.0.volumes.lock();
+            volumes
+                .get(id)
+                .map(|(_, snapshots)| snapshots.clone())
+                .unwrap_or_default()
+        });
+        Box::pin(async { snapshots })
+    }
+
+    fn take_snapshot(
+        &self,
+        id: &str,
+        request: SnapshotRequest,
+    ) -> Pending<Result<SnapshotTaken, Refusal>> {
+        let taken = self.volume(id).and_then(|_| {
+            let mut volumes = self.0.volumes.lock();
+            let (_, snapshots) = volumes.entry(id.to_owned()).or_default();
+            let name = request.name.unwrap_or_else(|| "made-up".to_owned());
+            if snapshots.iter().any(|snapshot| snapshot.name == name) {
+                let told = format!("it has a snapshot {name} already");
+                return Err(Refusal::VolumeState(told));
+            }
+            snapshots.push(Snapshot {
+                name: name.clone(),
+                created: "2026-11-22T19:00:00Z".to_owned(),
+                user_created: true,
+                removed: false,
+                size: 4096,
+                parent: snapshots.last().map(|below| below.name.clone()),
+                labels: request.labels,
+            });
+            let frozen_us = 7;
+            Ok(SnapshotTaken { name, frozen_us })
+        });
+        Box::pin(async { taken })
+    }
+
+    fn remove_snapshot(&self, id: &str, name: &str) -> Pending<Result<Job, Refusal>> {
+        let removed = self.volume(id).and_then(|_| {
+            let mut volumes = self.0.volumes.lock();
+            let (_, snapshots) = volumes.entry(id.to_owned()).or_default();
+            let found = snapshots.iter_mut().find(|one| one.name == name);
+            let told = || Refusal::NoSnapshot("there is no such snapshot".to_owned());
+            found.ok_or_else(told)?.removed = true;
+            let (kind, phase) = (JobKind::RemoveSnapshot, JobPhase::Purging);
+            let handle = self.0.jobs.start(kind, id, phase, None)?;
+            let job = handle.job().unwrap();
+            handle.succeed();
+            Ok(job)
+        });
+        Box::pin(async { removed })
     }
 
     fn nics(&self) -> Result<Vec<Nic>, Refusal> {

@@ -24,3 +24,4 @@ mod memory;
 mod metrics;
 mod refusals;
 mod resources;
+mod volumes;

@@ -17,6 +17,7 @@ use crate::disks::{Disks, OpenDisk};
 use crate::memory::RamReclaim;
 use crate::metrics::DeviceMeter;
 use crate::systemd::inherited::inherited;
+use crate::volumes::DiskVolume;
 use paddock_api::spec::{self, NicAttachment, PassedFd, ValueError};
 use paddock_devices::pci::DeviceFunction;
 use paddock_devices::virtio::VirtioDevice;
@@ -140,7 +141,8 @@ impl OpenDevice {
     /// # Errors
     /// When it cannot be had.
     pub fn disk(pointer: &str, disk: &spec::Disk, disks: &Disks) -> Result<Self, Error> {
-        let opened = disks::open(pointer, disk)?;
+        let watch = disks.watch(disk.id.as_str());
+        let opened = disks::open(pointer, disk, &watch)?;
         let open = disks.opened(
             disk.id.as_str(),
             opened.disk,
@@ -148,6 +150,10 @@ impl OpenDevice {
             disk.on_error,
             disk.limits,
         );
+        if let Some(volume) = &opened.volume {
+            let handle = volume.handle();
+            open.is_volume(DiskVolume::new(disk.id.as_str(), handle, watch));
+        }
         let counters = Arc::new(blk::Counters::new(disk.queues));
         Self::new(Part::Disk(
             Box::new(disk.clone()),

@@ -20,6 +20,7 @@ use paddock_storage::{
 use super::devices::take_passed;
 use super::volumes::OpenVolume;
 use crate::Error;
+use crate::volumes::Watch;
 
 /// What stands behind a disk, and the way to open it anew, if it has a name for that.
 type Backend = (Arc<dyn Disk>, Option<Opener>);
@@ -33,17 +34,17 @@ pub(super) struct Opened {
     pub(super) volume: Option<OpenVolume>,
 }
 
-/// Opens what stands behind a disk. `pointer` is the disk's place in the spec.
+/// Opens what stands behind a disk. `pointer` is the disk's place in the spec. A volume tells `watch` what happens to it.
 ///
 /// # Errors
 /// When it cannot be had.
-pub(super) fn open(pointer: &str, disk: &spec::Disk) -> Result<Opened, Error> {
+pub(super) fn open(pointer: &str, disk: &spec::Disk, watch: &Arc<Watch>) -> Result<Opened, Error> {
     let (backend, volume) = match &disk.source {
         DiskSource::File(file) => (open_file(pointer, disk, file)?, None),
         DiskSource::Nbd(export) => (open_nbd(pointer, disk, export)?, None),
         DiskSource::LonghornSocket(socket) => (open_socket(pointer, disk, socket)?, None),
         DiskSource::Volume(volume) => {
-            let volume = OpenVolume::open(pointer, disk, volume)?;
+            let volume = OpenVolume::open(pointer, disk, volume, Arc::clone(watch) as _)?;
             // Replicas of an engine that has failed are opened again by nobody but whoever starts them anew.
             ((volume.disk(), None), Some(volume))
         }
@@ -225,7 +226,8 @@ mod tests {
     fn open_all(disk: &Value) -> Result<Opened, Error> {
         let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
         let spec = VmSpec::from_json(&spec.to_string()).unwrap();
-        open("/disks/0", &spec.disks[0])
+        let watch = Watch::new("disk0", Arc::default());
+        open("/disks/0", &spec.disks[0], &Arc::new(watch))
     }
 
     fn open_disk(disk: &Value) -> Result<Arc<dyn Disk>, Error> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use paddock_api::spec;
 use paddock_storage::longhorn::{
-    Nobody, ReplicaAddress, Taking, Volume, VolumeError, VolumeOptions,
+    Listener, ReplicaAddress, Taking, Volume, VolumeError, VolumeHandle, VolumeOptions,
 };
 use paddock_storage::{Capabilities, Disk, DiskQueue, ResizeError};
 
@@ -20,7 +20,7 @@ use crate::Error;
 pub struct OpenVolume(Arc<Volume>);
 
 impl OpenVolume {
-    /// Opens a volume. `pointer` is the disk's place in the spec.
+    /// Opens a volume, which tells `listener` what happens to it. `pointer` is the disk's place in the spec.
     ///
     /// # Errors
     /// When none of its replicas can be used.
@@ -28,10 +28,10 @@ impl OpenVolume {
         pointer: &str,
         disk: &spec::Disk,
         volume: &spec::Volume,
+        listener: Arc<dyn Listener>,
     ) -> Result<Self, Error> {
         let wrong = |error: VolumeError| Error::part(format!("{pointer}/volume"), error);
-        let open =
-            options(disk, volume).and_then(|options| Volume::open(options, Arc::new(Nobody)));
+        let open = options(disk, volume).and_then(|options| Volume::open(options, listener));
         let open = open.map_err(wrong)?;
         tracing::info!(
             disk = disk.id.as_str(),
@@ -41,6 +41,11 @@ impl OpenVolume {
             "disk opened"
         );
         Ok(Self(Arc::new(open)))
+    }
+
+    /// The way to it for those who may not block.
+    pub(super) fn handle(&self) -> VolumeHandle {
+        self.0.handle()
     }
 
     /// The disk that it is. Its users are counted apart from those of the volume.

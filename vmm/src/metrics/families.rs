@@ -10,7 +10,7 @@ use paddock_api::timeline::Timeline;
 use paddock_devices::firmware::vars::VarsStatus;
 
 use super::process::Sample;
-use super::{DeviceMeter, Meters, cdroms, consoles, disks, nics, timeline};
+use super::{DeviceMeter, Meters, cdroms, consoles, disks, nics, timeline, volumes};
 use crate::balloon::BalloonStatus;
 use crate::driver::VmHandle;
 use crate::growth::MemoryStatus;
@@ -91,6 +91,7 @@ pub fn describe_vm(to: &mut Exposition, vm: &VmHandle) {
     describe_vcpus(to, meters);
     describe_devices(to, meters);
     disks::describe_open(to, vm.disks());
+    volumes::describe(to, vm.disks());
     if let Some(balloon) = vm.balloon() {
         describe_balloon(to, &balloon.status());
     }

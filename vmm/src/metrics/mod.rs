@@ -17,6 +17,7 @@ mod meters;
 mod nics;
 mod process;
 pub mod timeline;
+mod volumes;
 
 pub use families::{describe_process, describe_vm};
 pub use meters::{DeviceMeter, Meters};

@@ -29,6 +29,7 @@ pub(super) fn disk(vm: &VmHandle, disk: &spec::Disk) -> Disk {
             Some(open) => open.limits(),
             None => disk.limits.with_bursts(),
         },
+        volume: open.as_ref().and_then(|open| Some(open.volume()?.state())),
         failure: open.and_then(|open| open.failure()),
         spec: DiskConfig::from(disk),
     }

@@ -257,7 +257,15 @@ impl Script {
             | EventKind::DiskError { .. }
             | EventKind::DiskReporting { .. }
             | EventKind::DiskRecovered { .. }
-            | EventKind::DiskResized { .. } => Said::default(),
+            | EventKind::DiskResized { .. }
+            | EventKind::ReplicaAdded { .. }
+            | EventKind::ReplicaRebuilt { .. }
+            | EventKind::ReplicaFailed { .. }
+            | EventKind::ReplicaReopened { .. }
+            | EventKind::ReplicaRemoved { .. }
+            | EventKind::ComparisonStarted { .. }
+            | EventKind::ComparisonDone { .. }
+            | EventKind::SnapshotTaken { .. } => Said::default(),
         }
     }
 

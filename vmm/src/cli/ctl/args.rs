@@ -1,5 +1,7 @@
 //! The command line of `paddock ctl`, with its help.
 
+mod volumes;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand};
 use paddock_api::spec::ByteSize;
 
+pub use self::volumes::{ReplicasCommand, SnapshotsCommand};
 use crate::cli::args::SpecArgs;
 
 /// The environment variable that names the API's socket.
@@ -20,8 +23,8 @@ Why something was not done is told on standard error, with every mistake and its
 problem (RFC 9457) is printed as well.
 
 Jobs
-  Adding and removing devices and CPUs are jobs. The commands that start one wait for its end. On a terminal they show how far it \
-is, with a bar where something is counted, such as CPUs; elsewhere standard error gets a line for what is new after a second. With \
+  Adding and removing devices, CPUs, replicas and snapshots are jobs. The commands that start one wait for its end. On a terminal they \
+show how far it is, with a bar where something is counted, such as CPUs or bytes; elsewhere standard error gets a line for what is new after a second. With \
 --no-wait they print the job as it begins. Ctrl-C ends the waiting and not the job.
 
 Exit status
@@ -40,6 +43,9 @@ Examples
   paddock ctl disks resize data 20G
   paddock ctl disks remove data --deadline 60
   echo '{\"bridge\": \"br0\", \"vlan\": 100}' | paddock ctl nics add --spec -
+
+  paddock ctl replicas add data 10.0.0.4:10000
+  paddock ctl snapshots create data before-upgrade
 
   paddock ctl cdroms insert cdrom0 install.iso
   paddock ctl cdroms eject cdrom0
@@ -93,6 +99,12 @@ pub enum CtlCommand {
     /// Its disks, added and removed while it runs
     #[command(subcommand, alias = "disk")]
     Disks(DisksCommand),
+    /// The replicas of a disk that is a replicated volume
+    #[command(subcommand, alias = "replica")]
+    Replicas(ReplicasCommand),
+    /// The snapshots of a disk that is a replicated volume
+    #[command(subcommand, alias = "snapshot")]
+    Snapshots(SnapshotsCommand),
     /// Its CD-ROM drives, and the media in them
     #[command(subcommand, alias = "cdrom")]
     Cdroms(CdromsCommand),

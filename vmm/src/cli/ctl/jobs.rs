@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::CtlError;
 use super::args::{JobsCommand, Patience};
 use super::client::{Answer, Call};
-use super::progress::Progress;
+use super::progress::{Counted, Progress};
 use super::render;
 use super::session::{Pace, Session};
 
@@ -141,7 +141,11 @@ async fn watch(
     let mut progress = Progress::start();
     let mut pace = Pace::default();
     while !job.is_over() {
-        progress.tell(&render::stage(&job), &render::time(&job), job.progress);
+        let counted = job.progress.map(|progress| Counted {
+            progress,
+            bytes: job.kind == "add-replica",
+        });
+        progress.tell(&render::stage(&job), &render::time(&job), counted);
         pace.pause().await;
         answer = session.client.call(read(job.id)).await?;
         let now: ToldJob = answer.parse()?;

@@ -1,7 +1,7 @@
 //! `paddock ctl`: every call of the HTTP API from a shell.
 //!
 //! ```text
-//!  args ──▶ vm, devices, cdroms, cpus, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
+//!  args ──▶ vm, devices, volumes, cdroms, cpus, memory, balloon, jobs, events ──▶ client ──unix socket──▶ a paddock process
 //!                      │
 //!                      └──▶ render, output ──▶ standard output
 //! ```
@@ -30,6 +30,7 @@ pub(super) mod render;
 mod session;
 mod stream;
 mod vm;
+mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -123,6 +124,8 @@ async fn dispatch(session: &Session, command: &CtlCommand) -> Result<(), CtlErro
     match command {
         CtlCommand::Vm(command) => vm::execute(session, command).await,
         CtlCommand::Disks(command) => devices::disks(session, command).await,
+        CtlCommand::Replicas(command) => volumes::replicas(session, command).await,
+        CtlCommand::Snapshots(command) => volumes::snapshots(session, command).await,
         CtlCommand::Nics(command) => devices::nics(session, command).await,
         CtlCommand::Cdroms(command) => cdroms::execute(session, command).await,
         CtlCommand::Cpus(command) => cpus::execute(session, command).await,

@@ -15,10 +15,21 @@ use crate::cli::{colours, logging};
 const SPINNER: &str = "{spinner} {wide_msg}";
 /// With what can be.
 const BAR: &str = "{bar:20} {pos}/{len} {wide_msg}";
+/// With bytes, of which the stage tells how many in words.
+const BYTES: &str = "{bar:20} {wide_msg}";
 /// How often it is shown how long something has taken.
 const TICK: Duration = Duration::from_millis(100);
 /// What takes no longer has no plain lines.
 const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// What is counted of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// How much of it is done.
+    pub progress: JobProgress,
+    /// They are so many that their number says nothing to people.
+    pub bytes: bool,
+}
 
 /// What is told of something that is waited for.
 #[derive(Debug)]
@@ -40,7 +51,7 @@ impl Progress {
     }
 
     /// Tells from now on: how far it is, how long it takes, and how much is done.
-    pub fn tell(&mut self, stage: &str, time: &str, counted: Option<JobProgress>) {
+    pub fn tell(&mut self, stage: &str, time: &str, counted: Option<Counted>) {
         match self {
             Self::Line(bar) => draw(bar, stage, time, counted),
             Self::Lines(lines) => {
@@ -92,11 +103,17 @@ fn set_style(bar: &ProgressBar, template: &str) {
 }
 
 /// What is on the terminal.
-fn draw(bar: &ProgressBar, stage: &str, time: &str, counted: Option<JobProgress>) {
+fn draw(bar: &ProgressBar, stage: &str, time: &str, counted: Option<Counted>) {
     // A bar without a length, or one whose numbers make no sense, says nothing.
-    let counted = counted.filter(|counted| counted.total > 0);
+    let counted = counted.filter(|counted| counted.progress.total > 0);
+    let template = match counted {
+        None => SPINNER,
+        Some(Counted { bytes: true, .. }) => BYTES,
+        Some(_) => BAR,
+    };
+    let counted = counted.map(|counted| counted.progress);
     if bar.length() != counted.map(|counted| counted.total) {
-        set_style(bar, if counted.is_some() { BAR } else { SPINNER });
+        set_style(bar, template);
         match counted {
             Some(counted) => bar.set_length(counted.total),
             None => bar.unset_length(),
@@ -198,7 +215,7 @@ mod tests {
     }
 
     /// What is there after all of this was told.
-    fn shown(told: &[(&str, &str, Option<JobProgress>)]) -> String {
+    fn shown(told: &[(&str, &str, Option<Counted>)]) -> String {
         let terminal = OneLine::default();
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
         let bar = line(target);
@@ -210,8 +227,21 @@ mod tests {
         line.trim_end().to_owned()
     }
 
-    fn counted(done: u64, total: u64) -> Option<JobProgress> {
-        Some(JobProgress { done, total })
+    fn counted(done: u64, total: u64) -> Option<Counted> {
+        Some(Counted {
+            progress: JobProgress { done, total },
+            bytes: false,
+        })
+    }
+
+    #[test]
+    fn bytes_are_told_in_words_only() {
+        let bytes = counted(1 << 30, 4 << 30).map(|counted| Counted {
+            bytes: true,
+            ..counted
+        });
+        let line = shown(&[("rebuilding, 1 GiB of 4 GiB", "7 s", bytes)]);
+        assert_eq!(line, "█████░░░░░░░░░░░░░░░ rebuilding, 1 GiB of 4 GiB, 7 s");
     }
 
     #[test]

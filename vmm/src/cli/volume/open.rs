@@ -9,7 +9,7 @@ use paddock_api::jobs::JobProgress;
 use paddock_storage::longhorn::{Found, Nobody, Offline, Standing, Volume, VolumeOptions};
 
 use super::{Session, VolumeFailure};
-use crate::cli::ctl::progress::Progress;
+use crate::cli::ctl::progress::{Counted, Progress};
 use crate::cli::ctl::render;
 
 /// How often it is told how far something is.
@@ -50,7 +50,11 @@ impl Stage {
     /// It is so far; of nothing while that is not known.
     pub fn tell(&mut self, done: u64, total: u64) {
         let time = render::duration(self.since.elapsed());
-        let counted = (total > 0).then_some(JobProgress { done, total });
+        let progress = JobProgress { done, total };
+        let counted = (total > 0).then_some(Counted {
+            progress,
+            bytes: false,
+        });
         self.progress.tell(&self.title, &time, counted);
     }
 }

@@ -5,6 +5,7 @@ use paddock_api::disk::DiskFailure;
 use paddock_api::spec::{DirectIo, DiskConfig, DiskEngine, ImageFormat, NicConfig, OnErrorConfig};
 
 use super::events::moment;
+use super::volumes::trouble;
 use super::{Cell, Colour, Page, bytes, word};
 
 /// Disks, a line each.
@@ -20,6 +21,7 @@ pub fn disks(page: &mut Page, disks: &[Disk]) {
             disk.failure
                 .as_ref()
                 .map(|one| Cell::coloured(failure(one), Colour::Red))
+                .or_else(|| trouble(disk.volume.as_ref()?))
                 .unwrap_or_default(),
         ]
     });

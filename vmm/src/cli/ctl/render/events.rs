@@ -9,7 +9,7 @@ use paddock_api::jobs::JobProgress;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::jobs::counted;
+use super::jobs::{counted, duration};
 use super::{Cell, Colour, Page, bytes};
 
 /// Columns of a number and a name that most events have.
@@ -125,6 +125,10 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             let size = size.map(bytes).unwrap_or_default();
             Cell::new(format!("{} has {size}", text(fields, "disk")))
         }
+        "replica-added" | "replica-rebuilt" | "replica-failed" | "replica-reopened"
+        | "replica-removed" | "comparison-started" | "comparison-done" | "snapshot-taken" => {
+            volume(kind, fields)
+        }
         "deleted" => Cell::default(),
         "gap" => {
             let lost = fields.get("lost").and_then(Value::as_u64);
@@ -140,6 +144,35 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             Cell::new(Value::Object(rest).to_string())
         }
     }
+}
+
+/// What happened to a volume's replicas and snapshots.
+fn volume(kind: &str, fields: &Map<String, Value>) -> Cell {
+    let number = |key| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
+    let took = || duration(Duration::from_millis(number("took_ms")));
+    let (disk, replica) = (text(fields, "disk"), text(fields, "replica"));
+    let (told, colour) = match kind {
+        "replica-added" => (format!("{replica} is being rebuilt"), Colour::Yellow),
+        "replica-rebuilt" => (format!("{replica} after {}", took()), Colour::Green),
+        "replica-failed" => {
+            let reason = text(fields, "reason");
+            (format!("{replica}: {reason}"), Colour::Red)
+        }
+        "replica-reopened" => (replica.to_owned(), Colour::Green),
+        "replica-removed" => (replica.to_owned(), Colour::None),
+        "comparison-started" => {
+            let told = "its replicas were not closed".to_owned();
+            (told, Colour::Yellow)
+        }
+        "comparison-done" => (format!("after {}", took()), Colour::Green),
+        _ => {
+            let frozen = Duration::from_micros(number("frozen_us")).as_secs_f64() * 1000.0;
+            let snapshot = text(fields, "snapshot");
+            let told = format!("{snapshot}, I/O stood still for {frozen:.1} ms");
+            (told, Colour::None)
+        }
+    };
+    Cell::coloured(format!("{disk}: {told}"), colour)
 }
 
 fn state(word: &str, more: &str) -> Cell {
@@ -221,6 +254,38 @@ mod tests {
             (
                 json!({"type": "disk-resized", "disk": "data", "size": 2048}),
                 "disk-resized  data has 2 KiB",
+            ),
+            (
+                json!({"type": "replica-added", "disk": "data", "replica": "a:1"}),
+                "replica-added  data: a:1 is being rebuilt",
+            ),
+            (
+                json!({"type": "replica-rebuilt", "disk": "data", "replica": "a:1", "took_ms": 1500}),
+                "replica-rebuilt  data: a:1 after 1.5 s",
+            ),
+            (
+                json!({"type": "replica-failed", "disk": "data", "replica": "a:1", "reason": "gone", "rebuilding": false}),
+                "replica-failed  data: a:1: gone",
+            ),
+            (
+                json!({"type": "replica-reopened", "disk": "data", "replica": "a:1"}),
+                "replica-reopened  data: a:1",
+            ),
+            (
+                json!({"type": "replica-removed", "disk": "data", "replica": "a:1"}),
+                "replica-removed  data: a:1",
+            ),
+            (
+                json!({"type": "comparison-started", "disk": "data"}),
+                "comparison-started  data: its replicas were not closed",
+            ),
+            (
+                json!({"type": "comparison-done", "disk": "data", "took_ms": 100}),
+                "comparison-done  data: after 0.1 s",
+            ),
+            (
+                json!({"type": "snapshot-taken", "disk": "data", "snapshot": "s", "frozen_us": 1500}),
+                "snapshot-taken  data: s, I/O stood still for 1.5 ms",
             ),
             (json!({"type": "deleted"}), "deleted"),
             (

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use paddock_api::jobs::JobProgress;
 
-use super::{Cell, Page};
+use super::{Cell, Page, bytes};
 use crate::cli::ctl::jobs::ToldJob;
 
 /// Jobs, a line each.
@@ -51,6 +51,8 @@ pub(super) fn counted(kind: &str, progress: Option<JobProgress>) -> Option<Strin
     let things = match kind {
         "resize-cpus" if total == 1 => " CPU",
         "resize-cpus" => " CPUs",
+        "add-replica" => return Some(format!("{} of {}", bytes(done), bytes(total))),
+        "remove-snapshot" => " per cent",
         // A newer process may count more.
         _ => "",
     };
@@ -134,6 +136,16 @@ mod tests {
                 "copy-volume",
                 json!({"done": 7, "total": 9, "unit": "MiB"}),
                 "waiting-for-guest, 7 of 9",
+            ),
+            (
+                "add-replica",
+                json!({"done": 3 << 20, "total": 4_u64 << 30}),
+                "waiting-for-guest, 3 MiB of 4 GiB",
+            ),
+            (
+                "remove-snapshot",
+                json!({"done": 40, "total": 100}),
+                "waiting-for-guest, 40 of 100 per cent",
             ),
             ("resize-cpus", Value::Null, "waiting-for-guest"),
         ] {

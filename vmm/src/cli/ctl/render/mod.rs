@@ -10,6 +10,7 @@ mod events;
 mod jobs;
 mod memory;
 mod vm;
+mod volumes;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -22,6 +23,7 @@ pub use events::event;
 pub use jobs::{description, duration, jobs, outcome, stage, time};
 pub use memory::memory;
 pub use vm::vm;
+pub use volumes::{replicas, snapshot_taken, snapshots};
 
 use super::harmless;
 
@@ -61,10 +63,9 @@ impl Colour {
     /// Of a state, by its word.
     fn of_state(word: &str) -> Self {
         match word {
-            "running" | "present" | "succeeded" | "powered-off" => Self::Green,
-            "starting" | "paused" | "resetting" | "stopping" | "adding" | "removing" | "reset" => {
-                Self::Yellow
-            }
+            "running" | "present" | "succeeded" | "powered-off" | "rw" => Self::Green,
+            "starting" | "paused" | "resetting" | "stopping" | "adding" | "removing" | "reset"
+            | "wo" => Self::Yellow,
             "failed" | "crashed" => Self::Red,
             _ => Self::None,
         }

@@ -45,6 +45,24 @@ pub fn disk() -> Value {
                     "serial": "S1", "on_error": "stop"}})
 }
 
+pub fn replicas() -> Value {
+    json!([
+        {"address": "10.0.0.1:10000", "mode": "rw"},
+        {"address": "10.0.0.2:10000", "mode": "wo", "rebuild": {"done": 1_u64 << 30, "total": 4_u64 << 30}},
+        {"address": "10.0.0.3:10000", "mode": "failed",
+         "failure": {"reason": "it has not answered for 8 s", "since_ms": 1_700_000_000_123_u64}},
+    ])
+}
+
+pub fn snapshots() -> Value {
+    json!([
+        {"name": "before", "created": "2026-11-22T19:00:00Z", "user_created": true, "removed": false, "size": 4096,
+         "labels": {"by": "me"}},
+        {"name": "auto", "created": "2026-11-22T19:01:00Z", "user_created": false, "removed": true, "size": 0,
+         "parent": "before"},
+    ])
+}
+
 pub fn nic() -> Value {
     json!({"id": "lan", "state": "present", "spec": {"id": "lan", "tap": "tap0", "mac": "02:00:5e:00:00:07", "mtu": 9000}})
 }

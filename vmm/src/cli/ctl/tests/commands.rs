@@ -10,7 +10,7 @@ use super::fake::{Fake, Request, answer, ctl, stream, text};
 use crate::cli::Status;
 
 /// A command line for each call of the API, and what it asks for.
-const CALLS: [(&str, &str, &str); 31] = [
+const CALLS: [(&str, &str, &str); 37] = [
     ("vm create --kernel k", "PUT /api/v1/vm", "PUT /api/v1/vm"),
     ("vm show", "GET /api/v1/vm", "GET /api/v1/vm"),
     ("vm delete", "DELETE /api/v1/vm", "DELETE /api/v1/vm"),
@@ -44,6 +44,36 @@ const CALLS: [(&str, &str, &str); 31] = [
         "disks resize data 20G",
         "PUT /api/v1/vm/disks/{id}/size",
         "PUT /api/v1/vm/disks/data/size",
+    ),
+    (
+        "replicas list data",
+        "GET /api/v1/vm/disks/{id}/replicas",
+        "GET /api/v1/vm/disks/data/replicas",
+    ),
+    (
+        "replicas add data 10.0.0.4:10000",
+        "POST /api/v1/vm/disks/{id}/replicas",
+        "POST /api/v1/vm/disks/data/replicas",
+    ),
+    (
+        "replicas remove data [::1]:10000",
+        "DELETE /api/v1/vm/disks/{id}/replicas/{address}",
+        "DELETE /api/v1/vm/disks/data/replicas/%5B%3A%3A1%5D%3A10000",
+    ),
+    (
+        "snapshots list data",
+        "GET /api/v1/vm/disks/{id}/snapshots",
+        "GET /api/v1/vm/disks/data/snapshots",
+    ),
+    (
+        "snapshots create data before --label by=me",
+        "POST /api/v1/vm/disks/{id}/snapshots",
+        "POST /api/v1/vm/disks/data/snapshots",
+    ),
+    (
+        "snapshots remove data before",
+        "DELETE /api/v1/vm/disks/{id}/snapshots/{name}",
+        "DELETE /api/v1/vm/disks/data/snapshots/before",
     ),
     (
         "cdroms list",
@@ -144,6 +174,11 @@ fn right(request: &Request) -> Vec<u8> {
         ("GET", ["vm", "disks"]) => (200, json!([answers::disk()])),
         ("GET", ["vm", "disks", _]) | ("PUT", ["vm", "disks", _, "size" | "limits"]) => {
             (200, answers::disk())
+        }
+        ("GET" | "DELETE", ["vm", "disks", _, "replicas", ..]) => (200, answers::replicas()),
+        ("GET", ["vm", "disks", _, "snapshots"]) => (200, answers::snapshots()),
+        ("POST", ["vm", "disks", _, "snapshots"]) => {
+            (201, json!({"name": "before", "frozen_us": 1500}))
         }
         ("GET", ["vm", "nics"]) => (200, json!([answers::nic()])),
         ("GET", ["vm", "nics", _]) => (200, answers::nic()),
@@ -270,6 +305,27 @@ ID    STATE     SIZE   PATH           OPTIONS                                   
 data  removing  1 GiB  /srv/data.img  serial S1, io_uring, stops on errors, 100 IOPS, 10 MiB/s  3    \
 No space left on device (errno 28) since 2023-11-14T22:13:20.123Z: stopped; requests: 2, attempts: 1
 "
+    );
+    assert_eq!(
+        fake.ctl("replicas list data").well(),
+        "\
+ADDRESS         MODE    REBUILD         FAILED                    FAILURE
+10.0.0.1:10000  rw
+10.0.0.2:10000  wo      1 GiB of 4 GiB
+10.0.0.3:10000  failed                  2023-11-14T22:13:20.123Z  it has not answered for 8 s
+"
+    );
+    assert_eq!(
+        fake.ctl("snapshots list data").well(),
+        "\
+NAME    CREATED               SIZE   PARENT  NOTES
+before  2026-11-22T19:00:00Z  4 KiB          by=me
+auto    2026-11-22T19:01:00Z  0 B    before  removed, made by a rebuild or a resize
+"
+    );
+    assert_eq!(
+        fake.ctl("snapshots create data before").well(),
+        "snapshot before was taken; the guest's I/O stood still for 1.5 ms\n"
     );
     assert_eq!(
         fake.ctl("cdroms list").well(),

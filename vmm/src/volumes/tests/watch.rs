@@ -1,0 +1,141 @@
+//! What a volume tells becomes events, each once and none that is not so.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use paddock_api::journal::Journal;
+use paddock_api::resource::EventKind;
+use paddock_storage::longhorn::{
+    Activity, Failure, Listener, Mode, Progress, ReplicaStatus, Taken,
+};
+
+use super::super::watch::{Tally, Watch};
+use super::{events, told};
+
+fn watch() -> (Watch, Arc<Journal>) {
+    let journal = Arc::<Journal>::default();
+    (Watch::new("data", Arc::clone(&journal)), journal)
+}
+
+/// Replicas at `HOST:1`.
+fn replicas(told: &[(&str, Mode)]) -> Vec<ReplicaStatus> {
+    let status = |(host, mode): &(&str, Mode)| ReplicaStatus {
+        address: format!("{host}:1").parse().unwrap(),
+        mode: *mode,
+        failure: (*mode == Mode::Failed).then(|| Failure {
+            reason: format!("{host} is gone"),
+            at: SystemTime::now(),
+        }),
+    };
+    told.iter().map(status).collect()
+}
+
+use Mode::{Failed, ReadWrite as Rw, WriteOnly as Wo};
+
+#[test]
+fn what_has_changed_is_told() {
+    let (watch, journal) = watch();
+    for now in [
+        &[("a", Rw), ("b", Rw), ("c", Failed)][..],
+        &[("a", Rw), ("b", Rw), ("c", Failed)],
+        &[("a", Rw), ("b", Failed), ("c", Failed)],
+        &[("a", Rw), ("c", Failed)],
+        &[("a", Rw), ("c", Failed), ("d", Wo)],
+        &[("a", Rw), ("d", Rw)],
+        // Between two times.
+        &[("a", Rw), ("d", Rw), ("e", Rw)],
+        &[("a", Rw), ("d", Rw), ("e", Rw), ("f", Failed)],
+        &[("a", Failed), ("d", Rw), ("e", Rw)],
+        &[("a", Rw), ("d", Rw), ("e", Rw)],
+    ] {
+        watch.replicas(&replicas(now)).unwrap();
+    }
+    let expected = Tally {
+        failures: 4,
+        rebuilt: 2,
+        not_rebuilt: 1,
+        snapshots: 0,
+    };
+    assert_eq!(watch.tally(), expected);
+    assert_eq!(
+        told(&journal),
+        [
+            "replica-failed c:1",
+            "replica-failed b:1",
+            "replica-removed b:1",
+            "replica-added d:1",
+            "replica-rebuilt d:1",
+            "replica-removed c:1",
+            "replica-added e:1",
+            "replica-rebuilt e:1",
+            "replica-added f:1",
+            "replica-failed f:1",
+            "replica-failed a:1",
+            "replica-removed f:1",
+            "replica-reopened a:1",
+        ]
+    );
+}
+
+#[test]
+fn failures_have_their_reason_and_say_whether_a_rebuild_ended_so() {
+    let (watch, journal) = watch();
+    for now in [&[("a", Rw), ("b", Wo)], &[("a", Rw), ("b", Failed)]] {
+        watch.see(&replicas(now));
+    }
+    let mut long = replicas(&[("a", Failed), ("b", Failed)]);
+    let reason = long[0].failure.as_mut().map(|failure| &mut failure.reason);
+    *reason.unwrap() = "ü".repeat(1 << 20);
+    watch.see(&long);
+    let failed: Vec<_> = events(&journal)
+        .into_iter()
+        .map(|kind| match kind {
+            EventKind::ReplicaFailed {
+                reason, rebuilding, ..
+            } => (reason, rebuilding),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(failed[0], ("b is gone".to_owned(), true));
+    let (reason, rebuilding) = &failed[1];
+    assert!(!rebuilding && reason.len() < 1100 && reason.ends_with("ü…"));
+}
+
+#[test]
+fn comparisons_and_snapshots_are_told() {
+    let (watch, journal) = watch();
+    let progress = |activity| Progress {
+        activity,
+        replica: None,
+        percent: 1,
+        done: 1,
+        total: 100,
+    };
+    for told in [Some(Activity::Resync), Some(Activity::Resync), None] {
+        watch.progress(told.map(progress).as_ref());
+    }
+    watch.compared();
+    // One that is not ended has no end.
+    watch.progress(Some(&progress(Activity::Resync)));
+    watch.progress(None);
+    watch.progress(Some(&progress(Activity::Rebuild)));
+    let frozen = Duration::from_micros(1234);
+    let name = "s".to_owned();
+    watch.snapshot_taken(&Taken { name, frozen });
+    assert_eq!(watch.tally().snapshots, 1);
+    let events = events(&journal);
+    let names: Vec<_> = events.iter().map(EventKind::name).collect();
+    assert_eq!(
+        names,
+        [
+            "comparison-started",
+            "comparison-done",
+            "comparison-started",
+            "snapshot-taken"
+        ]
+    );
+    assert!(
+        matches!(&events[3], EventKind::SnapshotTaken { disk, snapshot, frozen_us: 1234 } if disk == "data" && snapshot == "s"),
+        "{events:?}"
+    );
+}
