@@ -29,6 +29,9 @@ SPEC = json.loads(os.environ.get("PADDOCK_SPEC", "null"))
 """A VM that can run; none where there is no KVM."""
 
 SCRATCH = Path(os.environ["PADDOCK_SCRATCH"])
+VOLUME = "volume"
+"""The disk of that VM that is a replicated volume."""
+
 DEADLINE = 120.0
 """Seconds that the VM may take to whatever is waited for. The lab is slow."""
 
@@ -107,8 +110,8 @@ def image() -> str:
 
 
 def idle(kind: str) -> str | None:
-    """A disk or NIC that nothing is being done to."""
-    busy = {job["device"] for job in must("GET", "/jobs") if job["state"] == "running"}
+    """A disk or NIC that nothing is being done to; not the volume, which is to stay."""
+    busy = {job["device"] for job in must("GET", "/jobs") if job["state"] == "running"} | {VOLUME}
     found = [device["id"] for device in must("GET", f"/vm/{kind}") if device["id"] not in busy]
     return found[-1] if found else None
 
@@ -124,6 +127,34 @@ def disk() -> str:
         return found
 
     return str(wait("a disk", ready))
+
+
+def volume() -> str:
+    """The disk that is a volume, while nothing is being done to it."""
+
+    def ready() -> bool:
+        if not running():
+            return False
+        found = [disk for disk in must("GET", "/vm/disks") if disk["id"] == VOLUME]
+        if not found:
+            must("DELETE", "/vm")
+            return False
+        state = found[0].get("volume", {"job": 0})
+        return found[0]["state"] == "present" and "job" not in state
+
+    wait("the volume", ready)
+    return VOLUME
+
+
+def snapshot() -> str:
+    """A snapshot of it."""
+    return str(must("POST", f"/vm/disks/{volume()}/snapshots", {})["name"])
+
+
+def replica() -> str:
+    """A replica of it that it can do without, if there is one."""
+    replicas = [one["address"] for one in must("GET", f"/vm/disks/{volume()}/replicas") if one["mode"] == "rw"]
+    return str(replicas[-1])
 
 
 def last_reset() -> Any:
@@ -168,6 +199,19 @@ def prepare(operation: str, case: Case) -> None:
         case "resize_disk":
             case.path_parameters["id"] = disk()
             case.body = {}
+        case "list_replicas" | "list_snapshots":
+            case.path_parameters["id"] = volume()
+        case "take_snapshot":
+            case.path_parameters["id"] = volume()
+            case.body = {}
+        case "remove_snapshot":
+            case.path_parameters |= {"id": VOLUME, "name": snapshot()}
+        case "add_replica":
+            case.path_parameters["id"] = volume()
+            # Nobody is there, which the job finds out.
+            case.body = {"address": "127.0.0.1:1"}
+        case "remove_replica":
+            case.path_parameters |= {"id": VOLUME, "address": replica()}
         case "read_nic" | "remove_nic":
             case.path_parameters["id"] = idle("nics") or "nic0"
         case "read_cdrom" | "eject_medium":

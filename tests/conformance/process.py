@@ -21,6 +21,9 @@ NOBODY = 65534
 DEADLINE = 60.0
 """Seconds that the process may take to start and to end."""
 
+REPLICA_PORT = 21000
+"""The first port of the first replica."""
+
 
 class Paddock:
     """The process, from the `with` on to its end. `kvm`: whether it can run VMs."""
@@ -34,6 +37,8 @@ class Paddock:
         self.log = self.scratch / "paddock.log"
         self.kvm = kvm
         self.process: subprocess.Popen[bytes] | None = None
+        self.replicas: list[subprocess.Popen[bytes]] = []
+        self.places: list[Path] = []
 
     def __enter__(self) -> Self:
         try:
@@ -89,6 +94,22 @@ class Paddock:
         path.chmod(0o666)
         return path
 
+    def volume(self, replicas: int) -> dict[str, object]:
+        """A volume of 1 MiB on so many replicas, each a process that ends with this one's `with`."""
+        program = Path(os.environ["PADDOCK_BIN"]).with_name("paddock-replica")
+        if not program.exists():
+            raise AssertionError(f"{program} is missing: run cargo build --release -p paddock-replica")
+        addresses = []
+        for number in range(replicas):
+            address = f"127.0.0.1:{REPLICA_PORT + 10 * number}"
+            # On a disk: the replicas want a file system with holes and O_DIRECT.
+            place = Path(tempfile.mkdtemp(prefix="paddock-replica-", dir="/var/tmp"))
+            self.places.append(place)
+            command = [str(program), "--volume-name", "conformance", "replica", "--listen", address, "--size", "1m", "--sync-agent-port-count", "3", str(place)]
+            self.replicas.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            addresses.append(address)
+        return {"name": "conformance", "replicas": addresses}
+
     def logged(self) -> str:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:]) if self.log.exists() else ""
@@ -106,7 +127,11 @@ class Paddock:
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        for replica in self.replicas:
+            replica.kill()
+            replica.wait()
+        for place in (self.scratch, *self.places):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class Forwarder:

@@ -25,6 +25,7 @@ FILE = REPOSITORY / "api" / "openapi.json"
 DOCUMENT = json.loads(FILE.read_text(encoding="utf-8"))
 SOAK = "PADDOCK_SOAK" in os.environ
 TAP = "paddock-fuzz"
+VOLUME = "volume"
 METHODS = {"get", "put", "post", "delete"}
 
 GENERAL = {"403", "405", "408", "413", "503"}
@@ -37,6 +38,12 @@ WITH_A_VM = {
     "limit_disk": {"409"},
     "read_memory_statistics": {"409"},
     "resize_disk": {"409"},
+    "list_replicas": {"409"},
+    "add_replica": {"409"},
+    "remove_replica": {"409"},
+    "list_snapshots": {"409"},
+    "take_snapshot": {"409"},
+    "remove_snapshot": {"409"},
 }
 """Refusals that take a VM that runs, or has run."""
 
@@ -125,7 +132,7 @@ def spec(paddock: Paddock) -> dict[str, Any]:
         "cpus": {"count": 1, "max": 2},
         "memory": {"size": "256MiB", "max": "512MiB"},
         "balloon": {},
-        "disks": [{"path": str(paddock.image("disk.img"))}],
+        "disks": [{"id": VOLUME, "volume": paddock.volume(3)}, {"path": str(paddock.image("disk.img"))}],
         "cdroms": [{}],
         "nics": [{"tap": TAP}],
         "console": {"serial": {"file": str(paddock.work / "console.log")}},
