@@ -45,8 +45,7 @@ pub(super) fn open(pointer: &str, disk: &spec::Disk, watch: &Arc<Watch>) -> Resu
         DiskSource::LonghornSocket(socket) => (open_socket(pointer, disk, socket)?, None),
         DiskSource::Volume(volume) => {
             let volume = OpenVolume::open(pointer, disk, volume, Arc::clone(watch) as _)?;
-            // Replicas of an engine that has failed are opened again by nobody but whoever starts them anew.
-            ((volume.disk(), None), Some(volume))
+            ((volume.disk(), Some(volume.opener())), Some(volume))
         }
     };
     let (disk, opener) = backend;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_api::spec;
+use paddock_storage::hold::Opener;
 use paddock_storage::longhorn::{
     Listener, ReplicaAddress, Taking, Volume, VolumeError, VolumeHandle, VolumeOptions,
 };
@@ -51,6 +52,15 @@ impl OpenVolume {
     /// The disk that it is. Its users are counted apart from those of the volume.
     pub(super) fn disk(&self) -> Arc<dyn Disk> {
         Arc::new(VolumeDisk(Arc::clone(&self.0)))
+    }
+
+    /// The way to open its replicas again once all have failed, and whoever runs them has started them anew. Blocks.
+    pub(super) fn opener(&self) -> Opener {
+        let volume = Arc::clone(&self.0);
+        Box::new(move || {
+            volume.reopen().map_err(io::Error::other)?;
+            Ok(Arc::new(VolumeDisk(Arc::clone(&volume))))
+        })
     }
 
     /// Closes it, so that the next to open it finds it clean; again does no harm. Blocks.

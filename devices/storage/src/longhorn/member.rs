@@ -7,7 +7,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
@@ -52,6 +52,9 @@ pub(super) struct Member {
     /// Where it is: `HOST:PORT` of its control service.
     pub address: String,
     mode: AtomicU8,
+    /// It does not have everything that was acknowledged, or nobody knows. Of one that is read it is only said once it has failed, with the list of
+    /// the volume's replicas locked.
+    behind: AtomicBool,
     failure: Mutex<Option<Failure>>,
     sockets: Mutex<Vec<Weak<Socket>>>,
 }
@@ -62,6 +65,7 @@ impl Member {
             id,
             address,
             mode: AtomicU8::new(mode as u8),
+            behind: AtomicBool::new(mode != Mode::ReadWrite),
             failure: Mutex::default(),
             sockets: Mutex::default(),
         }
@@ -75,13 +79,25 @@ impl Member {
         self.failure.lock().clone()
     }
 
+    /// Whether it misses something that was acknowledged, or may.
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::SeqCst)
+    }
+
+    /// Notes that it misses something. Whether that was not known.
+    pub(super) fn fall_behind(&self) -> bool {
+        !self.behind.swap(true, Ordering::SeqCst)
+    }
+
     /// Lets it be read, now that it has everything. Whether it has not failed meanwhile.
     pub(super) fn promote(&self) -> bool {
-        let (from, to) = (Mode::WriteOnly as u8, Mode::ReadWrite as u8);
-        let swapped = self
-            .mode
-            .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
-        swapped.is_ok()
+        let failure = self.failure.lock();
+        if failure.is_some() {
+            return false;
+        }
+        self.behind.store(false, Ordering::SeqCst);
+        self.mode.store(Mode::ReadWrite as u8, Ordering::SeqCst);
+        true
     }
 
     /// Leaves it for good. `first` is called before anybody can see that, unless it has failed before. Whether it had not.

@@ -9,6 +9,7 @@
 //!   a file that grew. Their protocol has no flush; a flush here is a barrier, and waits for the writes before it. One host's loss of power is what the
 //!   other replicas are for.
 //! - Two writes to the same 4 KiB are never under way at once, so that replicas do not differ for good.
+//! - When all replicas have failed, those that missed nothing that was acknowledged can be opened again ([`Volume::reopen`]), and no others.
 //! - Replicas that were not closed are compared, and made the same, while only one of them is read. One that was not closed where others were, or was not
 //!   written when others were, is left: also where writes are not counted, as far as the replicas' clocks tell the same time.
 //!
@@ -215,6 +216,18 @@ impl Volume {
         options: ControllerOptions,
     ) -> Result<Controller, VolumeError> {
         self.call(|control| async move { controller::serve(&control, listener, options).await })
+    }
+
+    /// Opens the replicas again, if all have failed: those that have everything that was acknowledged, and whose processes were started anew. Does nothing as long
+    /// as there is one to read. Queues that were opened before go on failing: open others.
+    ///
+    /// Where some of them are not there yet, waits for them, for [`VolumeOptions::timeout`] since the last failed: what is not there in time has to be
+    /// removed and added again.
+    ///
+    /// # Errors
+    /// When none of them can be opened: says what is wrong with each, and what to do.
+    pub fn reopen(&self) -> Result<(), VolumeError> {
+        self.call(|control| async move { control.reopen().await })
     }
 
     /// Waits for what is under way, and closes the replicas: the next to open the volume finds them clean. Queues get errors from then on.

@@ -8,6 +8,11 @@
 //! # Failures are recorded before anything is acknowledged past them
 //! Where somebody keeps a record of which replicas are good, a write that a failed replica misses must not be acknowledged before the record says
 //! that it failed: after a crash of this host, it would be taken for a good one. [`Shared::is_recorded`] says whether the record is up to date.
+//!
+//! # Who has everything when all have failed
+//! A replica that fails is *behind* from the first write on that is acknowledged without it. One that failed and is not behind has all that was
+//! acknowledged: when none is left, those can be opened again ([`Shared::reinstate`]). A write is acknowledged only while one that has it is still there to be
+//! read, so that the last to fail is never behind.
 
 use std::io;
 use std::sync::Arc;
@@ -75,6 +80,8 @@ impl Post {
 pub(super) enum Event {
     /// A replica failed: see its [`Member::failure`].
     Failed(u32),
+    /// Replicas that had failed are back.
+    Reinstated,
 }
 
 /// The state of a volume that all its threads see.
@@ -86,6 +93,8 @@ pub(super) struct Shared {
     /// In bytes.
     size: AtomicU64,
     members: Mutex<Vec<Arc<Member>>>,
+    /// How many have failed and are not behind, or are about to have.
+    undecided: AtomicU32,
     /// The id of the only replica that is read, plus one, while not all of them are known to have the same; or 0.
     primary: AtomicU32,
     /// Held while a replica is left: who takes the place of the primary is not to be on its way out, too.
@@ -99,7 +108,7 @@ pub(super) struct Shared {
     past: Mutex<Totals>,
     /// Whether somebody keeps a record of failures.
     records: bool,
-    /// Failures that the record does not have yet.
+    /// Failures and returns that the record does not have yet.
     unrecorded: AtomicU32,
     events: UnboundedSender<Event>,
 }
@@ -116,6 +125,7 @@ impl Shared {
             born: Instant::now(),
             size: AtomicU64::new(size),
             members: Mutex::default(),
+            undecided: AtomicU32::new(0),
             primary: AtomicU32::new(0),
             failing: Mutex::default(),
             frozen: AtomicBool::new(false),
@@ -154,7 +164,68 @@ impl Shared {
 
     /// Forgets a replica that has failed.
     pub(super) fn remove_member(&self, id: u32) {
-        self.members.lock().retain(|member| member.id != id);
+        let mut members = self.members.lock();
+        if let Some(index) = members.iter().position(|member| member.id == id) {
+            self.set_behind(&members.remove(index));
+        }
+    }
+
+    /// Notes that a replica that has failed misses something. The list of replicas is locked.
+    fn set_behind(&self, member: &Member) {
+        if member.fall_behind() {
+            self.undecided.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether no replica has failed that is not behind: a write that all the others have, of which there is one, may be acknowledged.
+    pub(super) fn is_decided(&self) -> bool {
+        self.undecided.load(Ordering::SeqCst) == 0
+    }
+
+    /// Decides about a write that these replicas have and no others: those that have failed without it are behind from now on, if it is to be
+    /// acknowledged. It is if one that has it is still there to be read.
+    pub(super) fn decide(&self, holders: &[u32]) -> bool {
+        let members = self.members.lock();
+        let holds = |member: &Member| holders.contains(&member.id);
+        let kept = members
+            .iter()
+            .any(|member| holds(member) && member.mode() == Mode::ReadWrite);
+        for member in members.iter() {
+            if kept && !holds(member) && member.mode() == Mode::Failed {
+                self.set_behind(member);
+            }
+        }
+        kept
+    }
+
+    /// Where all have failed, those that have everything that was acknowledged.
+    pub(super) fn complete_when_lost(&self) -> Vec<Arc<Member>> {
+        let members = self.members.lock();
+        if members
+            .iter()
+            .any(|member| member.mode() == Mode::ReadWrite)
+        {
+            return Vec::new();
+        }
+        let complete = members.iter().filter(|member| !member.is_behind());
+        complete.cloned().collect()
+    }
+
+    /// Puts replicas that were opened again in the place of what they were. Queues that there are have no connections to them, and fail until they are
+    /// closed. The record of failures has to hear of it before anything is acknowledged.
+    pub(super) fn reinstate(&self, replicas: &[(u32, Arc<Member>)]) {
+        if self.records {
+            self.unrecorded.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut members = self.members.lock();
+        for (old, new) in replicas {
+            if let Some(place) = members.iter_mut().find(|member| member.id == *old) {
+                let old = std::mem::replace(place, Arc::clone(new));
+                self.set_behind(&old);
+            }
+        }
+        drop(members);
+        let _ = self.events.send(Event::Reinstated);
     }
 
     /// The only replica that is to be read, if not all are.
@@ -175,6 +246,9 @@ impl Shared {
             if self.records {
                 self.unrecorded.fetch_add(1, Ordering::SeqCst);
             }
+            if !member.is_behind() {
+                self.undecided.fetch_add(1, Ordering::SeqCst);
+            }
         });
         drop(failing);
         if failed {
@@ -184,6 +258,7 @@ impl Shared {
         }
     }
 
+<<<<<<< HEAD
     /// Makes another replica the primary, if this one is and there is one.
     fn succeed(&self, id: u32) {
         if self.primary() != Some(id) {
@@ -197,13 +272,23 @@ impl Shared {
     }
 
     /// Whether writes may be acknowledged: there is no failure that the record does not have.
+=======
+    /// Leaves a replica that is not known to have everything.
+    pub(super) fn fail_behind(&self, member: &Member, reason: &str) {
+        self.fail(member, reason);
+        let _members = self.members.lock();
+        self.set_behind(member);
+    }
+
+    /// Whether writes may be acknowledged: there is nothing that the record does not have.
+>>>>>>> 1b8bcbf (storage/longhorn: a volume that lost all its replicas gets them back)
     pub(super) fn is_recorded(&self) -> bool {
         self.unrecorded.load(Ordering::SeqCst) == 0
     }
 
-    /// Notes that the record now has `failures` more.
-    pub(super) fn recorded(&self, failures: u32) {
-        self.unrecorded.fetch_sub(failures, Ordering::SeqCst);
+    /// Notes that the record now has so many changes more.
+    pub(super) fn recorded(&self, changes: u32) {
+        self.unrecorded.fetch_sub(changes, Ordering::SeqCst);
         self.wake_all();
     }
 

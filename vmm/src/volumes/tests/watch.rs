@@ -22,7 +22,7 @@ fn replicas(told: &[(&str, Mode)]) -> Vec<ReplicaStatus> {
     let status = |(host, mode): &(&str, Mode)| ReplicaStatus {
         address: format!("{host}:1").parse().unwrap(),
         mode: *mode,
-        failure: (*mode == Mode::Failed).then(|| Failure {
+        failure: (*mode == Failed).then(|| Failure {
             reason: format!("{host} is gone"),
             at: SystemTime::now(),
         }),

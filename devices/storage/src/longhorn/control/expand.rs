@@ -90,7 +90,7 @@ impl Control {
                 continue;
             }
             let reason = error.map_or_else(String::new, |error| error.to_string());
-            self.shared.fail(&member, &reason);
+            self.shared.fail_behind(&member, &reason);
         }
         match first.flatten() {
             Some(error) if kept != Outcome::Done => Err(error),

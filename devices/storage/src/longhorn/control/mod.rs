@@ -11,6 +11,7 @@ pub(super) mod peer;
 mod purge;
 pub(super) mod rebuild;
 mod remove;
+mod reopen;
 mod resync;
 pub(super) mod snapshot;
 mod supervise;
@@ -52,6 +53,8 @@ pub(super) struct Admin {
     counts_revisions: bool,
     /// The rebuild that was begun last, if it has not ended.
     rebuild: Option<Rebuild>,
+    /// Why the replicas could not be opened again the last time, after all had failed.
+    lost: Option<String>,
 }
 
 /// The control side of a volume.
@@ -65,6 +68,8 @@ pub(super) struct Control {
     /// How far the present rebuild or resynchronization is.
     progress: SyncMutex<Option<Progress>>,
     settings: SyncMutex<Settings>,
+    /// How often the replicas were opened again. Locked while they are, and while a piece of them is compared.
+    opening: Mutex<u32>,
     /// It was closed, or handed over.
     closed: AtomicBool,
 }
@@ -310,6 +315,7 @@ pub(super) async fn open(
         next_id: 0,
         counts_revisions: opened.counts_revisions,
         rebuild: None,
+        lost: None,
     };
     let mut members = Vec::new();
     for replica in opened.replicas {
@@ -329,12 +335,13 @@ pub(super) async fn open(
         listener,
         progress: SyncMutex::default(),
         settings: SyncMutex::default(),
+        opening: Mutex::new(0),
         closed: AtomicBool::new(false),
     };
     for (member, problem) in members {
         control.shared.add_member(Arc::clone(&member));
         if let Some(problem) = problem {
-            control.shared.fail(&member, &problem);
+            control.shared.fail_behind(&member, &problem);
         }
     }
     let unclean = opened.unclean && !handed_over && control.shared.complete_members() > 1;
@@ -346,7 +353,7 @@ pub(super) async fn open(
     let control = Arc::new(control);
     supervise::start(&control, events);
     if unclean {
-        tokio::spawn(resync::run(Arc::clone(&control)));
+        tokio::spawn(resync::run(Arc::clone(&control), 0));
     }
     Ok(control)
 }

@@ -28,8 +28,8 @@ const AGAIN: Duration = Duration::from_millis(2);
 /// The only request that it has.
 const REQUEST: u32 = 0;
 
-/// Compares all of the volume.
-pub(super) async fn run(control: Arc<Control>) {
+/// Compares all of the volume, as it was opened that time.
+pub(super) async fn run(control: Arc<Control>, opening: u32) {
     let post = match control.shared.add_own_post() {
         Ok(post) => post,
         Err(error) => {
@@ -44,7 +44,7 @@ pub(super) async fn run(control: Arc<Control>) {
     let mut percent = None;
     // Once there is nothing to compare with, what is left is the volume.
     let pending = |control: &Control| !control.is_closed() && control.shared.complete_members() > 1;
-    while offset < control.shared.size() && pending(&control) {
+    while offset < control.shared.size() && pending(&control) && control.is_at(opening).await {
         let size = control.shared.size();
         let now = u8::try_from(u128::from(offset) * 100 / u128::from(size)).unwrap_or(100);
         if percent.replace(now) != Some(now) {
@@ -57,11 +57,16 @@ pub(super) async fn run(control: Arc<Control>) {
             }));
         }
         let length = u32::try_from(size - offset).map_or(MAX_DATA, |left| left.min(MAX_DATA));
-        if compare(&control, &post, &mut clients, offset, length).await {
+        if compare(&control, opening, &post, &mut clients, offset, length).await {
             offset += u64::from(length);
         }
     }
     control.shared.remove_post(post.id);
+    let present = control.opening.lock().await;
+    if *present != opening {
+        // Whoever opened the replicas again has them compared from the beginning.
+        return;
+    }
     control.set_progress(None);
     if !control.is_closed() {
         control.shared.set_primary(None);
@@ -70,9 +75,17 @@ pub(super) async fn run(control: Arc<Control>) {
     }
 }
 
+impl Control {
+    /// Whether it is open, and has not been opened again since that time.
+    async fn is_at(&self, opening: u32) -> bool {
+        !self.is_closed() && *self.opening.lock().await == opening
+    }
+}
+
 /// Makes a piece the same on all replicas, while nobody writes it. Whether it is.
 async fn compare(
     control: &Control,
+    opening: u32,
     post: &Post,
     clients: &mut HashMap<u32, DataClient>,
     offset: u64,
@@ -97,7 +110,9 @@ async fn compare(
             sleep(AGAIN).await;
         }
     }
-    let same = make_same(control, clients, offset, length).await;
+    let present = control.opening.lock().await;
+    let same = *present == opening && make_same(control, clients, offset, length).await;
+    drop(present);
     control
         .shared
         .release(range, REQUEST, post, &mut Vec::new());

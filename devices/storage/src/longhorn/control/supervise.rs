@@ -44,12 +44,12 @@ pub(super) fn watch(control: &Arc<Control>, member: &Arc<Member>) {
     }
 }
 
-/// Tells the owner who has failed.
+/// Tells the owner who has failed, and who is back.
 async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
-    while let Some(Event::Failed(_)) = events.recv().await {
-        let mut failures = 1;
-        while let Ok(Event::Failed(_)) = events.try_recv() {
-            failures += 1;
+    while events.recv().await.is_some() {
+        let mut changes = 1;
+        while events.try_recv().is_ok() {
+            changes += 1;
         }
         loop {
             let Some(control) = control.upgrade() else {
@@ -58,7 +58,7 @@ async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
             let told = control.tell_listener();
             let Err(error) = told else {
                 if control.listener.records() {
-                    control.shared.recorded(failures);
+                    control.shared.recorded(changes);
                 }
                 break;
             };

@@ -65,6 +65,8 @@ pub(super) struct InFlight {
 /// What to do about a write that all replicas have answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Verdict {
+    /// Replicas that have it and were read when they were asked.
+    pub holders: Vec<u32>,
     /// Replicas that miss it, and why: they are left before it is acknowledged.
     pub failed: Vec<(u32, String)>,
     /// What the submitter is told.
@@ -137,7 +139,13 @@ impl InFlight {
             (false, true) => Err(IoError::Os(libc::ENOSPC)),
             (false, false) => Err(IoError::Os(libc::EIO)),
         };
-        Verdict { failed, result }
+        let mut holders = readable;
+        holders.retain(|id| !missing(id));
+        Verdict {
+            holders,
+            failed,
+            result,
+        }
     }
 }
 

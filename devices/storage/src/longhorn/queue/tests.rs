@@ -3,6 +3,7 @@
 
 mod abandoned;
 mod faults;
+mod lost;
 mod model;
 mod simple;
 
@@ -241,6 +242,7 @@ struct Bench {
     queues: Vec<VolumeQueue>,
     events: UnboundedReceiver<Event>,
     size: usize,
+    next_id: u32,
 }
 
 impl Bench {
@@ -257,9 +259,10 @@ impl Bench {
             queues: Vec::new(),
             events,
             size,
+            next_id: 0,
         };
-        for id in 0..replicas {
-            let replica = Replica::new(id, size, Mode::ReadWrite);
+        for _ in 0..replicas {
+            let replica = bench.new_replica(Mode::ReadWrite);
             bench.shared.add_member(Arc::clone(&replica.member));
             bench.replicas.push(replica);
         }
@@ -267,6 +270,12 @@ impl Bench {
             bench.add_queue();
         }
         bench
+    }
+
+    fn new_replica(&mut self, mode: Mode) -> Replica {
+        let id = self.next_id;
+        self.next_id += 1;
+        Replica::new(id, self.size, mode)
     }
 
     fn add_queue(&mut self) {
@@ -285,8 +294,7 @@ impl Bench {
     /// Adds a replica as one that is being rebuilt, as the control thread does.
     fn add_replica(&mut self, frozen: &Frozen) -> usize {
         let _ = frozen;
-        let id = u32::try_from(self.replicas.len()).expect("few");
-        let mut replica = Replica::new(id, self.size, Mode::WriteOnly);
+        let mut replica = self.new_replica(Mode::WriteOnly);
         for post in self.shared.posts() {
             let socket = replica.connect();
             self.shared.send_connection(&post, &replica.member, socket);

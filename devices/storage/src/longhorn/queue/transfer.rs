@@ -209,17 +209,34 @@ impl VolumeQueue {
         };
         let verdict = request.judge();
         request.done += request.piece;
-        let over = verdict.result.is_err() || request.done == request.length;
+        let complete = request.done == request.length;
         for (member, reason) in &verdict.failed {
             self.leave(*member, reason);
         }
-        if over {
-            self.end(number, verdict.result);
+        let result = match verdict.result {
+            // Those that have it failed elsewhere meanwhile: others may miss it that had something else.
+            Ok(()) if !self.is_kept(&verdict.holders) => Err(IoError::Os(libc::EIO)),
+            result => result,
+        };
+        if complete || result.is_err() {
+            self.end(number, result);
         } else if self.abandoned {
             self.end(number, Err(CANCELED));
         } else {
             self.write_piece(number);
         }
+    }
+
+    /// Whether a write may be acknowledged that these replicas have and no others, now that the others were left.
+    fn is_kept(&self, holders: &[u32]) -> bool {
+        if !self.shared.is_decided() {
+            return self.shared.decide(holders);
+        }
+        // After that look: had one failed since without this write, it would not be decided.
+        self.sessions.iter().any(|session| {
+            let member = &session.member;
+            holders.contains(&member.id) && member.mode() == Mode::ReadWrite
+        })
     }
 
     /// A piece was read.

@@ -45,6 +45,8 @@ enum Step {
     /// The rebuild is complete, if the gate is shut.
     Promote,
     Thaw,
+    /// Those of the replicas that have everything and are in this set are opened again, if all have failed.
+    Reopen(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -71,6 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Add),
         1 => Just(Step::Promote),
         2 => Just(Step::Thaw),
+        3 => (1..8_usize).prop_map(Step::Reopen),
     ]
 }
 
@@ -281,6 +284,7 @@ impl World {
                 self.frozen = None;
                 self.freezing = None;
             }
+            Step::Reopen(set) => self.reopen(set)?,
             _ => {}
         }
         Ok(())
@@ -334,6 +338,69 @@ impl World {
         Ok(())
     }
 
+    /// Opens replicas again after all have failed, and has queues that have connections to them take the place of those that have not.
+    fn reopen(&mut self, set: usize) -> Result<(), TestCaseError> {
+        if self.bench.modes().contains(&Mode::ReadWrite) {
+            return Ok(());
+        }
+        self.frozen = None;
+        self.freezing = None;
+        for replica in &self.bench.replicas {
+            let reason = "what it was rebuilt from is lost";
+            self.bench.shared.fail(&replica.member, reason);
+        }
+        let complete = self.bench.shared.complete_when_lost();
+        prop_assert!(!complete.is_empty(), "nobody has everything");
+        let chosen = |(place, _): &(usize, &Arc<Member>)| set >> (place % 3) & 1 == 1;
+        let mut chosen: Vec<u32> = complete
+            .iter()
+            .enumerate()
+            .filter(chosen)
+            .map(|(_, m)| m.id)
+            .collect();
+        if chosen.is_empty() {
+            chosen.push(complete[0].id);
+        }
+        let mut back = Vec::new();
+        for old in chosen {
+            let mut new = self.bench.new_replica(Mode::ReadWrite);
+            let mut replicas = self.bench.replicas.iter_mut();
+            let place = replicas
+                .find(|replica| replica.member.id == old)
+                .expect("it is known");
+            new.bytes.clone_from(&place.bytes);
+            back.push((old, Arc::clone(&new.member)));
+            *place = new;
+        }
+        self.bench.shared.reinstate(&back);
+        // What the queues were told before that is decided now. One may wait for a range that another has.
+        for _ in 0..1000 {
+            if self.bench.queues.iter().all(|queue| queue.in_flight() == 0) {
+                break;
+            }
+            for queue in 0..self.bench.queues.len() {
+                self.bench.queues[queue].kick();
+                self.reap(queue)?;
+            }
+        }
+        prop_assert!(self.bench.queues.iter().all(|queue| queue.in_flight() == 0));
+        let queues = self.bench.queues.drain(..).count();
+        for _ in 0..queues {
+            self.bench.add_queue();
+        }
+        Ok(())
+    }
+
+    /// Replicas that are to have everything: those that are read; if there are none, those that would be opened again.
+    fn complete(&self) -> Vec<&Replica> {
+        let lost = self.bench.shared.complete_when_lost();
+        let complete = |replica: &&Replica| {
+            let member = &replica.member;
+            member.mode() == Mode::ReadWrite || lost.iter().any(|lost| lost.id == member.id)
+        };
+        self.bench.replicas.iter().filter(complete).collect()
+    }
+
     /// All comes to rest, and is looked at.
     fn end(mut self) -> Result<(), TestCaseError> {
         self.frozen = None;
@@ -346,8 +413,8 @@ impl World {
         prop_assert!(
             guest.writing.is_empty() && guest.reading.is_empty() && guest.flushing.is_empty()
         );
-        let good = |replica: &&Replica| replica.member.mode() == Mode::ReadWrite;
-        let all: Vec<&Replica> = self.bench.replicas.iter().filter(good).collect();
+        let all = self.complete();
+        prop_assert!(!all.is_empty(), "nobody has everything");
         for replica in &all {
             guest.check(&replica.bytes, 0..SIZE / UNIT, self.now + 1, self.now + 1)?;
             for unit in
