@@ -35,8 +35,14 @@ impl ReplicaOptions {
     /// When Longhorn was not built.
     #[must_use]
     pub fn of(volume: &str) -> Self {
+        Self::by(program(), volume)
+    }
+
+    /// A program's replica of a volume, without a revision counter.
+    #[must_use]
+    pub fn by(program: PathBuf, volume: &str) -> Self {
         Self {
-            program: program(),
+            program,
             volume: volume.to_owned(),
             revision_counter: false,
             flags: Vec::new(),

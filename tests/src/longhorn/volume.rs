@@ -63,7 +63,7 @@ impl Set {
         let (volume, directory) = (volume_name(name), directory());
         let options = ReplicaOptions {
             revision_counter,
-            ..ReplicaOptions::of(&volume)
+            ..ReplicaOptions::by(programs[0].clone(), &volume)
         };
         let mut set = Self {
             volume,
