@@ -258,7 +258,6 @@ impl Shared {
         }
     }
 
-<<<<<<< HEAD
     /// Makes another replica the primary, if this one is and there is one.
     fn succeed(&self, id: u32) {
         if self.primary() != Some(id) {
@@ -271,8 +270,6 @@ impl Shared {
         }
     }
 
-    /// Whether writes may be acknowledged: there is no failure that the record does not have.
-=======
     /// Leaves a replica that is not known to have everything.
     pub(super) fn fail_behind(&self, member: &Member, reason: &str) {
         self.fail(member, reason);
@@ -281,7 +278,6 @@ impl Shared {
     }
 
     /// Whether writes may be acknowledged: there is nothing that the record does not have.
->>>>>>> 1b8bcbf (storage/longhorn: a volume that lost all its replicas gets them back)
     pub(super) fn is_recorded(&self) -> bool {
         self.unrecorded.load(Ordering::SeqCst) == 0
     }

@@ -30,6 +30,8 @@ mod connection;
 mod coverage;
 mod error;
 mod funnel;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 mod handshake;
 mod journal;
 mod protocol;
