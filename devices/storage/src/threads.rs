@@ -79,7 +79,10 @@ pub(crate) struct ThreadQueue<W: Work> {
     pool: Arc<Pool<W>>,
     staged: Vec<(u64, W::Task)>,
     in_flight: usize,
+    abandoned: bool,
 }
+
+const CANCELED: Result<(), IoError> = Err(IoError::Os(libc::ECANCELED));
 
 impl<W: Work> ThreadQueue<W> {
     /// A queue of `image` on which up to `depth` requests will be in flight.
@@ -106,6 +109,7 @@ impl<W: Work> ThreadQueue<W> {
             pool,
             staged: Vec::with_capacity(usize::from(depth)),
             in_flight: 0,
+            abandoned: false,
         })
     }
 }
@@ -147,6 +151,9 @@ impl<W: Work> DiskQueue for ThreadQueue<W> {
     fn submit(&mut self, request: Request) {
         self.in_flight += 1;
         let tag = request.tag;
+        if self.abandoned {
+            return self.pool.answer(&mut self.pool.lock(), tag, CANCELED);
+        }
         match self.pool.image.accept(request) {
             Ok(task) => self.staged.push((tag, task)),
             Err(result) => self.pool.answer(&mut self.pool.lock(), tag, result),
@@ -184,6 +191,16 @@ impl<W: Work> DiskQueue for ThreadQueue<W> {
         }
     }
 
+    fn abandon(&mut self) {
+        self.abandoned = true;
+        let mut state = self.pool.lock();
+        // No thread has begun these.
+        let waiting = std::mem::take(&mut state.tasks);
+        for (tag, _) in waiting.into_iter().chain(self.staged.drain(..)) {
+            self.pool.answer(&mut state, tag, CANCELED);
+        }
+    }
+
     fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -205,5 +222,81 @@ impl<W: Work> Drop for ThreadQueue<W> {
             tracing::error!(path = %self.pool.image.path().display(), threads = state.threads,
                 "the host still works on requests of a closed disk");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::Operation;
+
+    /// Work that is done when the test says so.
+    struct Slow {
+        begun: Mutex<Sender<()>>,
+        go_on: Mutex<Receiver<()>>,
+    }
+
+    impl Work for Slow {
+        type Task = ();
+        type Scratch = ();
+
+        fn path(&self) -> &Path {
+            Path::new("slow")
+        }
+
+        fn scratch() {}
+
+        fn accept(&self, _request: Request) -> Result<(), Result<(), IoError>> {
+            Ok(())
+        }
+
+        fn carry_out(&self, _task: (), _scratch: &mut ()) -> Result<(), IoError> {
+            self.begun.lock().unwrap().send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_no_thread_has_begun_when_it_is_abandoned_is_never_done() {
+        let (begun, has_begun) = channel();
+        let (say, go_on) = channel();
+        let work = Arc::new(Slow {
+            begun: Mutex::new(begun),
+            go_on: Mutex::new(go_on),
+        });
+        let mut queue = ThreadQueue::new(work, 16).unwrap();
+        let operation = Operation::Flush;
+        let submit = |queue: &mut ThreadQueue<Slow>, tag| {
+            let operation = operation.share();
+            queue.submit(Request { tag, operation });
+        };
+        for tag in 0..8 {
+            submit(&mut queue, tag);
+        }
+        queue.kick();
+        for _ in 0..MAX_THREADS {
+            has_begun.recv().unwrap();
+        }
+        submit(&mut queue, 8);
+        queue.abandon();
+        submit(&mut queue, 9);
+        queue.kick();
+        let mut done = Vec::new();
+        queue.reap(&mut done);
+        let mut canceled: Vec<_> = done.iter().map(|c| (c.tag, c.result)).collect();
+        canceled.sort_by_key(|(tag, _)| *tag);
+        let wanted: Vec<_> = (4..10).map(|tag| (tag, CANCELED)).collect();
+        assert_eq!(canceled, wanted);
+        for _ in 0..MAX_THREADS {
+            say.send(()).unwrap();
+        }
+        let mut rest = Vec::new();
+        queue.drain(Duration::from_secs(20), &mut rest).unwrap();
+        assert_eq!(rest.len(), MAX_THREADS);
+        assert!(rest.iter().all(|completion| completion.result.is_ok()));
+        assert!(has_begun.try_recv().is_err(), "nothing more was begun");
     }
 }
