@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use tempfile::TempDir;
+
+use crate::files;
+
 /// Runs a command and returns what it printed.
 ///
 /// # Panics
@@ -135,5 +139,40 @@ impl Bridge {
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.name()
+    }
+}
+
+/// An ext4 file system in a file, which does what replicas want and a tmpfs does not: O_DIRECT, FIEMAP. Unmounted on drop.
+#[derive(Debug)]
+pub struct FileSystem(TempDir);
+
+impl FileSystem {
+    /// Makes one of `size` bytes, nearly all of which files may take.
+    ///
+    /// # Panics
+    /// When it cannot be made or mounted.
+    #[must_use]
+    pub fn ext4(size: u64) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let image = files::empty_disk(directory.path(), "image", size);
+        let this = Self(directory);
+        run(&format!(
+            "mkfs.ext4 -q -F -m 0 -N 256 -O ^has_journal {image} && mkdir {at} && mount -o loop {image} {at}",
+            image = image.display(),
+            at = this.path().display()
+        ));
+        this
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("mounted")
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let _ = shell(&format!("umount -l {}", self.path().display()));
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod blocks;
 pub mod cdrom;
 pub mod ctl;
 pub mod files;

@@ -13,13 +13,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paddock_probe::blocks::{self, Stamp};
+use paddock_probe::blocks::{Stamp, fill};
 use paddock_probe::protocol::{
     Area, BlocksDiscard, BlocksFlush, BlocksRead, BlocksVerify, BlocksWrite, BlocksZero, Exec,
     Range,
 };
 use paddock_tests::host::{SmallFileSystem, run};
-use paddock_tests::{Vm, amount, files};
+use paddock_tests::{Vm, amount, blocks, files};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -48,48 +48,12 @@ fn area(count: u64) -> Area {
     }
 }
 
-/// Checks in the file itself the blocks that `area` says the guest wrote; returns how many.
-fn verify_file(file: &File, area: &Area) -> u64 {
-    let stamp = Stamp {
-        seed: area.seed,
-        generation: area.generation,
-    };
-    let total = area.length / BLOCK as u64;
-    let mut block = vec![0; BLOCK];
-    let mut checked = 0;
-    let count = usize::try_from(area.count.unwrap_or(total)).unwrap();
-    for index in blocks::visits(area.order, total, area.seed).take(count) {
-        let offset = area.offset + index * BLOCK as u64;
-        file.read_exact_at(&mut block, offset).unwrap();
-        if let Err(mismatch) = blocks::check(&block, offset, stamp) {
-            panic!("in the file: {mismatch:?}");
-        }
-        checked += 1;
-    }
-    checked
-}
-
 /// Has the guest write blocks all over its disk by 4 queues, flush, and read them back.
 fn write_and_verify(vm: &Vm, count: u64) -> Area {
     let area = area(count);
-    let mut write = BlocksWrite::new(area.clone());
-    write.issue.jobs = 16;
-    write.flush = true;
-    let written = vm.call_within(write, LONG);
-    assert!(written.is_clean(), "{written:?}");
-    assert_eq!(written.blocks, count);
-    assert_eq!(written.cpus, [0, 1, 2, 3], "every queue was used");
-    verify(vm, &area);
+    blocks::write(vm, &area);
+    blocks::verify(vm, &area);
     area
-}
-
-/// Has the guest read back what was written.
-fn verify(vm: &Vm, area: &Area) {
-    let mut verify = BlocksVerify::new(area.clone());
-    verify.issue.jobs = 16;
-    let verified = vm.call_within(verify, LONG);
-    let all = Some(verified.blocks) == area.count;
-    assert!(verified.is_clean() && all, "{verified:?}");
 }
 
 /// Random writes on every queue, seen the same from both sides.
@@ -109,7 +73,7 @@ fn writes_are_the_same_from_both_sides(options: &str) {
     let area = write_and_verify(&vm, amount(3000, 12_000));
     // Without a word to the guest: the data is in the file now, and only there where it was written.
     let file = File::open(&path).unwrap();
-    let count = verify_file(&file, &area);
+    let count = blocks::verify_file(&file, &area);
     let allocated = file.metadata().unwrap().blocks() * 512;
     assert!(
         allocated < count * 4096 * 2,
@@ -138,7 +102,7 @@ fn what_the_file_holds_is_what_the_guest_reads() {
     };
     let mut block = vec![0; BLOCK];
     for index in 0..64 * MIB / BLOCK as u64 {
-        blocks::fill(&mut block, index * BLOCK as u64, stamp);
+        fill(&mut block, index * BLOCK as u64, stamp);
         file.write_all_at(&block, index * BLOCK as u64).unwrap();
     }
     let vm = Vm::builder().cpus(&2).args(disk(&path, "")).boot();
@@ -183,7 +147,7 @@ fn random_writes_on_4_queues_of_a_qcow2_image() {
     // What was flushed is there when the process is gone from one moment to the next, and the image is as sound as before.
     drop(vm);
     let vm = boot();
-    verify(&vm, &area);
+    blocks::verify(&vm, &area);
     vm.power_off();
     let raw = directory.path().join("disk.raw");
     run(&format!("qemu-img check -f qcow2 {}", path.display()));
@@ -193,7 +157,7 @@ fn random_writes_on_4_queues_of_a_qcow2_image() {
         raw.display()
     ));
     assert_eq!(
-        verify_file(&File::open(&raw).unwrap(), &area),
+        blocks::verify_file(&File::open(&raw).unwrap(), &area),
         area.count.unwrap()
     );
     assert_eq!(std::fs::metadata(&base).unwrap().blocks(), 0);

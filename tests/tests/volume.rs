@@ -1,0 +1,205 @@
+//! A guest on real KVM on a replicated volume: its replicas are killed, hang, run out of space and come back under its writes.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![allow(
+    clippy::allow_attributes,
+    reason = "not every test file has such a helper"
+)]
+
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use paddock_probe::protocol::Area;
+use paddock_tests::host::{FileSystem, run};
+use paddock_tests::longhorn::{Replica, ReplicaOptions, own_replica};
+use paddock_tests::{Vm, amount, blocks};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+
+/// A volume on replicas of ours.
+struct Volume {
+    replicas: Vec<Replica>,
+    /// Last: the replicas end before it goes.
+    place: FileSystem,
+}
+
+impl Volume {
+    /// Starts so many replicas on a file system of `space` bytes.
+    fn start(count: usize, space: u64) -> Self {
+        let place = FileSystem::ext4(space);
+        let options = ReplicaOptions::by(own_replica(), "guest");
+        let replicas = (0..count).map(|number| {
+            let directory = place.path().join(format!("r{number}"));
+            Replica::start(&directory, SIZE, options.clone())
+        });
+        Self {
+            replicas: replicas.collect(),
+            place,
+        }
+    }
+
+    /// Boots a guest with an API and the volume, on 4 queues.
+    fn boot(&self, more: &str) -> Vm {
+        let mut disk = format!("volume=guest,id=data,queues=4{more}");
+        for replica in &self.replicas {
+            disk += &format!(",replica={}", replica.control());
+        }
+        let builder = Vm::builder().cpus(&4).api();
+        builder.args(["--disk", &disk]).boot()
+    }
+
+    fn restart(&mut self) {
+        for replica in &mut self.replicas {
+            replica.restart();
+        }
+    }
+}
+
+/// Random blocks all over the disk.
+fn area(size: u64, generation: u64, count: u64) -> Area {
+    Area {
+        generation,
+        count: Some(count),
+        ..Area::new("/dev/vda", size, 42)
+    }
+}
+
+/// Why the VM has stopped, and no other disk has failed.
+fn failure(vm: &Vm) -> (Value, Value) {
+    let failures = vm.api().get("/vm").body["disk_failures"].clone();
+    assert_eq!(failures.as_array().map(Vec::len), Some(1), "{failures}");
+    (failures[0]["disk"].clone(), failures[0]["errno"].clone())
+}
+
+fn is_well(vm: &Vm) -> bool {
+    let body = vm.api().get("/vm").body;
+    body["disk_failures"].as_array().is_none_or(Vec::is_empty)
+}
+
+#[test]
+fn replicas_are_killed_one_after_the_other_and_come_back() {
+    let mut volume = Volume::start(3, 4 * SIZE);
+    let vm = volume.boot(",on-error=stop");
+    let api = vm.api();
+    let mut events = api.events(0);
+    events.wait_for_state("running");
+    let count = amount(1500, 6000);
+    // One, then two of three: the guest sees nothing of it.
+    let first = area(SIZE, 1, count);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| blocks::write(&vm, &first));
+        for replica in &mut volume.replicas[..2] {
+            sleep(Duration::from_millis(200));
+            replica.kill();
+        }
+        writer.join().unwrap();
+    });
+    blocks::verify(&vm, &first);
+    assert!(is_well(&vm));
+    // The last, too: the VM waits for it, and what was held is done on it alone, for the others have missed something.
+    let second = area(SIZE, 2, count);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| blocks::write(&vm, &second));
+        sleep(Duration::from_millis(100));
+        volume.replicas[2].kill();
+        events.wait_for("disk-error");
+        events.wait_for_state("paused");
+        assert_eq!(failure(&vm), (json!("data"), json!(5)));
+        volume.restart();
+        assert_eq!(api.act("resume").status, 202);
+        events.wait_for("disk-recovered");
+        writer.join().unwrap();
+    });
+    blocks::verify(&vm, &second);
+    assert!(is_well(&vm));
+    vm.power_off();
+}
+
+#[test]
+fn all_replicas_are_lost_at_once_and_found_again_without_a_word() {
+    let mut volume = Volume::start(3, 4 * SIZE);
+    let vm = volume.boot(",on-error=retry");
+    let api = vm.api();
+    let mut events = api.events(0);
+    let all = area(SIZE, 1, amount(1500, 6000));
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| blocks::write(&vm, &all));
+        sleep(Duration::from_millis(200));
+        for replica in &mut volume.replicas {
+            replica.kill();
+        }
+        events.wait_for("disk-error");
+        assert_eq!(api.state(), "running");
+        volume.restart();
+        events.wait_for("disk-recovered");
+        writer.join().unwrap();
+    });
+    for _ in 0..3 {
+        // Reads go to one replica after the other once they have been compared.
+        blocks::verify(&vm, &all);
+    }
+    vm.power_off();
+}
+
+#[test]
+fn a_volume_grows_and_outlives_a_replica_that_hangs() {
+    let mut volume = Volume::start(3, 4 * SIZE);
+    let vm = volume.boot("");
+    assert_eq!(vm.info().disks[0].size, SIZE);
+    let larger = SIZE + 32 * MIB;
+    let body = json!({"size": larger});
+    let answer = vm.api().request("PUT", "/vm/disks/data/size", Some(&body));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    vm.wait_until(
+        "the guest does not see the new size",
+        Duration::from_secs(30),
+        || vm.info().disks[0].size == larger,
+    );
+    let all = area(larger, 1, amount(1500, 6000));
+    let before = Instant::now();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| blocks::write(&vm, &all));
+        sleep(Duration::from_millis(100));
+        volume.replicas[1].freeze();
+        writer.join().unwrap();
+    });
+    // Nothing is acknowledged that it may miss, before it is given up.
+    assert!(
+        before.elapsed() > Duration::from_secs(7),
+        "{:?}",
+        before.elapsed()
+    );
+    blocks::verify(&vm, &all);
+    vm.power_off();
+}
+
+#[test]
+fn a_full_replica_stops_the_vm_until_there_is_room() {
+    let volume = Volume::start(1, 32 * MIB);
+    let ballast = volume.place.path().join("ballast");
+    let vm = volume.boot(",on-error=stop");
+    let api = vm.api();
+    let mut events = api.events(0);
+    events.wait_for_state("running");
+    let mut all = Area::new("/dev/vda", 20 * MIB, 5);
+    all.block_size = 256 << 10;
+    // Less is left than the guest writes.
+    run(&format!("fallocate -l 16M {}", ballast.display()));
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| blocks::write(&vm, &all));
+        events.wait_for("disk-error");
+        events.wait_for_state("paused");
+        assert_eq!(failure(&vm), (json!("data"), json!(28)));
+        run(&format!("rm {}", ballast.display()));
+        assert_eq!(api.act("resume").status, 202);
+        events.wait_for("disk-recovered");
+        writer.join().unwrap();
+    });
+    blocks::verify(&vm, &all);
+    assert!(is_well(&vm));
+    vm.power_off();
+}
