@@ -174,7 +174,7 @@ pub(crate) struct Attached {
 }
 
 impl Disks {
-    /// Of a VM that has none yet, and is held until [`end`](Self::end). Events go to `journal`.
+    /// Of a VM that has none yet, and is held until its end. Events go to `journal`.
     #[must_use]
     pub fn new(journal: Arc<Journal>, held: Held) -> Self {
         let attached = Attached {

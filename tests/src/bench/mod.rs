@@ -293,7 +293,8 @@ const VMM_FIGURES: &[Figure] = &[
         name: "size",
         about: "the stripped binary",
         unit: "MiB",
-        goal: Goal::AtMost(8.0),
+        // Of it the storage stack is 3.6: gRPC, TLS, the engine and its commands.
+        goal: Goal::AtMost(9.0),
         place: Place::Here,
         peer: QEMU,
         turns: 1,

@@ -1,6 +1,6 @@
 //! The replicated volume behind a disk, as others see it: its replicas and snapshots, and the way to change them while the VM runs.
 //!
-//! What takes long runs on the volume's own thread. The control plane waits for it, not longer than [`DEADLINE`] where a client waits too, and never in
+//! What takes long runs on the volume's own thread. The control plane waits for it, not longer than `DEADLINE` where a client waits too, and never in
 //! a way that a replica that hangs could keep anything else waiting. Replicas answer what they like; what they say is told and not trusted.
 
 mod changes;
