@@ -265,7 +265,7 @@ fn a_replica_that_missed_a_snapshot_is_rebuilt() {
     replicas.fails("snapshot create", &["first"], &[&lost, "rebuild these"]);
     replicas.list[0].restart();
     assert_eq!(replicas.standings(), ["stale", "complete", "complete"]);
-    replicas.fails("check", &[], &[&lost, "has not the snapshots"]);
+    replicas.fails("check", &[], &[&lost, "has other snapshots"]);
     replicas.well("rebuild", &[]);
     replicas.well("check", &[]);
 }
