@@ -99,6 +99,7 @@ pub struct VolumeState {
 pub struct ReplicaRequest {
     /// `HOST:PORT` of its control service; its data are on the next port, its sync agent on the one after. Its process runs, is used by nobody,
     /// and has nothing that is to be kept.
+    #[schema(example = "10.0.0.4:10000")]
     pub address: String,
 }
 
