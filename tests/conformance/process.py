@@ -38,7 +38,7 @@ class Paddock:
         self.kvm = kvm
         self.process: subprocess.Popen[bytes] | None = None
         self.replicas: list[subprocess.Popen[bytes]] = []
-        self.places: list[Path] = []
+        self.mounts: list[Path] = []
 
     def __enter__(self) -> Self:
         try:
@@ -99,16 +99,27 @@ class Paddock:
         program = Path(os.environ["PADDOCK_BIN"]).with_name("paddock-replica")
         if not program.exists():
             raise AssertionError(f"{program} is missing: run cargo build --release -p paddock-replica")
+        file_system = self._file_system()
         addresses = []
         for number in range(replicas):
             address = f"127.0.0.1:{REPLICA_PORT + 10 * number}"
-            # On a disk: the replicas want a file system with holes and O_DIRECT.
-            place = Path(tempfile.mkdtemp(prefix="paddock-replica-", dir="/var/tmp"))
-            self.places.append(place)
+            place = file_system / str(number)
             command = [str(program), "--volume-name", "conformance", "replica", "--listen", address, "--size", "1m", "--sync-agent-port-count", "3", str(place)]
             self.replicas.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
             addresses.append(address)
         return {"name": "conformance", "replicas": addresses}
+
+    def _file_system(self) -> Path:
+        """One of its own for replicas, which want holes and O_DIRECT: the lab's scratch is a tmpfs."""
+        image = self.scratch / "replicas.ext4"
+        with image.open("wb") as file:
+            file.truncate(128 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+        place = self.scratch / "replicas"
+        place.mkdir()
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+        self.mounts.append(place)
+        return place
 
     def logged(self) -> str:
         """The end of its log."""
@@ -130,8 +141,9 @@ class Paddock:
         for replica in self.replicas:
             replica.kill()
             replica.wait()
-        for place in (self.scratch, *self.places):
-            shutil.rmtree(place, ignore_errors=True)
+        for place in self.mounts:
+            subprocess.run(["umount", "--lazy", str(place)], check=False)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class Forwarder:

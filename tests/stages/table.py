@@ -221,7 +221,7 @@ def vm(steps: Steps) -> None:
 
 # Runs the conformance tests that need a VM. The process in them is nobody's, and udev, which lets everyone open it, is not in the lab.
 CONFORMANCE_SCRIPT = """
-modprobe tun && chmod 0666 /dev/net/tun || exit
+modprobe --all loop tun && chmod 0666 /dev/net/tun || exit
 export PYTHONDONTWRITEBYTECODE=1
 code=0
 /usr/bin/python3 "$1/client.py" || code=$?

@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use paddock_fuzz::Input;
 use paddock_longhorn::wire::{HEADER, Header, Kind};
 use paddock_storage::longhorn::EngineSocket;
-use paddock_storage::{Buffer, Completion, Disk, DiskQueue, Operation, Request};
+use paddock_storage::{Buffer, Completion, Disk, Operation, Request};
 use vmm_sys_util::tempdir::TempDir;
 
 const SIZE: u64 = 1 << 20;
