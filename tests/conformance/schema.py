@@ -119,7 +119,7 @@ class Vm(Run):
 
     def test_no_breach_and_every_operation_succeeds(self) -> None:
         options = ["--max-examples", "20"] if SOAK else ["--phases", "fuzzing", "--max-examples", "6", "--no-shrink"]
-        tally = self.ask(kvm=True, options=options, deadline=1200 if SOAK else 300)
+        tally = self.ask(kvm=True, options=options, deadline=1200 if SOAK else 600)
         self.each_answered(tally, {name: {status for status in operation["responses"] if status.startswith("2")} for name, operation in operations().items()} | EVENTS)
 
 
