@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use paddock_fuzz::Input;
+use paddock_fuzz::{Input, ignore_broken_pipes};
 use paddock_longhorn::wire::{HEADER, Header, Kind};
 use paddock_storage::longhorn::EngineSocket;
 use paddock_storage::{Buffer, Completion, Disk, Operation, Request};
@@ -137,7 +137,7 @@ fn operation(input: &mut Input) -> (Operation, Option<Buffer>) {
     }
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: ignore_broken_pipes(), |data: &[u8]| {
     let mut input = Input::new(data);
     let (listener, path) = listener();
     let disk = EngineSocket::open(path, SIZE, false).expect("somebody listens");
