@@ -15,6 +15,7 @@
 //! read, so that the last to fail is never behind.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -72,6 +73,27 @@ impl Post {
     pub(super) fn wake(&self) {
         // Fails only when the counter is full, and then it is readable anyway.
         let _ = self.event.write(1);
+    }
+}
+
+/// A letter box, as long as it is registered: until this is dropped.
+#[derive(Debug)]
+pub(super) struct Registered {
+    shared: Arc<Shared>,
+    post: Arc<Post>,
+}
+
+impl Deref for Registered {
+    type Target = Post;
+
+    fn deref(&self) -> &Post {
+        &self.post
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.shared.remove_post(self.id);
     }
 }
 
@@ -289,16 +311,16 @@ impl Shared {
     }
 
     /// A letter box for a new queue.
-    pub(super) fn add_post(&self) -> io::Result<Arc<Post>> {
+    pub(super) fn add_post(self: &Arc<Self>) -> io::Result<Registered> {
         self.add_post_of(true)
     }
 
     /// A letter box for the volume's own requests.
-    pub(super) fn add_own_post(&self) -> io::Result<Arc<Post>> {
+    pub(super) fn add_own_post(self: &Arc<Self>) -> io::Result<Registered> {
         self.add_post_of(false)
     }
 
-    fn add_post_of(&self, is_user: bool) -> io::Result<Arc<Post>> {
+    fn add_post_of(self: &Arc<Self>, is_user: bool) -> io::Result<Registered> {
         let post = Arc::new(Post {
             id: self.next_post.fetch_add(1, Ordering::Relaxed),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -309,10 +331,11 @@ impl Shared {
             counters: Counters::default(),
         });
         self.posts.lock().push(Arc::clone(&post));
-        Ok(post)
+        let shared = Arc::clone(self);
+        Ok(Registered { shared, post })
     }
 
-    pub(super) fn remove_post(&self, id: u32) {
+    fn remove_post(&self, id: u32) {
         let mut posts = self.posts.lock();
         if let Some(index) = posts.iter().position(|post| post.id == id) {
             let gone = posts.remove(index);

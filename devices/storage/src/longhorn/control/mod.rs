@@ -40,7 +40,7 @@ use self::rebuild::Rebuild;
 use super::error::VolumeError;
 use super::member::{Member, Mode, Socket};
 use super::options::{ReplicaAddress, Taking, VolumeOptions};
-use super::shared::{Post, Shared};
+use super::shared::{Registered, Shared};
 use super::status::{Listener, Progress};
 
 /// What only one task at a time may change.
@@ -147,7 +147,7 @@ impl Control {
     /// Connects a new queue to all replicas.
     pub(super) async fn connect_queue(
         &self,
-    ) -> Result<(Arc<Post>, Vec<(Arc<Member>, Arc<Socket>)>), VolumeError> {
+    ) -> Result<(Registered, Vec<(Arc<Member>, Arc<Socket>)>), VolumeError> {
         let admin = self.administrate().await?;
         if self.settings().withheld {
             return Err(self.state_error(

@@ -61,7 +61,7 @@ pub(super) async fn run(control: Arc<Control>, opening: u32) {
             offset += u64::from(length);
         }
     }
-    control.shared.remove_post(post.id);
+    drop(post);
     let present = control.opening.lock().await;
     if *present != opening {
         // Whoever opened the replicas again has them compared from the beginning.

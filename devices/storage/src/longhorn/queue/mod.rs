@@ -27,7 +27,7 @@ use self::session::{Answer, Session};
 use super::SECTOR;
 use super::member::{Member, Socket};
 use super::ranges::{Range, Writer};
-use super::shared::{Post, Shared};
+use super::shared::{Registered, Shared};
 use crate::{Capabilities, Completion, DiskQueue, IoError, Operation, Request};
 
 /// Bytes of writes that a queue holds copies of at most, unless a single one is larger.
@@ -56,7 +56,7 @@ struct Barrier {
 #[derive(Debug)]
 pub(super) struct VolumeQueue {
     shared: Arc<Shared>,
-    post: Arc<Post>,
+    post: Registered,
     capabilities: Capabilities,
     epoll: OwnedFd,
     sessions: Vec<Session>,
@@ -95,7 +95,7 @@ impl VolumeQueue {
     /// Makes the queue of a letter box, with its first connections.
     pub(super) fn new(
         shared: Arc<Shared>,
-        post: Arc<Post>,
+        post: Registered,
         capabilities: Capabilities,
         connections: Vec<(Arc<Member>, Arc<Socket>)>,
     ) -> io::Result<Self> {
@@ -497,7 +497,6 @@ impl Drop for VolumeQueue {
         if self.in_flight > 0 {
             let _ = self.drain(DROP_DEADLINE, &mut Vec::new());
         }
-        self.shared.remove_post(self.post.id);
         self.leave_debtors();
         for number in 0..self.requests.len() {
             let taken = self.requests[number].take();

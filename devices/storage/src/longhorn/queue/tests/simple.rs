@@ -259,3 +259,16 @@ fn a_queue_that_ends_takes_nothing_with_it() {
     let shared = Arc::clone(&bench.shared);
     assert!(poll_freeze(&mut Box::pin(shared.freeze())).is_some());
 }
+
+#[test]
+fn a_letter_box_that_gets_no_queue_is_nobodys() {
+    let bench = Bench::new(1, 0, 64 * K);
+    let shared = &bench.shared;
+    // What opening a queue does, as far as it gets.
+    let post = shared.add_post().expect("an eventfd");
+    assert!(shared.enter(&post) && shared.is_used());
+    drop(post);
+    assert!(shared.posts().is_empty() && !shared.is_used());
+    let frozen = poll_freeze(&mut Box::pin(shared.freeze()));
+    assert!(frozen.is_some(), "nobody is waited for");
+}
