@@ -80,6 +80,7 @@ fn answers(queue: &mut dyn DiskQueue, count: usize) -> Vec<(u64, Result<(), IoEr
     let mut done = Vec::new();
     let end = Instant::now() + PATIENCE;
     while done.len() < count {
+        assert!(Instant::now() < end, "no answer: {done:?}");
         crate::fd::wait_readable(queue.completion_event(), end).expect("an answer");
         queue.reap(&mut done);
     }

@@ -201,7 +201,7 @@ fn past_the_deadline_a_disk_can_stop_and_be_resumed() {
     let disk = MemoryDisk::new(4096);
     disk.script([EIO]);
     let retry = Retry {
-        deadline: Duration::from_millis(1),
+        deadline: Duration::from_millis(20),
         interval: PATIENCE,
         then: Then::Stop,
     };
@@ -210,9 +210,22 @@ fn past_the_deadline_a_disk_can_stop_and_be_resumed() {
     assert!(look(queue.as_mut(), [write(0, 0, 1)]).is_empty());
     wait_for("the stop", || heard.letters() == "FS");
     assert!(look(queue.as_mut(), []).is_empty());
-    holding.resume().unwrap();
-    assert_eq!(answers(queue.as_mut(), 1), all_well([0]));
-    wait_for("the recovery", || heard.letters() == "FS=");
+    let mut done = Vec::new();
+    wait_for("the recovery", || {
+        // The time starts anew with each resume. On a busy machine it may be over before the queue was looked at: the disk has stopped again then, perhaps
+        // with nothing held any more, and it is the next request that finds out.
+        if holding.status().stopped {
+            holding.resume().unwrap();
+        }
+        if queue.in_flight() == 0 {
+            queue.submit(write(1, 1, 1));
+        }
+        done.extend(look(queue.as_mut(), []));
+        heard.letters().ends_with('=')
+    });
+    assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    assert_eq!((done[0].tag, heard.letters().matches('F').count()), (0, 1));
+    assert_eq!(disk.contents()[0], 1);
 }
 
 #[test]
