@@ -22,19 +22,27 @@ pub(super) struct Connection {
     patience: Duration,
 }
 
+async fn connect(
+    address: SocketAddr,
+    patience: Duration,
+) -> Result<SendRequest<Full<Bytes>>, String> {
+    let fail = |error: &dyn std::fmt::Display| format!("cannot connect to {address}: {error}");
+    let stream = timeout(patience, TcpStream::connect(address)).await;
+    let stream = stream
+        .map_err(|error| fail(&error))?
+        .map_err(|error| fail(&error))?;
+    stream.set_nodelay(true).map_err(|error| fail(&error))?;
+    let (sender, connection) = handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| fail(&error))?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
 impl Connection {
     /// Connects. Each request may take as long as `patience`.
     pub(super) async fn open(address: SocketAddr, patience: Duration) -> Result<Self, String> {
-        let fail = |error: &dyn std::fmt::Display| format!("cannot connect to {address}: {error}");
-        let stream = timeout(patience, TcpStream::connect(address)).await;
-        let stream = stream
-            .map_err(|error| fail(&error))?
-            .map_err(|error| fail(&error))?;
-        stream.set_nodelay(true).map_err(|error| fail(&error))?;
-        let (sender, connection) = handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| fail(&error))?;
-        tokio::spawn(connection);
+        let sender = connect(address, patience).await?;
         Ok(Self {
             sender,
             address,
@@ -57,6 +65,10 @@ impl Connection {
             .header(HOST, self.address.to_string())
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| fail(&error))?;
+        if self.sender.is_closed() {
+            // Nothing was said for a while, and the peer has ended it.
+            self.sender = connect(self.address, self.patience).await?;
+        }
         let sender = &mut self.sender;
         let exchange = async {
             sender.ready().await.map_err(|error| fail(&error))?;

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -23,6 +24,17 @@ use paddock_longhorn::Identity;
 
 /// Bytes of a piece of a file, as Longhorn's senders cut it.
 const PIECE: u64 = 2 << 20;
+
+/// How long a request of a transfer may take where the engine does not say, as Longhorn's.
+const HTTP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a request of a transfer may take, of which an engine says so many seconds.
+fn http_deadline(seconds: i32) -> Duration {
+    match u64::try_from(seconds) {
+        Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+        _ => HTTP_DEADLINE,
+    }
+}
 
 /// The agent of a replica.
 #[derive(Debug, Clone)]

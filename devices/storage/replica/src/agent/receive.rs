@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -15,13 +16,14 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags};
 use sha2::{Digest, Sha512};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::{Port, Progress, check_transferable};
 use crate::error::{Error, Result};
@@ -30,11 +32,14 @@ use crate::files::extents::extents;
 use crate::files::names::{self, CHECKSUM, META};
 use crate::volume::table::MOST_BYTES;
 
-/// How long a receiver waits for the next request.
-const IDLE: Duration = Duration::from_secs(300);
-
-/// How often it looks whether it has waited too long.
+/// How often a receiver looks whether it has waited too long.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a sender may run out of the time for a request before it is taken for gone: it may be looking for what there is to send.
+const SILENCES: u32 = 4;
+
+/// How long to leave a host alone that has no descriptors for us.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The most bytes of a piece of data, and of one that is summed up.
 const MOST_PIECE: u64 = 16 << 20;
@@ -43,7 +48,22 @@ const MOST_PIECE: u64 = 16 << 20;
 const MOST_CONNECTIONS: usize = 16;
 
 /// How it ended: the file is there, or why it is not.
-pub(super) type Outcome = std::result::Result<(), String>;
+pub(super) type Outcome = std::result::Result<(), Failure>;
+
+/// Why a file is not there.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub text: String,
+    /// The sender is gone, or hangs: it is not worth asking again.
+    pub silent: bool,
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        let silent = false;
+        Self { text, silent }
+    }
+}
 
 /// A file that is being received.
 pub(super) struct Reception {
@@ -56,13 +76,14 @@ impl Reception {
     pub(super) async fn outcome(&mut self) -> Outcome {
         match self.outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-            Err(_) => Err("the receiver is gone".to_owned()),
+            Err(_) => Err("the receiver is gone".to_owned().into()),
         }
     }
 
     /// Nothing more is to come.
     pub(super) fn abandon(&self) {
-        self.receiver.end(Err("the sender failed".to_owned()));
+        self.receiver
+            .end(Err("the sender failed".to_owned().into()));
     }
 }
 
@@ -77,7 +98,11 @@ struct Receiver {
     progress: Option<Arc<Progress>>,
     /// What is being received.
     incoming: Mutex<Option<Coming>>,
+    /// How long a request, and each piece of its data, may be on its way.
+    patience: Duration,
+    /// When a request was last begun or answered, and how many are being carried out.
     used: Mutex<Instant>,
+    working: AtomicUsize,
     ended: watch::Sender<Option<Outcome>>,
 }
 
@@ -89,6 +114,23 @@ struct Coming {
     told: Vec<(u64, u64)>,
 }
 
+/// A request that is being carried out, which is no silence.
+struct Working<'a>(&'a Receiver);
+
+impl<'a> Working<'a> {
+    fn new(receiver: &'a Receiver) -> Self {
+        receiver.working.fetch_add(1, Ordering::Relaxed);
+        Self(receiver)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        *self.0.used.lock() = Instant::now();
+        self.0.working.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A range of a request.
 #[derive(Debug, Clone, Copy)]
 struct Interval {
@@ -96,7 +138,8 @@ struct Interval {
     end: u64,
 }
 
-/// Starts to receive a file. Returns how it will end.
+/// Starts to receive a file. Returns how it will end. A request may be on its way for as long as `patience`, and so may each piece of its data;
+/// the sender is given up when nothing comes from it for a few times as long.
 ///
 /// # Errors
 /// When the name is none, or the port cannot be listened on.
@@ -105,6 +148,7 @@ pub(super) async fn receive(
     name: String,
     port: Port,
     progress: Option<Arc<Progress>>,
+    patience: Duration,
 ) -> Result<Reception> {
     check_transferable(&name)?;
     let address = std::net::SocketAddr::new(port.shared.address, port.number);
@@ -122,7 +166,9 @@ pub(super) async fn receive(
         exists,
         progress,
         incoming: Mutex::new(None),
+        patience,
         used: Mutex::new(Instant::now()),
+        working: AtomicUsize::new(0),
         ended,
     });
     tokio::spawn(serve(listener, Arc::clone(&receiver), port, ending.clone()));
@@ -142,30 +188,17 @@ async fn serve(
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => {
-                let Ok((stream, _)) = accepted else {
-                    continue;
-                };
-                let _ = stream.set_nodelay(true);
-                let receiver = Arc::clone(&receiver);
-                let service = service_fn(move |request| answer(Arc::clone(&receiver), request));
-                connections.spawn(async move {
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-                });
+            stream = accept(&listener), if connections.len() < MOST_CONNECTIONS => {
+                connections.spawn(connection(Arc::clone(&receiver), stream));
             }
             Some(_) = connections.join_next() => {}
             _ = ending.wait_for(Option::is_some) => break,
-            () = tokio::time::sleep(LOOK) => {
-                if receiver.used.lock().elapsed() > IDLE {
-                    receiver.end(Err(format!("nothing came for {IDLE:?}")));
-                    break;
-                }
-            }
+            () = tokio::time::sleep(LOOK.min(receiver.patience)) => receiver.look(),
         }
     }
     // The answer to the last request is on its way.
     drop(listener);
-    let _ = tokio::time::timeout(LOOK, async {
+    let _ = timeout(LOOK, async {
         while connections.join_next().await.is_some() {}
     })
     .await;
@@ -174,11 +207,36 @@ async fn serve(
     drop(port);
 }
 
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Serves a connection. One on which no request comes in time is ended, for there are few of them: a sender that was idle for that long
+/// connects again.
+async fn connection(receiver: Arc<Receiver>, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let of_service = Arc::clone(&receiver);
+    let service = service_fn(move |request| answer(Arc::clone(&of_service), request));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(receiver.patience)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(file = %receiver.name, %error, "a connection of a sender has ended");
+    }
+}
+
 async fn answer(
     receiver: Arc<Receiver>,
     request: Request<Incoming>,
 ) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
-    *receiver.used.lock() = Instant::now();
+    let _working = Working::new(&receiver);
     let (status, body) = match receiver.carry_out(request).await {
         Ok(body) => (StatusCode::OK, body),
         Err((status, text)) => {
@@ -186,7 +244,6 @@ async fn answer(
             (status, text)
         }
     };
-    *receiver.used.lock() = Instant::now();
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     Ok(response)
@@ -309,13 +366,7 @@ impl Receiver {
         if length > MOST_PIECE {
             return Err(bad(format!("{length} bytes in one piece are too many")));
         }
-        // Bounded above.
-        let limited = Limited::new(body, usize::try_from(length).unwrap_or(0));
-        let data = limited
-            .collect()
-            .await
-            .map_err(|error| bad(error.to_string()))?
-            .to_bytes();
+        let data = self.body(body, length).await?;
         let whole = interval.end.min(size).saturating_sub(interval.begin);
         if data.len() as u64 != whole {
             return Err(bad(format!("{} bytes came for {whole}", data.len())));
@@ -326,6 +377,34 @@ impl Receiver {
         }
         self.tell(interval);
         Ok(String::new())
+    }
+
+    /// The data of a request, of which at most `most` bytes are wanted.
+    async fn body(
+        &self,
+        body: Incoming,
+        most: u64,
+    ) -> std::result::Result<Vec<u8>, (StatusCode, String)> {
+        // Bounded by the caller.
+        let mut body = Limited::new(body, usize::try_from(most).unwrap_or(0));
+        let mut data = Vec::new();
+        loop {
+            let frame = timeout(self.patience, body.frame()).await.map_err(|_| {
+                let text = format!(
+                    "{} of {most} bytes came, and then nothing for {:?}",
+                    data.len(),
+                    self.patience
+                );
+                (StatusCode::REQUEST_TIMEOUT, text)
+            })?;
+            let Some(frame) = frame else {
+                return Ok(data);
+            };
+            let frame = frame.map_err(|error| bad(error.to_string()))?;
+            if let Ok(bytes) = frame.into_data() {
+                data.extend_from_slice(&bytes);
+            }
+        }
     }
 
     /// What is there of an interval, if all of it is data. Then the sender may have nothing to send.
@@ -374,7 +453,7 @@ impl Receiver {
     async fn close(self: &Arc<Self>) -> Reply {
         let Some(incoming) = self.incoming.lock().take() else {
             let text = "the file was not opened".to_owned();
-            self.end(Err(text.clone()));
+            self.end(Err(text.clone().into()));
             return Err(bad(text));
         };
         let complete = incoming.size == 0 || incoming.told == [(0, incoming.size)];
@@ -393,7 +472,7 @@ impl Receiver {
                 .await
             }
         };
-        self.end(result.clone().map_err(|(_, text)| text));
+        self.end(result.clone().map_err(|(_, text)| text.into()));
         result.map(|()| String::new())
     }
 
@@ -413,6 +492,18 @@ impl Receiver {
             }
             first
         });
+    }
+
+    /// Gives a sender up of which nothing is heard any more.
+    fn look(&self) {
+        let silence = self.patience.saturating_mul(SILENCES);
+        if self.working.load(Ordering::Relaxed) == 0 && self.used.lock().elapsed() > silence {
+            let text = format!(
+                "nothing came from the sender for {silence:?}; is its process or its host hung?"
+            );
+            tracing::warn!(file = %self.name, error = %text, "a file is given up");
+            self.end(Err(Failure { text, silent: true }));
+        }
     }
 
     /// Removes what did not come whole.
@@ -441,27 +532,4 @@ fn add(ranges: &mut Vec<(u64, u64)>, begin: u64, end: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::add;
-
-    proptest! {
-        #[test]
-        fn ranges_are_what_was_added(added in prop::collection::vec((0_u64..50, 0_u64..10), 0..30)) {
-            let mut ranges = Vec::new();
-            let mut model = [false; 64];
-            for (begin, length) in added {
-                add(&mut ranges, begin, begin + length);
-                for place in begin..begin + length {
-                    model[usize::try_from(place).unwrap()] = true;
-                }
-            }
-            let inside = |place| ranges.iter().any(|&(begin, end)| (begin..end).contains(&place));
-            for (place, expected) in (0..).zip(model) {
-                prop_assert_eq!(inside(place), expected);
-            }
-            prop_assert!(ranges.windows(2).all(|pair| pair[0].1 < pair[1].0));
-        }
-    }
-}
+mod tests;

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use paddock_longhorn::messages as m;
 use paddock_longhorn::sync_agent::sync_agent_service_server::SyncAgentService;
@@ -11,14 +10,11 @@ use tonic::{Request, Response, Status};
 
 use super::receive::receive;
 use super::send::send;
-use super::{Agent, Job};
+use super::{Agent, HTTP_DEADLINE, Job, http_deadline};
 use crate::control::{blocking, status};
 use crate::error::{Error, Result};
 use crate::files::names;
 use crate::volume::replica::Replica;
-
-/// How long a request of a transfer may take where the engine does not say, as Longhorn's.
-const HTTP_DEADLINE: Duration = Duration::from_secs(30);
 
 type Reply<T> = std::result::Result<Response<T>, Status>;
 
@@ -83,10 +79,7 @@ impl SyncAgentService for Agent {
     async fn file_send(&self, request: Request<m::FileSendRequest>) -> Reply<()> {
         let request = request.into_inner();
         let address = resolve(&request.host, request.port).await?;
-        let patience = match u64::try_from(request.file_sync_http_client_timeout) {
-            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
-            _ => HTTP_DEADLINE,
-        };
+        let patience = http_deadline(request.file_sync_http_client_timeout);
         let name = request.from_file_name;
         tracing::info!(file = %name, to = %address, "sending");
         let sent = send(
@@ -125,7 +118,7 @@ impl SyncAgentService for Agent {
         let port = self.shared.port().map_err(|error| status(&error))?;
         let number = port.number;
         tracing::info!(file = %name, port = number, "receiving");
-        receive(directory, name, port, None)
+        receive(directory, name, port, None, HTTP_DEADLINE)
             .await
             .map_err(|error| status(&error))?;
         Ok(Response::new(m::ReceiverLaunchReply {

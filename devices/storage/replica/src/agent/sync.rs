@@ -9,11 +9,12 @@ use paddock_longhorn::messages as m;
 use paddock_longhorn::sync_agent::sync_agent_service_client::SyncAgentServiceClient;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
-use super::receive::receive;
-use super::{Job, Progress, Shared, check_transferable};
+use super::receive::{Failure, Outcome, Reception, receive};
+use super::{Job, Progress, Shared, check_transferable, http_deadline};
 use crate::control::blocking;
 use crate::error::{Error, Result};
 
@@ -29,8 +30,16 @@ const FILE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How long connecting may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long the receiver may take to end when the sender has.
+/// How long the receiver may take to end when the sender has, and the sender to say so when the receiver has the file.
 const END_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a sender may take to say why a file did not come.
+const REASON_DEADLINE: Duration = Duration::from_secs(5);
+
+/// When a source that says nothing is asked whether its host is there, and how often before it is given up. Not by pings of HTTP/2: Longhorn's own
+/// replicas end a connection on which they come more often than every five minutes.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_TRIES: u32 = 4;
 
 /// The most files of a replica, each with its metadata.
 const MOST_FILES: usize = 1024;
@@ -123,7 +132,12 @@ async fn connect(
         .ok_or_else(|| fail(&"there is no such port"))?;
     let endpoint =
         Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|error| fail(&error))?;
-    let endpoint = endpoint.connect_timeout(CONNECT_DEADLINE).timeout(deadline);
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_DEADLINE)
+        .timeout(deadline)
+        .tcp_keepalive(Some(KEEP_ALIVE))
+        .tcp_keepalive_interval(Some(KEEP_ALIVE))
+        .tcp_keepalive_retries(Some(KEEP_ALIVE_TRIES));
     let channel = endpoint.connect().await.map_err(|error| fail(&error))?;
     Ok(SyncAgentServiceClient::new(channel))
 }
@@ -166,9 +180,10 @@ impl Transfer {
             let Err(error) = self.fetch(&mut client, &file).await else {
                 continue;
             };
-            let error = format!("{} from {source}: {error}", file.to_file_name);
+            let silent = error.silent;
+            let error = format!("{} from {source}: {}", file.to_file_name, error.text);
             self.waiting.lock().push_back((file, tries + 1));
-            if tries + 1 >= TRIES {
+            if silent || tries + 1 >= TRIES {
                 return Err(error);
             }
             tracing::warn!(%error, "a file did not come, and is tried again");
@@ -180,7 +195,7 @@ impl Transfer {
         &self,
         client: &mut SyncAgentServiceClient<Channel>,
         file: &m::SyncFileInfo,
-    ) -> std::result::Result<(), String> {
+    ) -> Outcome {
         let replica = Arc::clone(&self.shared.replica);
         let directory = blocking(move || replica.directory())
             .await
@@ -189,9 +204,16 @@ impl Transfer {
         let number = port.number;
         // Metadata and empty files do not count.
         let progress = (file.actual_size > 0).then(|| Arc::clone(&self.progress));
-        let mut reception = receive(directory, file.to_file_name.clone(), port, progress)
-            .await
-            .map_err(|error| error.text())?;
+        let patience = http_deadline(self.request.file_sync_http_client_timeout);
+        let reception = receive(
+            directory,
+            file.to_file_name.clone(),
+            port,
+            progress,
+            patience,
+        )
+        .await
+        .map_err(|error| error.text())?;
         let mut request = Request::new(m::FileSendRequest {
             from_file_name: file.from_file_name.clone(),
             host: self.request.to_host.clone(),
@@ -202,15 +224,43 @@ impl Transfer {
         if let Ok(volume) = self.shared.identity.volume.parse() {
             request.metadata_mut().insert(VOLUME_NAME, volume);
         }
-        if let Err(status) = client.file_send(request).await {
-            reception.abandon();
-            return Err(status.message().to_owned());
-        }
-        match tokio::time::timeout(END_DEADLINE, reception.outcome()).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
+        let sending = client.file_send(request);
+        let sending = async { sending.await.map_err(|status| status.message().to_owned()) };
+        await_both(sending, reception).await
+    }
+}
+
+/// Waits for both ends of a transfer, of which either may be silent for ever.
+async fn await_both<T>(
+    sending: impl Future<Output = std::result::Result<T, String>>,
+    mut reception: Reception,
+) -> Outcome {
+    tokio::pin!(sending);
+    tokio::select! {
+        sent = &mut sending => {
+            if let Err(text) = sent {
                 reception.abandon();
-                Err("the sender says that it is done, and did not close the file".to_owned())
+                return Err(text.into());
+            }
+            match timeout(END_DEADLINE, reception.outcome()).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    reception.abandon();
+                    let text = "the sender says that it is done, and did not close the file";
+                    Err(text.to_owned().into())
+                }
+            }
+        }
+        outcome = reception.outcome() => {
+            let patience = match &outcome {
+                Err(Failure { silent: true, .. }) => return outcome,
+                Err(_) => REASON_DEADLINE,
+                Ok(()) => END_DEADLINE,
+            };
+            // A sender that failed knows best why. All of a file that the receiver has is there, whatever becomes of the sender.
+            match timeout(patience, sending).await {
+                Ok(Err(text)) if outcome.is_err() => Err(text.into()),
+                _ => outcome,
             }
         }
     }

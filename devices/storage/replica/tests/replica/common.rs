@@ -89,6 +89,16 @@ impl Process {
         }
     }
 
+    /// Has it do nothing any more, or go on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = match frozen {
+            true => rustix::process::Signal::STOP,
+            false => rustix::process::Signal::CONT,
+        };
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
     /// Tells it to end, and returns whether it did so well.
     pub fn terminate(mut self) -> bool {
         let id = rustix::process::Pid::from_child(&self.child);

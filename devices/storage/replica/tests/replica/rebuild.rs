@@ -261,6 +261,41 @@ async fn what_does_not_come_whole_is_not_there() {
 }
 
 #[tokio::test]
+async fn a_source_that_hangs_is_given_up_and_can_be_asked_again() {
+    let place = tempfile::tempdir_in("/var/tmp").unwrap();
+    let [from, to] = ["a", "b"].map(|name| place.path().join(name));
+    let source = make(&from).await;
+    let target = Process::start(&to, &["--size", "8m"]);
+    let name = "volume-snap-s0.img";
+    let request = m::FilesSyncRequest {
+        to_host: "127.0.0.1".to_owned(),
+        sync_file_info_list: vec![m::SyncFileInfo {
+            from_file_name: name.to_owned(),
+            to_file_name: name.to_owned(),
+            actual_size: i64::from(SIZE),
+        }],
+        from_address: source.address(),
+        file_sync_http_client_timeout: 1,
+        ..m::FilesSyncRequest::default()
+    };
+    let mut agent = target.agent().await;
+    source.freeze(true);
+    let transfer = agent.files_sync(request.clone());
+    let transfer = tokio::time::timeout(Duration::from_secs(30), transfer).await;
+    let error = transfer.expect("the source is given up").unwrap_err();
+    assert!(error.message().contains("nothing came"), "{error}");
+    let status = agent.replica_rebuild_status(()).await.unwrap().into_inner();
+    assert_eq!(
+        (status.is_rebuilding, status.state.as_str()),
+        (false, "error")
+    );
+    assert!(status.error.contains("nothing came"), "{}", status.error);
+    source.freeze(false);
+    agent.files_sync(request).await.unwrap();
+    assert!(fs::read(from.join(name)).unwrap() == fs::read(to.join(name)).unwrap());
+}
+
+#[tokio::test]
 async fn calls_of_the_agent_that_cannot_be() {
     let place = tempfile::tempdir_in("/var/tmp").unwrap();
     let process = Process::start(
