@@ -282,6 +282,25 @@ pub(crate) enum NotRead {
     OtherMediaType(Problem),
 }
 
+/// What every request for a disk that is there may be answered. For the document only.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "utoipa reads it")]
+pub(crate) enum NoOpenDisk {
+    #[response(status = 404, description = "There is no VM, or no such disk.")]
+    None(Problem),
+    #[response(status = 409, description = "The disk is not open.")]
+    Closed(Problem),
+}
+
+/// What every request for a disk's volume may be answered. For the document only.
+#[derive(IntoResponses)]
+#[response(
+    status = 404,
+    description = "There is no VM, no such disk, or it is no replicated volume."
+)]
+#[expect(dead_code, reason = "utoipa reads it")]
+pub(crate) struct NoVolume(Problem);
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.code.status();

@@ -9,7 +9,7 @@ use super::devices::device_id;
 use super::routes::Shared;
 use crate::device::{DeviceKind, Disk};
 use crate::disk::DiskSize;
-use crate::problem::{NotRead, NotServed, Problem};
+use crate::problem::{NoOpenDisk, NotRead, NotServed, Problem};
 use crate::spec::{DiskLimits, read_json};
 
 /// Make a disk larger, or look how large it has become
@@ -24,10 +24,9 @@ use crate::spec::{DiskLimits, read_json};
     request_body = DiskSize,
     responses(
         (status = 200, description = "The disk, as it now is.", body = Disk),
-        (status = 404, description = "There is no VM, or no such disk.", body = Problem),
-        (status = 409, description = "The disk is not open.", body = Problem),
         (status = 422, description = "The disk cannot be like that; `errors` has every reason.", body = Problem),
         (status = 500, description = "The host failed to resize it, or did not get it done in time.", body = Problem),
+        NoOpenDisk,
         NotServed,
         NotRead,
     )
@@ -55,9 +54,8 @@ pub(crate) async fn resize_disk(
     request_body = DiskLimits,
     responses(
         (status = 200, description = "The disk, as it now is.", body = Disk),
-        (status = 404, description = "There is no VM, or no such disk.", body = Problem),
-        (status = 409, description = "The disk is not open.", body = Problem),
         (status = 422, description = "The limits cannot be like that; `errors` has every reason.", body = Problem),
+        NoOpenDisk,
         NotServed,
         NotRead,
     )

@@ -12,7 +12,7 @@ use super::jobs::accepted;
 use super::routes::Shared;
 use crate::device::DeviceKind;
 use crate::jobs::Job;
-use crate::problem::{NotRead, NotServed, Problem};
+use crate::problem::{NoVolume, NotRead, NotServed, Problem};
 use crate::service::Refusal;
 use crate::spec::{quoted, read_json};
 use crate::volume::{Replica, ReplicaRequest, Snapshot, SnapshotRequest, SnapshotTaken};
@@ -25,8 +25,8 @@ use crate::volume::{Replica, ReplicaRequest, Snapshot, SnapshotRequest, Snapshot
     params(("id" = String, Path, description = "The disk's id.")),
     responses(
         (status = 200, description = "The replicas, those that failed included.", body = [Replica]),
-        (status = 404, description = "There is no VM, no such disk, or it is no replicated volume.", body = Problem),
         (status = 409, description = "The disk is not open.", body = Problem),
+        NoVolume,
         NotServed,
     )
 )]
@@ -50,9 +50,9 @@ pub(crate) async fn list_replicas(
     request_body = ReplicaRequest,
     responses(
         (status = 202, description = "It is being added.", body = Job),
-        (status = 404, description = "There is no VM, no such disk, or it is no replicated volume.", body = Problem),
         (status = 409, description = "The disk is not open, the volume has the replica already, or its replicas are being compared or changed.", body = Problem),
         (status = 422, description = "It cannot be an address; `errors` says why.", body = Problem),
+        NoVolume,
         NotServed,
         NotRead,
     )
@@ -110,9 +110,9 @@ pub(crate) async fn remove_replica(
     params(("id" = String, Path, description = "The disk's id.")),
     responses(
         (status = 200, description = "The snapshots.", body = [Snapshot]),
-        (status = 404, description = "There is no VM, no such disk, or it is no replicated volume.", body = Problem),
         (status = 409, description = "The disk is not open, or the volume is closed.", body = Problem),
         (status = 502, description = "No replica answers.", body = Problem),
+        NoVolume,
         NotServed,
     )
 )]
@@ -136,10 +136,10 @@ pub(crate) async fn list_snapshots(
     request_body = SnapshotRequest,
     responses(
         (status = 201, description = "It was taken.", body = SnapshotTaken),
-        (status = 404, description = "There is no VM, no such disk, or it is no replicated volume.", body = Problem),
         (status = 409, description = "The disk is not open, there is such a snapshot already, there are too many, or a replica is being rebuilt or compared.", body = Problem),
         (status = 422, description = "There cannot be such a snapshot; `errors` has every reason.", body = Problem),
         (status = 502, description = "No replica took it, or they have not answered in time.", body = Problem),
+        NoVolume,
         NotServed,
         NotRead,
     )

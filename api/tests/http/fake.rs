@@ -1,5 +1,8 @@
 //! A VM that is nothing but its state, moved on by the tests.
 
+mod devices;
+mod volumes;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,19 +19,16 @@ use paddock_api::memory::Memory;
 use paddock_api::metrics::Exposition;
 use paddock_api::resource::{Action, EventKind, Vm, VmEnd, VmState};
 use paddock_api::service::{AddError, Pending, Refusal, VmService};
-use paddock_api::spec::{ByteSize, DiskConfig, DiskLimits, ReplicaAddress, VmConfig, VmSpec};
+use paddock_api::spec::{ByteSize, DiskLimits, ReplicaAddress, VmConfig, VmSpec};
 use paddock_api::timeline::Timeline;
-use paddock_api::volume::{
-    Replica, ReplicaMode, Snapshot, SnapshotRequest, SnapshotTaken, VolumeState,
-};
+use paddock_api::volume::{Replica, Snapshot, SnapshotRequest, SnapshotTaken};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use self::volumes::FakeVolume;
+
 #[derive(Debug, Clone)]
 pub struct Fake(Arc<Inner>);
-
-/// Its replicas, where it is a volume, and its snapshots.
-type FakeVolume = (Option<Vec<Replica>>, Vec<Snapshot>);
 
 #[derive(Debug)]
 struct Inner {
@@ -130,24 +130,6 @@ impl Fake {
         self.0.deletes.add_permits(1000);
     }
 
-    /// The oldest change of a device is done.
-    pub fn finish_change(&self) {
-        let (id, state, handle) = self.0.changes.lock().remove(0);
-        if state == DeviceState::Removing {
-            self.forget(&id);
-        }
-        handle.succeed();
-    }
-
-    /// The oldest change of a device fails.
-    pub fn fail_change(&self, failure: &str) {
-        let (id, state, handle) = self.0.changes.lock().remove(0);
-        if state == DeviceState::Adding {
-            self.forget(&id);
-        }
-        handle.fail(failure);
-    }
-
     /// There are as many CPUs as are wanted.
     pub fn finish_resize(&self) {
         self.0.resize.lock().take().unwrap().succeed();
@@ -164,13 +146,6 @@ impl Fake {
         self.0.resize.lock().take().unwrap().fail(failure);
     }
 
-    fn forget(&self, id: &str) {
-        let mut vm = self.0.vm.lock();
-        let vm = vm.as_mut().unwrap();
-        let spec = VmSpec::try_from(vm.spec.clone()).unwrap();
-        vm.spec = VmConfig::from(&spec.without_device(id));
-    }
-
     fn running_spec(&self) -> Result<VmSpec, Refusal> {
         let vm = self.0.vm.lock();
         let vm = vm.as_ref().ok_or(Refusal::NoVm)?;
@@ -178,143 +153,6 @@ impl Fake {
             return Err(Refusal::NotRunning { state: vm.state });
         }
         Ok(VmSpec::try_from(vm.spec.clone()).unwrap())
-    }
-
-    /// The state of a device, and the job that changes it.
-    fn change_of(&self, id: &str) -> (DeviceState, Option<u64>) {
-        let changes = self.0.changes.lock();
-        let found = changes.iter().find(|(changing, ..)| changing == id);
-        found.map_or((DeviceState::Present, None), |(_, state, handle)| {
-            (*state, Some(handle.id()))
-        })
-    }
-
-    fn add(&self, kind: DeviceKind, description: &str) -> Result<Job, AddError> {
-        let spec = self.running_spec()?;
-        let (spec, id) = match kind {
-            DeviceKind::Disk => {
-                let spec = spec.with_disk(description)?;
-                let id = spec.disks.last().unwrap().id.to_string();
-                (spec, id)
-            }
-            DeviceKind::Nic => {
-                let spec = spec.with_nic(description)?;
-                let id = spec.nics.last().unwrap().id.to_string();
-                (spec, id)
-            }
-        };
-        let handle = self
-            .0
-            .jobs
-            .start(JobKind::AddDevice, &id, JobPhase::Opening, None)
-            .map_err(Refusal::from)?;
-        self.0.vm.lock().as_mut().unwrap().spec = VmConfig::from(&spec);
-        let job = handle.job().unwrap();
-        let change = (id, DeviceState::Adding, handle);
-        self.0.changes.lock().push(change);
-        Ok(job)
-    }
-
-    /// A disk's size: a MiB at first.
-    fn size_of(&self, id: &str) -> u64 {
-        self.0.sizes.lock().get(id).copied().unwrap_or(1 << 20)
-    }
-
-    fn limits_of(&self, id: &str, spec: &DiskConfig) -> DiskLimits {
-        let limits = self.0.limits.lock().get(id).copied();
-        limits.or(spec.limits).unwrap_or_default()
-    }
-
-    /// A disk's volume: with the replicas of its spec at first.
-    fn volume_of(&self, id: &str, spec: &DiskConfig) -> Option<VolumeState> {
-        let replica = |address: &String| Replica {
-            address: address.clone(),
-            mode: ReplicaMode::ReadWrite,
-            failure: None,
-            rebuild: None,
-        };
-        let first = spec.volume.as_ref()?.replicas.iter().map(replica).collect();
-        let volumes = self.0.volumes.lock();
-        let now = volumes.get(id).and_then(|(replicas, _)| replicas.clone());
-        let rebuild = self.0.rebuild.lock();
-        Some(VolumeState {
-            replicas: now.unwrap_or(first),
-            comparison: None,
-            job: rebuild.as_ref().map(|(_, job)| job.id()),
-        })
-    }
-
-    fn volume(&self, id: &str) -> Result<VolumeState, Refusal> {
-        let none = || Refusal::NoVolume { id: id.to_owned() };
-        self.open_disk(id)?.volume.ok_or_else(none)
-    }
-
-    /// The replica that is added has everything.
-    pub fn finish_rebuild(&self, id: &str) {
-        let mut replicas = self.volume(id).unwrap().replicas;
-        let (address, job) = self.0.rebuild.lock().take().unwrap();
-        replicas.push(Replica {
-            address,
-            mode: ReplicaMode::ReadWrite,
-            failure: None,
-            rebuild: None,
-        });
-        self.0.volumes.lock().entry(id.to_owned()).or_default().0 = Some(replicas);
-        job.succeed();
-    }
-
-    fn open_disk(&self, id: &str) -> Result<Disk, Refusal> {
-        let find = || {
-            self.disks()
-                .map(|disks| disks.into_iter().find(|d| d.id == id))
-        };
-        let id = id.to_owned();
-        let Some(disk) = find()? else {
-            let kind = DeviceKind::Disk;
-            return Err(Refusal::NoDevice { kind, id });
-        };
-        match disk.size {
-            Some(_) => Ok(disk),
-            None => Err(Refusal::DiskClosed { id }),
-        }
-    }
-
-    fn resize_one(&self, id: &str, size: Option<u64>) -> Result<Disk, Refusal> {
-        let disk = self.open_disk(id)?;
-        let old = disk.size.unwrap_or_default();
-        let new = size.unwrap_or(2 * old);
-        if new < old {
-            return Err(Refusal::DiskSize("it cannot shrink".to_owned()));
-        }
-        if new > 1 << 40 {
-            return Err(Refusal::HostFailed("the host is broken".to_owned()));
-        }
-        self.0.sizes.lock().insert(id.to_owned(), new);
-        let size = Some(new);
-        Ok(Disk { size, ..disk })
-    }
-
-    fn exchange(&self, id: &str, path: Option<PathBuf>, force: bool) -> Result<Cdrom, Refusal> {
-        let state = self.read().ok_or(Refusal::NoVm)?.state;
-        if !matches!(state, VmState::Running | VmState::Paused) {
-            return Err(Refusal::MediumNotNow { state });
-        }
-        let there = self.cdroms()?.into_iter().find(|drive| drive.id == id);
-        let there = there.ok_or_else(|| Refusal::NoCdrom { id: id.to_owned() })?;
-        if path.as_ref().is_some_and(|path| path.ends_with("absent")) {
-            return Err(Refusal::NoMedium("there is no such file".to_owned()));
-        }
-        if there.locked && !force {
-            return Err(Refusal::TrayLocked("the guest has locked it".to_owned()));
-        }
-        let drive = Cdrom {
-            size: path.as_ref().map(|_| 2048),
-            medium: path.clone(),
-            locked: false,
-            ..there
-        };
-        self.0.media.lock().insert(id.to_owned(), path);
-        Ok(drive)
     }
 
     /// Anything that happens.
@@ -421,21 +259,7 @@ impl VmService for Fake {
     }
 
     fn add_replica(&self, id: &str, address: ReplicaAddress) -> Result<Job, Refusal> {
-        let volume = self.volume(id)?;
-        let address = address.to_string();
-        if volume.replicas.iter().any(|one| one.address == address) {
-            let told = format!("it has a replica {address} already");
-            return Err(Refusal::VolumeState(told));
-        }
-        if let Some(job) = volume.job {
-            let id = id.to_owned();
-            return Err(Refusal::VolumeBusy { id, job });
-        }
-        let (kind, phase) = (JobKind::AddReplica, JobPhase::Rebuilding);
-        let handle = self.0.jobs.start_counting(kind, id, phase, None, 4096)?;
-        let job = handle.job().unwrap();
-        *self.0.rebuild.lock() = Some((address, handle));
-        Ok(job)
+        self.start_rebuild(id, &address)
     }
 
     fn remove_replica(
@@ -443,32 +267,12 @@ impl VmService for Fake {
         id: &str,
         address: ReplicaAddress,
     ) -> Pending<Result<Vec<Replica>, Refusal>> {
-        let removed = self.volume(id).and_then(|volume| {
-            let mut left = volume.replicas;
-            let before = left.len();
-            left.retain(|one| one.address != address.to_string());
-            match (before - left.len(), left.len()) {
-                (0, _) => Err(Refusal::NoReplica("there is no such replica".to_owned())),
-                (_, 0) => Err(Refusal::VolumeState("it is the only one".to_owned())),
-                _ => Ok(left),
-            }
-        });
-        if let Ok(left) = &removed {
-            let mut volumes = self.0.volumes.lock();
-            let volume = volumes.entry(id.to_owned()).or_default();
-            volume.0 = Some(left.clone());
-        }
-        Box::pin(async { removed })
+        let left = self.without_replica(id, &address);
+        Box::pin(async { left })
     }
 
     fn snapshots(&self, id: &str) -> Pending<Result<Vec<Snapshot>, Refusal>> {
-        let snapshots = self.volume(id).map(|_| {
-            let volumes = self.0.volumes.lock();
-            volumes
-                .get(id)
-                .map(|(_, snapshots)| snapshots.clone())
-                .unwrap_or_default()
-        });
+        let snapshots = self.snapshots_of(id);
         Box::pin(async { snapshots })
     }
 
@@ -477,42 +281,12 @@ impl VmService for Fake {
         id: &str,
         request: SnapshotRequest,
     ) -> Pending<Result<SnapshotTaken, Refusal>> {
-        let taken = self.volume(id).and_then(|_| {
-            let mut volumes = self.0.volumes.lock();
-            let (_, snapshots) = volumes.entry(id.to_owned()).or_default();
-            let name = request.name.unwrap_or_else(|| "made-up".to_owned());
-            if snapshots.iter().any(|snapshot| snapshot.name == name) {
-                let told = format!("it has a snapshot {name} already");
-                return Err(Refusal::VolumeState(told));
-            }
-            snapshots.push(Snapshot {
-                name: name.clone(),
-                created: "2026-11-22T19:00:00Z".to_owned(),
-                user_created: true,
-                removed: false,
-                size: 4096,
-                parent: snapshots.last().map(|below| below.name.clone()),
-                labels: request.labels,
-            });
-            let frozen_us = 7;
-            Ok(SnapshotTaken { name, frozen_us })
-        });
+        let taken = self.with_snapshot(id, request);
         Box::pin(async { taken })
     }
 
     fn remove_snapshot(&self, id: &str, name: &str) -> Pending<Result<Job, Refusal>> {
-        let removed = self.volume(id).and_then(|_| {
-            let mut volumes = self.0.volumes.lock();
-            let (_, snapshots) = volumes.entry(id.to_owned()).or_default();
-            let found = snapshots.iter_mut().find(|one| one.name == name);
-            let told = || Refusal::NoSnapshot("there is no such snapshot".to_owned());
-            found.ok_or_else(told)?.removed = true;
-            let (kind, phase) = (JobKind::RemoveSnapshot, JobPhase::Purging);
-            let handle = self.0.jobs.start(kind, id, phase, None)?;
-            let job = handle.job().unwrap();
-            handle.succeed();
-            Ok(job)
-        });
+        let removed = self.without_snapshot(id, name);
         Box::pin(async { removed })
     }
 
@@ -543,24 +317,7 @@ impl VmService for Fake {
         id: &str,
         deadline: Duration,
     ) -> Result<Job, Refusal> {
-        let spec = self.running_spec()?;
-        let is_there = match kind {
-            DeviceKind::Disk => spec.disks.iter().any(|disk| disk.id.as_str() == id),
-            DeviceKind::Nic => spec.nics.iter().any(|nic| nic.id.as_str() == id),
-        };
-        let id = id.to_owned();
-        if !is_there {
-            return Err(Refusal::NoDevice { kind, id });
-        }
-        if let (_, Some(job)) = self.change_of(&id) {
-            return Err(Refusal::DeviceBusy { id, job });
-        }
-        let (kind, phase) = (JobKind::RemoveDevice, JobPhase::WaitingForGuest);
-        let handle = self.0.jobs.start(kind, &id, phase, Some(deadline))?;
-        let job = handle.job().unwrap();
-        let change = (id, DeviceState::Removing, handle);
-        self.0.changes.lock().push(change);
-        Ok(job)
+        self.remove(kind, id, deadline)
     }
 
     fn cdroms(&self) -> Result<Vec<Cdrom>, Refusal> {
