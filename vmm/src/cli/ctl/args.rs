@@ -1,14 +1,18 @@
 //! The command line of `paddock ctl`, with its help.
 
+mod devices;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use paddock_api::spec::ByteSize;
 
+pub use self::devices::{AddArgs, CdromsCommand, DisksCommand, ForceArgs, NicsCommand, RemoveArgs};
 pub use self::volumes::{ReplicasCommand, SnapshotsCommand};
 use crate::cli::args::SpecArgs;
 
@@ -200,197 +204,6 @@ pub struct WaitArgs {
     pub max_wait: Option<u64>,
 }
 
-/// `paddock ctl disks`
-#[derive(Debug, Subcommand)]
-pub enum DisksCommand {
-    /// All of them
-    List,
-    /// One of them
-    Show(DeviceArgs),
-    /// Plug a disk in; done when it is there for the guest to find
-    Add(AddDiskArgs),
-    /// Ask the guest to let go of a disk; done when it has, and the disk is closed
-    ///
-    /// When the guest does not let go by the deadline, the disk stays, and can be removed again later.
-    Remove(RemoveArgs),
-    /// Make a disk larger, or have the guest told how large it has become on the host
-    ///
-    /// A file is made longer; a block device is grown on the host before. A disk never shrinks.
-    Resize(ResizeDiskArgs),
-    /// Limit how much I/O the guest may do on a disk, from now on; what is not given has no limit
-    Limit(LimitDiskArgs),
-}
-
-/// `paddock ctl disks limit`
-#[derive(Debug, Args)]
-pub struct LimitDiskArgs {
-    /// Its id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub id: String,
-    /// Requests a second
-    #[arg(long, value_name = "COUNT")]
-    pub iops: Option<u64>,
-    /// Requests at once, after a while with none [default: those of a tenth of a second]
-    #[arg(long, value_name = "COUNT", requires = "iops")]
-    pub iops_burst: Option<u64>,
-    /// Bytes a second, read and written
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub bandwidth: Option<ByteSize>,
-    /// Bytes at once, after a while with none [default: those of a tenth of a second]
-    #[arg(long, value_name = "SIZE", value_parser = size, requires = "bandwidth")]
-    pub bandwidth_burst: Option<ByteSize>,
-}
-
-/// `paddock ctl disks resize`
-#[derive(Debug, Args)]
-pub struct ResizeDiskArgs {
-    /// Its id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub id: String,
-    /// The size it is to have; without one, that of its file or block device
-    #[arg(value_name = "SIZE", value_parser = size)]
-    pub size: Option<ByteSize>,
-}
-
-/// `paddock ctl disks add`
-#[derive(Debug, Args)]
-pub struct AddDiskArgs {
-    /// The disk: PATH, or path=PATH with any of the keys below
-    ///
-    /// readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the host's page cache),
-    /// engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest, pause the VM, try again for
-    /// retry-deadline=SECONDS). A comma in a value is written twice. A relative PATH starts here, not where the process of the
-    /// VM does.
-    ///
-    /// In place of a path, volume=NAME,replica=HOST:PORT for a replicated volume, with a replica= for each replica, and size=SIZE, timeout=SECONDS (8 to 30),
-    /// revision-counter=on|off, salvage=on|off; or longhorn-socket=PATH,size=SIZE for one behind a running engine of Longhorn's.
-    #[arg(
-        value_name = "DISK",
-        value_hint = clap::ValueHint::FilePath,
-        required_unless_present = "spec",
-        conflicts_with = "spec"
-    )]
-    pub disk: Option<String>,
-    /// How the description is given instead, and whether to wait.
-    #[command(flatten)]
-    pub more: AddArgs,
-}
-
-/// `paddock ctl cdroms`
-#[derive(Debug, Subcommand)]
-pub enum CdromsCommand {
-    /// All of them, with what is in them
-    List,
-    /// One of them
-    Show(DeviceArgs),
-    /// Insert a medium, in place of the one that is there
-    ///
-    /// One that the guest has mounted is locked in, and stays. The guest is asked to eject it; the command can be given again, or --force.
-    Insert(InsertArgs),
-    /// Eject the medium
-    ///
-    /// One that the guest has mounted is locked in, and stays. The guest is asked to eject it; the command can be given again, or --force.
-    Eject(EjectArgs),
-}
-
-/// `paddock ctl cdroms insert`
-#[derive(Debug, Args)]
-pub struct InsertArgs {
-    /// The drive's id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub id: String,
-    /// The medium: an image file or a block device. A relative PATH starts here, not where the process of the VM does
-    #[arg(value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
-    pub path: PathBuf,
-    /// Whether the guest is asked.
-    #[command(flatten)]
-    pub force: ForceArgs,
-}
-
-/// `paddock ctl cdroms eject`
-#[derive(Debug, Args)]
-pub struct EjectArgs {
-    /// The drive's id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub id: String,
-    /// Whether the guest is asked.
-    #[command(flatten)]
-    pub force: ForceArgs,
-}
-
-/// Whether a medium that is locked in is taken away.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct ForceArgs {
-    /// Take a medium away that the guest has locked in; it does not get over that if it uses it
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// `paddock ctl nics`
-#[derive(Debug, Subcommand)]
-pub enum NicsCommand {
-    /// All of them
-    List,
-    /// One of them
-    Show(DeviceArgs),
-    /// Plug a NIC in; done when it is there for the guest to find
-    Add(AddNicArgs),
-    /// Ask the guest to let go of a NIC; done when it has, and its tap is closed
-    ///
-    /// When the guest does not let go by the deadline, the NIC stays, and can be removed again later.
-    Remove(RemoveArgs),
-}
-
-/// `paddock ctl nics add`
-#[derive(Debug, Args)]
-pub struct AddNicArgs {
-    /// The NIC: tap=NAME for an existing tap, or bridge=NAME to have one made on a bridge
-    ///
-    /// With bridge: vlan=1..4094. With either: mac=ADDRESS, mtu=BYTES, queues=N (pairs), queue-size=N, id=ID.
-    #[arg(
-        value_name = "NET",
-        required_unless_present = "spec",
-        conflicts_with = "spec"
-    )]
-    pub net: Option<String>,
-    /// How the description is given instead, and whether to wait.
-    #[command(flatten)]
-    pub more: AddArgs,
-}
-
-/// What adding a disk and adding a NIC have in common.
-#[derive(Debug, Args)]
-pub struct AddArgs {
-    /// Read it from FILE, or from standard input if it is -: JSON, as an element of `disks` or `nics` in a VM spec
-    #[arg(long, value_name = "FILE")]
-    pub spec: Option<PathBuf>,
-    /// Whether to wait.
-    #[command(flatten)]
-    pub wait: WaitArgs,
-}
-
-/// A device.
-#[derive(Debug, Args)]
-pub struct DeviceArgs {
-    /// Its id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub id: String,
-}
-
-/// A device to be removed.
-#[derive(Debug, Args)]
-pub struct RemoveArgs {
-    /// Its id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub id: String,
-    /// How long the guest may take to let go of it [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds(3600))]
-    pub deadline: Option<u64>,
-    /// Whether to wait.
-    #[command(flatten)]
-    pub wait: WaitArgs,
-}
-
 /// `paddock ctl cpus`
 #[derive(Debug, Subcommand)]
 pub enum CpusCommand {
@@ -544,69 +357,5 @@ impl Patience {
     /// With the limit that was given, in seconds.
     pub fn up_to(seconds: Option<u64>) -> Self {
         Self::UpTo(seconds.map(Duration::from_secs))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::cli::args::Cli;
-
-    fn parse(words: &str) -> Result<Cli, clap::Error> {
-        let words = words.split_whitespace();
-        Cli::try_parse_from(["paddock", "ctl"].into_iter().chain(words))
-    }
-
-    #[test]
-    fn usage_errors() {
-        for words in [
-            "",
-            "vm",
-            "vm create",
-            "vm create --kernel k --no-wait --max-wait 3",
-            "vm power-button --max-wait 3",
-            "disks add",
-            "disks add a --spec b",
-            "disks remove",
-            "disks remove a --deadline 0",
-            "disks remove a --deadline 3601",
-            "nics add",
-            "cdroms insert cdrom0",
-            "cdroms eject",
-            "balloon set 3MB",
-            "balloon set",
-            "cpus set",
-            "cpus set two",
-            "cpus set 2 --deadline 0",
-            "memory set",
-            "memory set 1GB",
-            "jobs show three",
-            "jobs wait -1",
-            "events --after x",
-            "events --count 0",
-            "vm show --timeout 0",
-            "vm show extra",
-        ] {
-            assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words}");
-        }
-        for words in [
-            "disk list --json",
-            "nic show lan",
-            "cdrom eject cdrom0 --force",
-            "--json job wait 3 --max-wait 5",
-            "vm create --spec - --timeout 3 --api-socket s",
-        ] {
-            assert!(parse(words).is_ok(), "{words}");
-        }
-    }
-
-    #[test]
-    fn help_tells_what_matters() {
-        let help = parse("--help").unwrap_err().to_string();
-        for text in ["Exit status", "Examples", SOCKET_VARIABLE, "--json", "Jobs"] {
-            assert!(help.contains(text), "{text} is not in\n{help}");
-        }
     }
 }
