@@ -42,6 +42,17 @@ fn first_bytes(replica: &Arc<Replica>) -> Vec<u8> {
     data.chunks(4096).map(|sector| sector[0]).collect()
 }
 
+/// What the first sectors hold without the layer of `b`.
+const WITHOUT_B: [u8; 3] = [1, 0, 3];
+
+fn remove(replica: &Replica) -> Result<()> {
+    replica.remove_disk(&snapshot_file("b"), false)
+}
+
+fn replace(replica: &Replica) -> Result<()> {
+    replica.replace_disk(&snapshot_file("b"), &snapshot_file("a"))
+}
+
 /// Cuts `change` off at each step; `after` is what it makes of the volume.
 fn cut_everywhere(change: impl Fn(&Replica) -> Result<()>, after: &[u8]) {
     for step in 0.. {
@@ -107,18 +118,12 @@ fn a_revert() {
 
 #[test]
 fn a_removal() {
-    cut_everywhere(
-        |replica| replica.remove_disk(&snapshot_file("b"), false),
-        &[1, 0, 3],
-    );
+    cut_everywhere(remove, &WITHOUT_B);
 }
 
 #[test]
 fn a_replacement() {
-    cut_everywhere(
-        |replica| replica.replace_disk(&snapshot_file("b"), &snapshot_file("a")),
-        &[1, 0, 3],
-    );
+    cut_everywhere(replace, &WITHOUT_B);
 }
 
 /// The disk was full, say, and no longer is: the same process makes the change again.
@@ -150,18 +155,12 @@ fn cut_and_go_on(change: impl Fn(&Replica) -> Result<()>, after: &[u8]) {
 
 #[test]
 fn a_removal_in_the_same_process() {
-    cut_and_go_on(
-        |replica| replica.remove_disk(&snapshot_file("b"), false),
-        &[1, 0, 3],
-    );
+    cut_and_go_on(remove, &WITHOUT_B);
 }
 
 #[test]
 fn a_replacement_in_the_same_process() {
-    cut_and_go_on(
-        |replica| replica.replace_disk(&snapshot_file("b"), &snapshot_file("a")),
-        &[1, 0, 3],
-    );
+    cut_and_go_on(replace, &WITHOUT_B);
 }
 
 #[test]
