@@ -22,7 +22,15 @@ const SERVICE: &str = include_str!("../../vmm/systemd/paddock@.service");
 /// Its log, which would be in the journal: there is no journal here.
 const LOG: &str = "[Service]\nStandardOutput=append:/run/%p-%i.log\nStandardError=inherit\n";
 /// What every unit needs.
-const TARGETS: [&str; 5] = ["default", "sysinit", "basic", "network", "shutdown"];
+const TARGETS: [&str; 7] = [
+    "default",
+    "sysinit",
+    "basic",
+    "network",
+    "network-online",
+    "nss-lookup",
+    "shutdown",
+];
 /// How long systemd may take to be there, or to be gone.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -123,6 +131,18 @@ impl Systemd {
     #[must_use]
     pub fn systemctl(&self, arguments: &str) -> Output {
         self.shell(&format!("systemctl --no-pager {arguments}"))
+    }
+
+    /// Installs a drop-in for a unit.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn drop_in(&self, unit: &str, name: &str, text: &str) {
+        let directory = self.path(&format!("/run/units/{unit}.service.d"));
+        make(&directory, None);
+        make(&directory.join(name), Some(text));
+        let reloaded = self.systemctl("daemon-reload");
+        assert!(reloaded.status.success(), "{reloaded:?}");
     }
 
     /// Starts a unit: returns when it is ready.

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use paddock_probe::client::Client;
 use paddock_probe::protocol::{Exec, NetPing, NetUp, PowerOff};
-use paddock_tests::host::{Link, run};
+use paddock_tests::host::{FileSystem, Link, run};
+use paddock_tests::longhorn::{Replica, ReplicaOptions, own_replica};
 use paddock_tests::systemd::Systemd;
 use paddock_tests::viewer::Viewer;
 use paddock_tests::vm::{BOOT_DEADLINE, CALL_DEADLINE, END_DEADLINE, text};
@@ -30,6 +31,8 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 const NOBODY: u32 = 65534;
 const TAP: &str = "pdkpassed";
+/// The drop-in for a VM with disks on the network.
+const NETWORK_DISKS: &str = include_str!("../../vmm/systemd/network-disks.conf");
 
 /// A service manager.
 struct Manager {
@@ -381,4 +384,42 @@ fn nobody_has_what_is_anothers(systemd: &Systemd) {
         assert_eq!(may(&format!("ls /var/log/paddock/{name}/serial.log")), own);
     }
     assert!(!may("touch /etc/paddock/web.toml"));
+}
+
+/// The unit of a VM whose disk is a volume, with the drop-in that is for it.
+#[test]
+fn a_volume_under_a_real_systemd() {
+    let name = "vol";
+    let place = FileSystem::ext4(128 * MIB);
+    let directory = place.path().join("r0");
+    let options = ReplicaOptions::by(own_replica(), name);
+    let replica = Replica::start(&directory, 64 * MIB, options);
+    let volume = format!(
+        "volume = {{ name = \"{name}\", replicas = [\"{}\"] }}",
+        replica.control()
+    );
+    let file = format!("path = \"/var/lib/paddock/{name}/disk.img\"\nengine = \"io_uring\"");
+    let spec = unit_spec(name).replace(&file, &volume);
+    assert!(spec.contains(&volume), "{spec}");
+    let systemd = Systemd::start(&[(name, spec)]);
+    install(&systemd, name);
+    let unit = format!("paddock@{name}");
+    systemd.drop_in(&unit, "network-disks.conf", NETWORK_DISKS);
+    systemd.start_unit(&unit);
+    own_user(&systemd, name);
+
+    let guest = probe(&systemd, name);
+    let written = Exec::shell("printf seen | dd of=/dev/vda bs=4 seek=1024 conv=notrunc && sync");
+    let written = guest.call(written, CALL_DEADLINE).unwrap();
+    assert!(written.success(), "{written:?}");
+    let is_dirty = || {
+        let meta = fs::read_to_string(directory.join("volume.meta")).unwrap();
+        let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
+        meta["Dirty"].as_bool().unwrap()
+    };
+    assert!(is_dirty());
+    systemd.kill(&unit, "QUIT");
+    systemd.wait_for(&unit, "ActiveState", "inactive", END_DEADLINE);
+    assert_eq!(systemd.property(&unit, "Result"), "success");
+    assert!(!is_dirty(), "the volume was closed");
 }

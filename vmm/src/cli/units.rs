@@ -13,6 +13,7 @@ use super::process::ending_takes;
 
 const SERVICE: &str = include_str!("../../systemd/paddock@.service");
 const BRIDGE: &str = include_str!("../../systemd/bridge.conf");
+const NETWORK_DISKS: &str = include_str!("../../systemd/network-disks.conf");
 
 /// The value of a setting that is there once.
 fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
@@ -65,6 +66,31 @@ fn each_vm_is_on_its_own() {
     }
 }
 
+#[test]
+fn disks_on_the_network_take_sockets_and_patience() {
+    assert_eq!(
+        setting(SERVICE, "RestrictAddressFamilies"),
+        "AF_UNIX AF_NETLINK"
+    );
+    // Beside those of the service: lists that allow are united.
+    assert_eq!(
+        setting(NETWORK_DISKS, "RestrictAddressFamilies"),
+        "AF_INET AF_INET6"
+    );
+    for name in ["Wants", "After"] {
+        let targets = setting(NETWORK_DISKS, name);
+        assert!(targets.contains("network-online.target"), "{targets}");
+    }
+    // Tried again for ever, which is what the service's restart does with a start that fails.
+    assert_eq!(setting(NETWORK_DISKS, "StartLimitIntervalSec"), "0");
+    assert_eq!(setting(SERVICE, "Restart"), "on-failure");
+    let start = |unit| -> u64 { setting(unit, "TimeoutStartSec").parse().unwrap() };
+    assert!(start(NETWORK_DISKS) > start(SERVICE));
+    for drop_in in ["bridge.conf", "network-disks.conf"] {
+        assert!(SERVICE.contains(drop_in), "{drop_in} is not told of");
+    }
+}
+
 /// What systemd says of a service and its drop-in. `None` where systemd is not installed, which CI does not allow.
 fn verify(service: &str, drop_in: &str) -> Option<String> {
     let directory = tempfile::tempdir().unwrap();
@@ -73,7 +99,7 @@ fn verify(service: &str, drop_in: &str) -> Option<String> {
     let service = service.replace("/usr/bin/paddock", own.to_str().unwrap());
     fs::write(path("paddock@.service"), service).unwrap();
     fs::create_dir(path("paddock@web.service.d")).unwrap();
-    fs::write(path("paddock@web.service.d/bridge.conf"), drop_in).unwrap();
+    fs::write(path("paddock@web.service.d/drop-in.conf"), drop_in).unwrap();
     let output = Program::new("systemd-analyze")
         .args(["verify", "--man=no"])
         .arg(path("paddock@web.service"))
@@ -98,10 +124,12 @@ fn verify(service: &str, drop_in: &str) -> Option<String> {
 
 #[test]
 fn systemd_takes_the_units() {
-    let Some(said) = verify(SERVICE, BRIDGE) else {
-        return;
-    };
-    assert_eq!(said, "");
+    for drop_in in [BRIDGE, NETWORK_DISKS] {
+        let Some(said) = verify(SERVICE, drop_in) else {
+            return;
+        };
+        assert_eq!(said, "");
+    }
     // It succeeds whatever it finds: make sure that it would have said so.
     let mistaken = SERVICE.replace("KillMode=mixed", "KillMode=mixt");
     let said = verify(&mistaken, BRIDGE).unwrap();
@@ -109,4 +137,7 @@ fn systemd_takes_the_units() {
     let mistaken = BRIDGE.replace("AmbientCap", "AmbienceCap");
     let said = verify(SERVICE, &mistaken).unwrap();
     assert!(said.contains("AmbienceCap"), "{said}");
+    let mistaken = NETWORK_DISKS.replace("AF_INET6", "AF_INET7");
+    let said = verify(SERVICE, &mistaken).unwrap();
+    assert!(said.contains("AF_INET7"), "{said}");
 }
