@@ -64,16 +64,15 @@ impl Driver for Calls {
         }
     }
 
-    fn submit(&mut self) -> io::Result<()> {
+    fn submit(&mut self) {
         while let Some((token, call)) = self.queue.pop_front() {
             let result = self.make(call);
             self.done.push((token, result));
         }
-        Ok(())
     }
 
     fn wait(&mut self, want: usize, done: &mut Vec<(u64, i32)>) -> io::Result<()> {
-        self.submit()?;
+        self.submit();
         if self.done.len() < want {
             if let Some((token, call)) = self.receive.take() {
                 let result = self.make(call);
@@ -86,5 +85,8 @@ impl Driver for Calls {
 
     fn in_flight(&self) -> usize {
         self.queue.len() + self.done.len() + usize::from(self.receive.is_some())
+    }
+    fn failed(&self) -> Option<i32> {
+        None
     }
 }

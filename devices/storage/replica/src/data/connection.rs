@@ -84,7 +84,11 @@ impl<D: Driver> Connection<D> {
             tracing::error!(%error, "a data connection cannot go on");
             let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
             if self.driver.in_flight() > 0 {
-                // The kernel may still work on its memory.
+                if let Some(pass) = &self.pass {
+                    let problem = "io_uring does not say what became of requests at the disk";
+                    pass.chain.flags.fail(problem.to_owned());
+                }
+                // The kernel may still work on its memory and its sectors: nobody else may have them, nor the gate be passed.
                 std::mem::forget(self);
             }
         }
@@ -106,7 +110,7 @@ impl<D: Driver> Connection<D> {
                 return Ok(());
             }
             if let Some(number) = self.to_persist.take() {
-                self.driver.submit()?;
+                self.driver.submit();
                 self.persist(number);
             }
             self.leave();
@@ -119,6 +123,11 @@ impl<D: Driver> Connection<D> {
             }
             for (token, result) in done.drain(..) {
                 self.completed(token, result);
+            }
+            if let (false, Some(errno)) = (self.broken, self.driver.failed()) {
+                let error = io::Error::from_raw_os_error(errno);
+                tracing::error!(%error, "io_uring failed, and ends a data connection");
+                self.break_off();
             }
         }
     }

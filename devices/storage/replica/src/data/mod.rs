@@ -49,17 +49,17 @@ trait Driver {
     fn push(&mut self, token: u64, call: Call);
 
     /// Hands over what was pushed.
-    ///
-    /// # Errors
-    /// When nothing can be handed over any more.
-    fn submit(&mut self) -> std::io::Result<()>;
+    fn submit(&mut self);
 
     /// Hands over what was pushed, waits until `want` calls have completed, and appends their tokens and results: a count, or a negated errno.
     ///
     /// # Errors
-    /// As for `submit`.
+    /// When what is in flight can no longer be waited for. Its memory, and what it writes, are then the kernel's for good.
     fn wait(&mut self, want: usize, done: &mut Vec<(u64, i32)>) -> std::io::Result<()>;
 
     /// Calls that have not completed.
     fn in_flight(&self) -> usize;
+
+    /// Why nothing can be handed over any more: calls that have not been then complete with this errno, and so does whatever is pushed.
+    fn failed(&self) -> Option<i32>;
 }

@@ -7,10 +7,13 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use paddock_longhorn::wire::{Header, Kind};
 
+use super::connection::Connection;
+use super::uring::{Uring, faults};
 use super::{Engine, MOST_REQUEST};
 use crate::files::names;
 use crate::testing::{MIB, Served, place, serve, serve_small};
@@ -329,4 +332,40 @@ fn a_server_that_stops_answers_what_it_has() {
         assert!(client.receive().is_none());
         served.replica.sync().unwrap();
     });
+}
+
+#[test]
+fn a_ring_that_fails_gives_back_what_was_taken() {
+    for entries in 0..16 {
+        let place = place();
+        let served = serve_small(place.path(), Engine::Auto);
+        let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let replica = std::sync::Arc::clone(&served.replica);
+        let connection = std::thread::spawn(move || {
+            let healthy = std::iter::repeat_n(None, entries);
+            faults::plant(healthy.chain([Some(libc::EINVAL)]));
+            let ring = Uring::new(socket.as_raw_fd()).unwrap();
+            Connection::new(socket.into(), ring, replica).serve();
+        });
+        let mut client = peer;
+        for number in 0..8 {
+            let header = Header {
+                payload: 10000,
+                ..Header::request(number, Kind::Write, i64::from(number) * 16384 + 5, 10000)
+            };
+            // The connection may be gone by now.
+            let _ = client.write_all(&[&header.encode()[..], &[1; 10000]].concat());
+        }
+        client.shutdown(Shutdown::Write).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while !connection.is_finished() {
+            assert!(Instant::now() < end, "after {entries} entries");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut other = served.client();
+        other.write(0, &vec![2; 1 << 20]).unwrap();
+        served.replica.reload().unwrap();
+        assert!(other.read(0, 1 << 20).unwrap() == vec![2; 1 << 20]);
+        other.ping().unwrap();
+    }
 }
