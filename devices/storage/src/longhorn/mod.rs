@@ -149,6 +149,7 @@ impl Volume {
     }
 
     /// Takes a snapshot of what has been acknowledged. All I/O stands still meanwhile; a file system that is to be whole in it must be frozen by the guest.
+    /// Of what has not been acknowledged it has what a disk has when its power fails: a large write may be in it in part.
     /// Without a name it gets one.
     ///
     /// # Errors
@@ -230,7 +231,8 @@ impl Volume {
         self.call(|control| async move { control.reopen().await })
     }
 
-    /// Waits for what is under way, and closes the replicas: the next to open the volume finds them clean. Queues get errors from then on.
+    /// Waits for what replicas were sent, and closes them: the next to open the volume finds them clean. Queues get errors from then on, also for what
+    /// replicas have a part of: to have that done, wait for it before.
     ///
     /// # Errors
     /// Never, so far; a replica that cannot be closed is not, and will be found unclean.
@@ -238,8 +240,8 @@ impl Volume {
         self.call(|control| async move { control.close().await })
     }
 
-    /// Waits for what is under way, and leaves the replicas open to another engine, which takes them as [`Taking::HandedOver`]. Queues get errors from
-    /// then on.
+    /// Waits for what replicas were sent, and leaves them open to another engine, which takes them as [`Taking::HandedOver`]. Queues get errors from
+    /// then on, as when it is closed.
     ///
     /// Returns the replicas that have everything. That engine is to be given these and no others: one that failed here may be there again, and nothing about
     /// it says that it misses writes.

@@ -2,8 +2,9 @@
 //! letter box for each queue.
 //!
 //! # The gate
-//! A snapshot, a new replica or a new size comes between two requests on all replicas alike. [`Shared::freeze`] keeps queues from beginning
-//! requests and waits until they have none; they hold what the guest submits meanwhile, and begin it when the gate opens.
+//! A snapshot, a new replica or a new size comes between two pieces of what is asked of replicas, on all of them alike. [`Shared::freeze`] keeps queues
+//! from sending replicas anything and waits until these have answered what they have; queues hold what is to be sent meanwhile, and send it when the
+//! gate opens. A large request is sent piece by piece, and may be cut by that: it was acknowledged to nobody, and a disk that loses its power cuts it as well.
 //!
 //! # Failures are recorded before anything is acknowledged past them
 //! Where somebody keeps a record of which replicas are good, a write that a failed replica misses must not be acknowledged before the record says
@@ -47,7 +48,7 @@ pub(super) struct Post {
     pub event: EventFd,
     mail: Mutex<Mail>,
     has_mail: AtomicBool,
-    /// It has begun requests that have not ended.
+    /// Replicas have something of it that they have not answered, or are about to.
     busy: AtomicBool,
     /// Whether it is a queue of somebody who uses the volume.
     is_user: bool,
@@ -377,7 +378,7 @@ impl Shared {
         post.write(|mail| mail.connections.push((Arc::clone(member), socket)));
     }
 
-    /// Says that a queue, which has no request, is about to begin one. Whether it may; otherwise it is woken up when it may.
+    /// Says that a queue, of which replicas have nothing, is about to send something. Whether it may; otherwise it is woken up when it may.
     pub(super) fn enter(&self, post: &Post) -> bool {
         post.busy.store(true, Ordering::SeqCst);
         // After that store: either we see that it is frozen, or whoever freezes it sees that we are busy.
@@ -388,12 +389,12 @@ impl Shared {
         true
     }
 
-    /// Whether a queue that has requests may begin another.
+    /// Whether a queue of which replicas have something may send more.
     pub(super) fn is_open(&self) -> bool {
         !self.frozen.load(Ordering::SeqCst)
     }
 
-    /// Says that a queue has no request any more.
+    /// Says that replicas have nothing of a queue any more.
     pub(super) fn leave(&self, post: &Post) {
         post.busy.store(false, Ordering::SeqCst);
         if self.frozen.load(Ordering::SeqCst) {
@@ -401,8 +402,8 @@ impl Shared {
         }
     }
 
-    /// Keeps all queues from beginning requests, and waits until they have none. Called by the control thread, one at a time. Dropping what it returns, or
-    /// it before it returns, opens the gate.
+    /// Keeps all queues from sending replicas anything, and waits until these have answered what they have. Called by the control thread, one at a time.
+    /// Dropping what it returns, or it before it returns, opens the gate.
     pub(super) async fn freeze(self: &Arc<Self>) -> Frozen {
         let frozen = Frozen(Arc::clone(self));
         self.frozen.store(true, Ordering::SeqCst);

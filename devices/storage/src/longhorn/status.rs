@@ -65,7 +65,7 @@ pub struct Snapshot {
 pub struct Taken {
     /// Its name.
     pub name: String,
-    /// How long all I/O stood still.
+    /// How long nothing was sent to replicas, the wait for what they had been sent before included.
     pub frozen: Duration,
 }
 
@@ -83,7 +83,7 @@ pub struct Purge {
 pub struct Rebuilt {
     /// From the first call to the last.
     pub took: Duration,
-    /// How long all I/O stood still, the longest of three times.
+    /// How long nothing was sent to replicas, as in [`Taken::frozen`]: the longest of three times.
     pub frozen: Duration,
 }
 

@@ -178,7 +178,7 @@ impl Control {
         Ok((post, connections))
     }
 
-    /// Waits until what is under way is done, and closes the replicas.
+    /// Waits until replicas have answered what they were sent, and closes them.
     pub(super) async fn close(&self) -> Result<(), VolumeError> {
         let admin = self.admin.lock().await;
         if self.is_closed() {
@@ -204,7 +204,7 @@ impl Control {
         Ok(())
     }
 
-    /// Waits until what is under way is done, and leaves the replicas open. Returns those that have everything. One that was left may look no different.
+    /// Waits until replicas have answered what they were sent, and leaves them open. Returns those that have everything. One that was left may look no different.
     pub(super) async fn hand_over(&self) -> Result<Vec<ReplicaAddress>, VolumeError> {
         let admin = self.administrate_complete().await?;
         let frozen = self.shared.freeze().await;

@@ -99,25 +99,33 @@ async fn compare(
         queue: post.id,
         request: REQUEST,
     };
+    // First the range, then the gate, as queues do: whoever has the range may be waiting there.
+    if !control.shared.acquire(range, writer) {
+        while post.take_mail().is_none_or(|mail| mail.granted.is_empty()) {
+            sleep(AGAIN).await;
+        }
+    }
+    let same = pass(control, post).await && {
+        let present = control.opening.lock().await;
+        let same = *present == opening && make_same(control, clients, offset, length).await;
+        control.shared.leave(post);
+        same
+    };
+    control
+        .shared
+        .release(range, REQUEST, post, &mut Vec::new());
+    same
+}
+
+/// Waits until the gate is open, and goes in. `false` when the volume was closed before that.
+async fn pass(control: &Control, post: &Post) -> bool {
     while !control.shared.enter(post) {
         sleep(AGAIN).await;
         if control.is_closed() {
             return false;
         }
     }
-    if !control.shared.acquire(range, writer) {
-        while post.take_mail().is_none_or(|mail| mail.granted.is_empty()) {
-            sleep(AGAIN).await;
-        }
-    }
-    let present = control.opening.lock().await;
-    let same = *present == opening && make_same(control, clients, offset, length).await;
-    drop(present);
-    control
-        .shared
-        .release(range, REQUEST, post, &mut Vec::new());
-    control.shared.leave(post);
-    same
+    true
 }
 
 async fn make_same(

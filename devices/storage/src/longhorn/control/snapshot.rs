@@ -75,14 +75,16 @@ impl Control {
         let admin = self.administrate_complete().await?;
         let snapshot = self.name_snapshot(name, labels)?;
         self.ensure_room(&admin, Some(&snapshot.name)).await?;
-        let frozen = self.shared.freeze().await;
+        // From here on nothing more is sent, and what replicas have is waited for.
         let since = Instant::now();
+        let frozen = self.shared.freeze().await;
         let taken = self.snapshot_all(&admin, &snapshot).await;
         drop(frozen);
+        let frozen = since.elapsed();
         taken?;
         let taken = Taken {
             name: snapshot.name,
-            frozen: since.elapsed(),
+            frozen,
         };
         self.listener.snapshot_taken(&taken);
         Ok(taken)

@@ -2,7 +2,7 @@
 //!
 //! Each queue has a connection to each replica, and all that is in flight on them belongs to it. Writes go to all replicas, reads to one after the
 //! other; a request ends when all that were asked have answered or failed. What a failed replica misses is acknowledged only after it has
-//! been left for all threads.
+//! been left for all threads. Large requests are done piece by piece, and where all I/O is to stand still for a moment, they do between two pieces.
 //!
 //! The data of a write is copied once, here: a guest may change its memory while the replicas are being sent it, and each would get something else.
 //! The guest decides what is asked and when; replicas decide what they answer, and may be anything.
@@ -64,6 +64,12 @@ pub(super) struct VolumeQueue {
     requests: Vec<Option<InFlight>>,
     free: Vec<u32>,
     begun: usize,
+    /// Requests of which replicas have a piece.
+    asked: usize,
+    /// The gate knows that replicas may have something of ours.
+    entered: bool,
+    /// Bytes of a piece at most.
+    most: u32,
     /// Bytes of copies that begun writes may need.
     copies: u64,
     /// For these copies.
@@ -77,8 +83,8 @@ pub(super) struct VolumeQueue {
     /// Writes that have ended, to be acknowledged once the failures are recorded: their orders with them.
     unrecorded: Vec<(u64, Completion)>,
     done: Vec<Completion>,
-    /// Writes that have been granted their range and not begun.
-    granted: VecDeque<u32>,
+    /// Requests whose next piece is to be sent as soon as the gate is open.
+    next: VecDeque<u32>,
     /// Submitted and not reaped.
     in_flight: usize,
     /// Nobody waits for results any more: nothing is begun that replicas do not have.
@@ -112,6 +118,9 @@ impl VolumeQueue {
             requests: Vec::new(),
             free: Vec::new(),
             begun: 0,
+            asked: 0,
+            entered: false,
+            most: MAX_DATA,
             copies: 0,
             pool: Pool::default(),
             held: VecDeque::new(),
@@ -120,7 +129,7 @@ impl VolumeQueue {
             barriers: VecDeque::new(),
             unrecorded: Vec::new(),
             done: Vec::new(),
-            granted: VecDeque::new(),
+            next: VecDeque::new(),
             in_flight: 0,
             abandoned: false,
             turn: 0,
@@ -147,30 +156,52 @@ impl VolumeQueue {
         }
     }
 
-    /// Whether something may be begun now.
-    fn may_begin(&self) -> bool {
-        if self.begun == 0 {
-            return self.shared.enter(&self.post);
+    /// Whether a piece may be sent now; otherwise we are woken up when it may.
+    fn may_send(&mut self) -> bool {
+        if self.entered {
+            return self.shared.is_open();
         }
-        self.copies < MAX_COPIES && self.shared.is_open()
+        self.entered = self.shared.enter(&self.post);
+        if self.entered {
+            // What came while the gate was shut, such as a connection to a new replica, comes before what is sent now.
+            self.read_mail();
+        }
+        self.entered
     }
 
-    /// Whether there is something held that may be begun, unless the gate is shut meanwhile: then we are woken up when it is open again.
-    fn could_begin(&self) -> bool {
-        let room = self.begun == 0 || self.copies < MAX_COPIES;
-        !self.held.is_empty() && room && self.shared.is_open()
+    /// Tells the gate when replicas have nothing of ours.
+    fn rest(&mut self) {
+        if self.entered && self.asked == 0 {
+            self.entered = false;
+            self.shared.leave(&self.post);
+        }
+    }
+
+    /// Whether another request may be begun beside those that are.
+    fn has_room(&self) -> bool {
+        self.begun == 0 || self.copies < MAX_COPIES
+    }
+
+    /// Whether there is something to be sent that may be, unless the gate is shut meanwhile: then we are woken up when it is open again.
+    fn could_send(&self) -> bool {
+        let any = !self.next.is_empty() || !self.held.is_empty() && self.has_room();
+        any && self.shared.is_open()
+    }
+
+    /// Sends the next pieces of requests that were begun, as far as that may be.
+    fn send_next(&mut self) {
+        while !self.next.is_empty() && self.may_send() {
+            if let Some(number) = self.next.pop_front() {
+                self.send_piece(number);
+            }
+        }
     }
 
     /// Begins what is held, as far as that may be.
     fn begin_held(&mut self) {
-        while !self.held.is_empty() && self.may_begin() {
-            // What came after the gate was shut last, such as a connection to a new replica, comes before what is begun now.
-            self.read_mail();
+        while !self.held.is_empty() && self.has_room() && self.may_send() {
             if let Some(request) = self.held.pop_front() {
                 self.begin(request);
-            }
-            if self.begun == 0 {
-                self.shared.leave(&self.post);
             }
         }
     }
@@ -209,13 +240,13 @@ impl VolumeQueue {
         if request.writes() {
             self.next_order += 1;
             self.unacknowledged.insert(request.order);
-            self.copies += request.length.min(u64::from(MAX_DATA));
+            self.copies += request.length.min(u64::from(self.most));
         }
         let writes = request.writes();
         let number = self.place(request);
         self.begun += 1;
         if !writes {
-            self.read_piece(number);
+            self.send_piece(number);
             return;
         }
         let range = Range::of_blocks(offset, length, SECTOR);
@@ -227,7 +258,7 @@ impl VolumeQueue {
             request: number,
         };
         if self.shared.acquire(range, writer) {
-            self.write_piece(number);
+            self.send_piece(number);
         }
     }
 
@@ -270,7 +301,7 @@ impl VolumeQueue {
         let tag = request.tag;
         let completion = Completion { tag, result };
         if request.writes() {
-            self.copies -= request.length.min(u64::from(MAX_DATA));
+            self.copies -= request.length.min(u64::from(self.most));
             if let Some(copy) = request.copy.take() {
                 self.pool.give(copy);
             }
@@ -281,11 +312,10 @@ impl VolumeQueue {
         if let Some(range) = request.range {
             let mut granted = Vec::new();
             self.shared.release(range, number, &self.post, &mut granted);
-            self.granted.extend(granted);
+            self.next.extend(granted);
         }
         if self.begun == 0 {
             self.pool.empty();
-            self.shared.leave(&self.post);
         }
     }
 
@@ -318,7 +348,7 @@ impl VolumeQueue {
         for (member, socket) in mail.connections {
             self.connect(member, socket);
         }
-        self.granted.extend(mail.granted);
+        self.next.extend(mail.granted);
     }
 
     /// Leaves a replica whose connection is of no use any more.
@@ -371,19 +401,18 @@ impl VolumeQueue {
     /// Goes on with whatever there is to go on with, until there is nothing.
     fn go_on(&mut self) {
         loop {
+            self.send_next();
             self.begin_held();
-            while let Some(number) = self.granted.pop_front() {
-                self.write_piece(number);
-            }
             self.send();
             // What has just ended may have made room for what is held, and nothing else would wake us for that.
-            if self.answers.is_empty() && self.granted.is_empty() && !self.could_begin() {
+            if self.answers.is_empty() && !self.could_send() {
                 break;
             }
             for answer in std::mem::take(&mut self.answers) {
                 self.answered(answer);
             }
         }
+        self.rest();
         self.acknowledge();
     }
 
@@ -476,14 +505,14 @@ impl DiskQueue for VolumeQueue {
             self.refuse(request.tag, CANCELED);
         }
         for number in 0..u32::try_from(self.requests.len()).unwrap_or(u32::MAX) {
-            // It would take the guest's memory only when it gets its range.
+            // It would take the guest's memory only when it gets its range, or through the gate.
             let waits = |request: &mut InFlight| request.phase == Phase::Waiting;
             if self.request(number).is_some_and(waits) {
                 self.end(number, Err(CANCELED));
             }
         }
         // They were among those.
-        self.granted.clear();
+        self.next.clear();
         self.post.wake();
     }
 

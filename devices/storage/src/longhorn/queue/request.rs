@@ -20,7 +20,7 @@ pub(super) enum What {
 /// How far a piece is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It waits for the range.
+    /// No replica has anything of it: it waits for its range, or for its next piece to be sent.
     Waiting,
     /// What surrounds it in its blocks is being read, for a replica that is being rebuilt has not got that yet.
     Widening,

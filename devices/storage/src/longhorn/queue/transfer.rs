@@ -3,7 +3,6 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use paddock_longhorn::wire::MAX_DATA;
 
 use super::super::SECTOR;
 use super::super::member::Mode;
@@ -24,15 +23,33 @@ fn zeros(length: u64) -> Bytes {
 }
 
 impl VolumeQueue {
+    /// Sends the next piece of a request, which has its range if it writes. The gate is open.
+    pub(super) fn send_piece(&mut self, number: u32) {
+        match self.request(number).map(|request| request.writes()) {
+            Some(true) => self.write_piece(number),
+            Some(false) => self.read_piece(number),
+            None => {}
+        }
+    }
+
+    /// Has a request go on with its next piece when the gate lets it.
+    fn go_on_with(&mut self, number: u32) {
+        if let Some(request) = self.request(number) {
+            request.phase = Phase::Waiting;
+            self.next.push_back(number);
+        }
+    }
+
     /// Reads the next piece of a request.
-    pub(super) fn read_piece(&mut self, number: u32) {
+    fn read_piece(&mut self, number: u32) {
+        let most = u64::from(self.most);
         let Some(request) = self.request(number) else {
             return;
         };
         let What::Read(buffer) = &request.what else {
             return;
         };
-        let piece = (request.length - request.done).min(u64::from(MAX_DATA));
+        let piece = (request.length - request.done).min(most);
         let target = buffer.slice(request.done, piece);
         request.piece = piece;
         request.phase = Phase::Asked;
@@ -55,7 +72,9 @@ impl VolumeQueue {
             request.tried = tried;
             request.outstanding = u32::from(asked);
         }
-        if !asked {
+        if asked {
+            self.asked += 1;
+        } else {
             self.end(number, Err(IoError::Os(libc::EIO)));
         }
     }
@@ -87,18 +106,18 @@ impl VolumeQueue {
     }
 
     /// Writes the next piece of a request that has its range.
-    pub(super) fn write_piece(&mut self, number: u32) {
+    fn write_piece(&mut self, number: u32) {
         let rebuilds = self
             .sessions
             .iter()
             .any(|s| s.member.mode() == Mode::WriteOnly);
-        let size = self.shared.size();
+        let (size, most) = (self.shared.size(), u64::from(self.most));
         let Some(request) = self.request(number) else {
             return;
         };
         let most = match request.what {
-            What::Zero => ZEROS as u64,
-            _ => u64::from(MAX_DATA),
+            What::Zero => most.min(ZEROS as u64),
+            _ => most,
         };
         request.piece = (request.length - request.done).min(most);
         request.tried.clear();
@@ -177,6 +196,8 @@ impl VolumeQueue {
         }
         if outstanding == 0 {
             self.written(number);
+        } else {
+            self.asked += 1;
         }
     }
 
@@ -187,15 +208,20 @@ impl VolumeQueue {
             return;
         };
         request.outstanding -= 1;
+        let over = request.outstanding == 0;
         if request.writes() && request.phase == Phase::Asked {
-            let over = request.outstanding == 0;
             if answer.outcome != Outcome::Done {
                 request.failures.push(answer);
             }
             if over {
+                self.asked -= 1;
                 self.written(number);
             }
-        } else if answer.outcome == Outcome::Done {
+            return;
+        }
+        // A read has one.
+        self.asked -= 1;
+        if answer.outcome == Outcome::Done {
             self.was_read(number);
         } else {
             self.was_not_read(number, answer);
@@ -223,7 +249,7 @@ impl VolumeQueue {
         } else if self.abandoned {
             self.end(number, Err(CANCELED));
         } else {
-            self.write_piece(number);
+            self.go_on_with(number);
         }
     }
 
@@ -260,9 +286,10 @@ impl VolumeQueue {
         } else if self.abandoned {
             self.end(number, Err(CANCELED));
         } else if widening {
+            // Still the same piece: whoever shuts the gate waits for that, too.
             self.write_widened(number);
         } else {
-            self.read_piece(number);
+            self.go_on_with(number);
         }
     }
 

@@ -119,3 +119,24 @@ fn one_that_may_grow_later_is_left() {
     assert_eq!(modes(&volume), [Failed, ReadWrite, ReadWrite]);
     assert_eq!(Disk::size(&volume), SIZE as u64);
 }
+
+#[test]
+fn a_snapshot_takes_as_long_as_nothing_is_sent() {
+    let set = Set::holding(1, 2);
+    let volume = set.open();
+    let mut queue = volume.open_queue(4).expect("a queue");
+    set.replicas[0].change(|state| state.silent = true);
+    let (offset, buffer) = (0, Buffer::zeroed(512));
+    let operation = Operation::Read { offset, buffer };
+    queue.submit(Request { tag: 1, operation });
+    queue.kick();
+    let taken = std::thread::scope(|scope| {
+        let taking = scope.spawn(|| volume.snapshot(None, HashMap::new()));
+        wait_until("shuts the gate", || !volume.control.shared.is_open());
+        std::thread::sleep(Duration::from_millis(100));
+        set.replicas[0].mend();
+        queue.drain(SOON, &mut Vec::new()).expect("an answer");
+        taking.join().expect("no panic").expect("taken")
+    });
+    assert!(taken.frozen >= Duration::from_millis(100), "{taken:?}");
+}

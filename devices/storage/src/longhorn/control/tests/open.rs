@@ -1,6 +1,10 @@
 //! Which replicas are taken.
 
+use tokio::runtime::Builder;
+
 use super::*;
+use crate::longhorn::control;
+use crate::longhorn::ranges::{Range, Writer};
 
 use Mode::{Failed, ReadWrite};
 
@@ -181,4 +185,37 @@ fn one_that_grew_alone_and_failed_does_not_make_the_volume_larger() {
         assert_eq!(Disk::size(&volume), SIZE as u64);
         assert_eq!(read(&volume), [2]);
     }
+}
+
+#[test]
+fn nobody_waits_at_the_gate_for_a_comparison_that_waits_for_a_range() {
+    let set = Set::holding(2, 2);
+    for replica in &set.replicas {
+        replica.change(|state| state.dirty = true);
+    }
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let control = control::open(set.options(Taking::Open), Arc::new(Nobody)).await;
+        let control = control.expect("a volume that can be opened");
+        // As a request has it that waits at the gate with its next piece.
+        let shared = &control.shared;
+        let post = shared.add_post().expect("a letter box");
+        let writer = Writer {
+            queue: post.id,
+            request: 0,
+        };
+        let range = Range::of_blocks(0, SIZE as u64, 4096);
+        assert!(shared.acquire(range, writer), "it has not begun");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let frozen = tokio::time::timeout(SOON, shared.freeze()).await;
+        drop(frozen.expect("the gate shuts"));
+        shared.release(range, 0, &post, &mut Vec::new());
+        let compared = async {
+            while shared.primary().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let compared = tokio::time::timeout(SOON, compared).await;
+        compared.expect("it goes on");
+    });
 }

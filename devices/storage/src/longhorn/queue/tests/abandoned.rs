@@ -105,6 +105,29 @@ fn no_further_piece_is_begun() {
 }
 
 #[test]
+fn what_was_held_between_two_pieces_never_gets_to_a_replica() {
+    let mut bench = Bench::new(1, 1, 4096 * K);
+    let shared = Arc::clone(&bench.shared);
+    submit(&mut bench, 1, write(0, 1, 2 << 20));
+    submit(&mut bench, 2, read(0, 2 << 20).0);
+    let mut freeze = Box::pin(shared.freeze());
+    assert!(poll_freeze(&mut freeze).is_none());
+    assert!(results(&mut bench).is_empty());
+    bench.queues[0].abandon();
+    let mut canceled = reap(&mut bench);
+    canceled.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(canceled, [(1, CANCELED), (2, CANCELED)]);
+    drop(poll_freeze(&mut freeze).expect("quiet"));
+    assert!(results(&mut bench).is_empty());
+    let bytes = &bench.replicas[0].bytes;
+    assert_eq!((bytes[0], bytes[1 << 20]), (1, 0));
+    // It had its range for nobody, and the replica owes nothing.
+    bench.add_queue();
+    drop(bench.queues.remove(0));
+    assert_eq!(bench.run(0, write(512, 5, 4096)), Ok(()));
+}
+
+#[test]
 fn a_write_whose_blocks_are_read_first_is_not_made() {
     let mut bench = Bench::new(1, 1, 64 * K);
     let shared = Arc::clone(&bench.shared);

@@ -11,6 +11,9 @@ const BLOCKS: usize = 12;
 const UNIT: usize = 512;
 const SIZE: usize = BLOCKS * 4096;
 
+/// Bytes of a piece at most: most requests have several.
+const PIECE: u32 = 4096;
+
 #[derive(Debug, Clone)]
 enum Step {
     Write {
@@ -242,12 +245,23 @@ impl World {
             submitted: 0,
             acknowledged: Some(0),
         });
-        Self {
-            bench: Bench::new(3, 2, SIZE),
+        let mut world = Self {
+            bench: Bench::new(3, 0, SIZE),
             guest,
             frozen: None,
             freezing: None,
             now: 0,
+        };
+        world.add_queues(2);
+        world
+    }
+
+    fn add_queues(&mut self, count: usize) {
+        for _ in 0..count {
+            self.bench.add_queue();
+        }
+        for queue in &mut self.bench.queues {
+            queue.most = PIECE;
         }
     }
 
@@ -262,6 +276,18 @@ impl World {
 
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         self.now += 1;
+        self.do_step(step)?;
+        if self.frozen.is_some() {
+            for replica in &mut self.bench.replicas {
+                replica.receive();
+                let failed = replica.member.mode() == Mode::Failed;
+                prop_assert!(failed || replica.pending.is_empty(), "it is sent something");
+            }
+        }
+        Ok(())
+    }
+
+    fn do_step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         if let Some((queue, request)) = self.guest.submit(step, self.now) {
             self.bench.queues[queue].submit(request);
             self.bench.queues[queue].kick();
@@ -385,9 +411,7 @@ impl World {
         }
         prop_assert!(self.bench.queues.iter().all(|queue| queue.in_flight() == 0));
         let queues = self.bench.queues.drain(..).count();
-        for _ in 0..queues {
-            self.bench.add_queue();
-        }
+        self.add_queues(queues);
         Ok(())
     }
 

@@ -178,6 +178,45 @@ fn a_shut_gate_holds_what_comes_and_waits_for_what_is_there() {
 }
 
 #[test]
+fn a_shut_gate_waits_for_pieces_and_not_for_requests() {
+    const PIECE: usize = 256 * K;
+    let mut bench = Bench::new(2, 2, 64 << 20);
+    for replica in &mut bench.replicas {
+        replica.bytes.fill(9);
+    }
+    let zero = Operation::WriteZeroes {
+        offset: 0,
+        length: 64 << 20,
+        may_unmap: false,
+    };
+    let (operation, _) = read(0, 3 << 20);
+    // Of which the second waits for the first to have ended.
+    let requests = [(0, zero), (1, write(32 << 20, 2, 4096)), (1, operation)];
+    for (tag, (queue, operation)) in (0..).zip(requests) {
+        bench.queues[queue].submit(Request { tag, operation });
+        bench.queues[queue].kick();
+    }
+    let shared = Arc::clone(&bench.shared);
+    let mut freeze = Box::pin(shared.freeze());
+    assert!(poll_freeze(&mut freeze).is_none(), "replicas have a piece");
+    assert!(bench.settle().is_empty());
+    let frozen = poll_freeze(&mut freeze).expect("replicas have answered");
+    for replica in &bench.replicas {
+        assert_eq!((replica.bytes[PIECE - 1], replica.bytes[PIECE]), (0, 9));
+    }
+    // From here on it gets all there is, and no less.
+    let new = bench.add_replica(&frozen);
+    bench.replicas[new].bytes.fill(7);
+    assert!(bench.settle().is_empty());
+    drop(frozen);
+    assert_eq!(bench.settle().len(), 3);
+    let expected = [vec![0; 32 << 20], vec![2; 4096], vec![0; (32 << 20) - 4096]].concat();
+    assert!(bench.replicas[0].bytes == expected && bench.replicas[1].bytes == expected);
+    let bytes = &bench.replicas[new].bytes;
+    assert!(bytes[..PIECE] == [7; PIECE] && bytes[PIECE..] == expected[PIECE..]);
+}
+
+#[test]
 fn a_replica_that_is_rebuilt_gets_whole_blocks_and_is_not_read() {
     let mut bench = Bench::new(1, 1, 64 * K);
     assert_eq!(bench.run(0, write(0, 1, 16 * K)), Ok(()));
