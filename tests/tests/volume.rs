@@ -8,14 +8,18 @@
     reason = "not every test file has such a helper"
 )]
 
+use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
+use paddock_longhorn::controller::controller_service_client::ControllerServiceClient;
+use paddock_longhorn::messages as m;
 use paddock_probe::protocol::Area;
 use paddock_tests::host::{FileSystem, run};
 use paddock_tests::longhorn::{Replica, ReplicaOptions, own_replica};
 use paddock_tests::{Vm, amount, blocks};
 use serde_json::{Value, json};
+use tonic::transport::Endpoint;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
@@ -201,5 +205,85 @@ fn a_full_replica_stops_the_vm_until_there_is_room() {
     });
     blocks::verify(&vm, &all);
     assert!(is_well(&vm));
+    vm.power_off();
+}
+
+/// Where nobody listens.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+/// How many replicas the VM uses.
+fn replicas(vm: &Vm) -> usize {
+    let replicas = vm.api().get("/vm/disks/data/replicas").body;
+    let replicas = replicas.as_array().unwrap();
+    assert!(
+        replicas.iter().all(|one| one["mode"] == "rw"),
+        "{replicas:?}"
+    );
+    replicas.len()
+}
+
+#[test]
+fn longhorns_tools_drive_the_volume_of_a_running_guest() {
+    let volume = Volume::start(2, 8 * SIZE);
+    let address = free_address();
+    let vm = volume.boot(&format!(",controller={address}"));
+    let all = area(SIZE, 1, amount(500, 2000));
+    blocks::write(&vm, &all);
+    let mut events = vm.api().events(0);
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let larger = SIZE + 32 * MIB;
+    runtime.block_on(async {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let mut service = ControllerServiceClient::new(endpoint.connect().await.unwrap());
+        let told = service.volume_get(()).await.unwrap().into_inner();
+        assert_eq!((told.name.as_str(), told.replica_count), ("guest", 2));
+        let snapshot = m::VolumeSnapshotRequest {
+            name: "by-tool".to_owned(),
+            ..m::VolumeSnapshotRequest::default()
+        };
+        service.volume_snapshot(snapshot).await.unwrap();
+        let expand = m::SizeRequest {
+            size: i64::try_from(larger).unwrap(),
+        };
+        service.volume_expand(expand).await.unwrap();
+    });
+    // As if it had been asked for by the API.
+    events.wait_for("snapshot-taken");
+    events.wait_for("disk-resized");
+    let soon = Duration::from_secs(30);
+    vm.wait_until("the guest does not see the new size", soon, || {
+        vm.info().disks[0].size == larger
+    });
+    blocks::verify(&vm, &all);
+    let snapshots = vm.api().get("/vm/disks/data/snapshots").body;
+    assert_eq!(snapshots[0]["name"], "by-tool", "{snapshots}");
+    vm.power_off();
+}
+
+#[test]
+fn one_that_missed_writes_is_left_out_after_everything_has_crashed() {
+    let mut volume = Volume::start(3, 4 * SIZE);
+    let record = tempfile::tempdir().unwrap();
+    let more = format!(",record={}", record.path().join("guest.json").display());
+    let vm = volume.boot(&more);
+    blocks::write(&vm, &area(SIZE, 1, amount(500, 2000)));
+    volume.replicas[0].kill();
+    let second = area(SIZE, 2, amount(500, 2000));
+    blocks::write(&vm, &second);
+    vm.signal("KILL");
+    drop(vm);
+    volume.restart();
+    // By its date it is the one that was written last.
+    let heads = volume.replicas[0].directory().join("volume-head-*.img");
+    run(&format!("touch -d '1 hour' {}", heads.display()));
+    let vm = volume.boot(&more);
+    assert_eq!(replicas(&vm), 2);
+    for _ in 0..3 {
+        blocks::verify(&vm, &second);
+    }
     vm.power_off();
 }

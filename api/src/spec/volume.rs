@@ -1,5 +1,6 @@
 //! Replicated volumes behind a disk, in Longhorn's language: as users write them, and as the machine trusts them.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,17 @@ pub struct VolumeConfig {
     /// Whether to go on with the best of the replicas where none of them is trusted to have everything, and leave the others; `false` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub salvage: Option<bool>,
+    /// A file in which the VM records which replicas have everything, before a write is acknowledged that another misses. Replicas that are not in it
+    /// are left out the next time: without it, and without a count of writes, one that failed looks like the others once none of them runs. It is made where
+    /// there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, min_length = 1, max_length = 4095)]
+    pub record: Option<PathBuf>,
+    /// `ADDRESS:PORT` on which Longhorn's ControllerService is served, for Longhorn's own tools; it is not by default. Whoever connects is not asked who he is and
+    /// may do everything with the volume: an address that only those reach who may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "127.0.0.1:9501")]
+    pub controller: Option<String>,
 }
 
 /// A volume behind a running engine of Longhorn's, by its `socket` frontend. Nothing else may write to the volume meanwhile.
@@ -75,6 +87,10 @@ pub struct Volume {
     pub revision_counter: Option<bool>,
     /// Whether the best of the replicas is taken and the others are left.
     pub salvage: bool,
+    /// Where it is recorded which replicas have everything.
+    pub record: Option<PathBuf>,
+    /// Where Longhorn's ControllerService is served; the port is not 0.
+    pub controller: Option<SocketAddr>,
 }
 
 /// A volume behind a running engine.
@@ -97,6 +113,8 @@ impl From<&Volume> for VolumeConfig {
             timeout: Some(volume.timeout.into()),
             revision_counter: volume.revision_counter,
             salvage: Some(volume.salvage),
+            record: volume.record.clone(),
+            controller: volume.controller.as_ref().map(SocketAddr::to_string),
         }
     }
 }

@@ -285,7 +285,8 @@ impl Disks {
 fn resize(disk: &OpenDisk, size: Option<u64>, journal: &Journal) -> Result<(), ResizeError> {
     let before = disk.backend.size();
     let size = disk.backend.resize(size)?;
-    if size != before {
+    // Of a volume there is another who tells it, whoever made it larger.
+    if size != before && disk.volume().is_none() {
         tracing::info!(disk = disk.id, before, size, "disk resized");
         let disk = disk.id.clone();
         journal.publish(EventKind::DiskResized { disk, size });

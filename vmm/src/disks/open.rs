@@ -70,6 +70,7 @@ impl OpenDisk {
 
     /// It is this volume.
     pub(crate) fn is_volume(&self, volume: Arc<DiskVolume>) {
+        volume.rings(&self.bell);
         // Nobody says it twice.
         let _ = self.volume.set(volume);
     }

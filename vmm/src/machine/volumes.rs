@@ -4,13 +4,15 @@
 //! the process was killed, have to be started anew by whoever runs them before they are opened again.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_api::spec;
 use paddock_storage::hold::Opener;
 use paddock_storage::longhorn::{
-    Listener, ReplicaAddress, Taking, Volume, VolumeError, VolumeHandle, VolumeOptions,
+    Controller, ControllerOptions, Listener, ReplicaAddress, Taking, Volume, VolumeError,
+    VolumeHandle, VolumeOptions,
 };
 use paddock_storage::{Capabilities, Disk, DiskQueue, ResizeError};
 
@@ -18,7 +20,11 @@ use crate::Error;
 
 /// A volume that is the VM's until this is dropped, which closes it and blocks.
 #[derive(Debug)]
-pub struct OpenVolume(Arc<Volume>);
+pub struct OpenVolume {
+    volume: Arc<Volume>,
+    /// The service of Longhorn's tools, if there is one. It ends before the volume is closed.
+    controller: Option<Controller>,
+}
 
 impl OpenVolume {
     /// Opens a volume, which tells `listener` what happens to it. `pointer` is the disk's place in the spec.
@@ -32,31 +38,44 @@ impl OpenVolume {
         listener: Arc<dyn Listener>,
     ) -> Result<Self, Error> {
         let wrong = |error: VolumeError| Error::part(format!("{pointer}/volume"), error);
+        // Before replicas are opened, which would be left open if this failed.
+        let served = volume.controller.map(|address| listen(pointer, address));
+        let served = served.transpose()?;
         let open = options(disk, volume).and_then(|options| Volume::open(options, listener));
-        let open = open.map_err(wrong)?;
+        let volume = Arc::new(open.map_err(wrong)?);
+        let mut open = Self {
+            volume,
+            controller: None,
+        };
+        if let Some(served) = served {
+            let controller = open
+                .volume
+                .serve_controller(served, ControllerOptions::default());
+            open.controller = Some(controller.map_err(wrong)?);
+        }
         tracing::info!(
             disk = disk.id.as_str(),
-            volume = open.name(),
-            bytes = open.size(),
-            replicas = open.replicas().len(),
+            volume = open.volume.name(),
+            bytes = open.volume.size(),
+            replicas = open.volume.replicas().len(),
             "disk opened"
         );
-        Ok(Self(Arc::new(open)))
+        Ok(open)
     }
 
     /// The way to it for those who may not block.
     pub(super) fn handle(&self) -> VolumeHandle {
-        self.0.handle()
+        self.volume.handle()
     }
 
     /// The disk that it is. Its users are counted apart from those of the volume.
     pub(super) fn disk(&self) -> Arc<dyn Disk> {
-        Arc::new(VolumeDisk(Arc::clone(&self.0)))
+        Arc::new(VolumeDisk(Arc::clone(&self.volume)))
     }
 
     /// The way to open its replicas again once all have failed, and whoever runs them has started them anew. Blocks.
     pub(super) fn opener(&self) -> Opener {
-        let volume = Arc::clone(&self.0);
+        let volume = Arc::clone(&self.volume);
         Box::new(move || {
             volume.reopen().map_err(io::Error::other)?;
             Ok(Arc::new(VolumeDisk(Arc::clone(&volume))))
@@ -65,16 +84,17 @@ impl OpenVolume {
 
     /// Closes it, so that the next to open it finds it clean; again does no harm. Blocks.
     pub(super) fn close(&self) {
-        if let Err(error) = self.0.close() {
-            tracing::error!(volume = self.0.name(), %error, "volume is not closed");
+        if let Err(error) = self.volume.close() {
+            tracing::error!(volume = self.volume.name(), %error, "volume is not closed");
         }
     }
 }
 
 impl Drop for OpenVolume {
     fn drop(&mut self) {
+        self.controller = None;
         self.close();
-        tracing::info!(volume = self.0.name(), "volume closed");
+        tracing::info!(volume = self.volume.name(), "volume closed");
     }
 }
 
@@ -104,6 +124,15 @@ impl Disk for VolumeDisk {
     }
 }
 
+/// Listens for Longhorn's tools.
+fn listen(pointer: &str, address: SocketAddr) -> Result<TcpListener, Error> {
+    let wrong = |error: io::Error| {
+        let error = io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+        Error::part(format!("{pointer}/volume/controller"), error)
+    };
+    TcpListener::bind(address).map_err(wrong)
+}
+
 fn options(disk: &spec::Disk, volume: &spec::Volume) -> Result<VolumeOptions, VolumeError> {
     let replicas = volume.replicas.iter();
     let replicas = replicas.map(|replica| replica.to_string().parse::<ReplicaAddress>());
@@ -117,6 +146,7 @@ fn options(disk: &spec::Disk, volume: &spec::Volume) -> Result<VolumeOptions, Vo
             Taking::Open
         },
         timeout: Duration::from_secs(volume.timeout.into()),
+        record: volume.record.clone(),
         read_only: disk.read_only,
         ..VolumeOptions::new(name, replicas.collect::<Result<_, _>>()?)
     })
@@ -147,16 +177,27 @@ mod tests {
         assert_eq!(few, expected);
         let all = options(
             json!({"name": "v", "replicas": ["a:1"], "size": "1MiB", "timeout": 30,
-            "revision_counter": false, "salvage": true}),
+            "revision_counter": false, "salvage": true, "record": "/r"}),
         );
         let expected = VolumeOptions {
             size: Some(1 << 20),
             timeout: Duration::from_secs(30),
             revision_counter: Some(false),
             taking: Taking::Salvage,
+            record: Some("/r".into()),
             read_only: true,
             ..VolumeOptions::new("v", vec![replica("a:1")])
         };
         assert_eq!(all, expected);
+    }
+    #[test]
+    fn an_address_that_is_taken_is_told_by_its_place() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = listen("/disks/0", address).unwrap_err();
+        let told = crate::error::chain(&error);
+        let wanted = format!("cannot listen on {address}");
+        assert!(told.contains("/disks/0/volume/controller"), "{told}");
+        assert!(told.contains(&wanted), "{told}");
     }
 }

@@ -19,6 +19,7 @@ use paddock_api::volume::{
     ByteProgress, Replica, ReplicaFailure, ReplicaMode, Snapshot, SnapshotRequest, SnapshotTaken,
     VolumeState,
 };
+use paddock_devices::virtio::blk::ConfigBell;
 use paddock_storage::longhorn::{
     self, Activity, Mode, Progress, ReplicaAddress, ReplicaStatus, VolumeError, VolumeHandle,
 };
@@ -58,6 +59,11 @@ impl DiskVolume {
             places: Arc::new(Semaphore::new(AT_ONCE)),
             job: Mutex::default(),
         })
+    }
+
+    /// The disk's driver hears by this that the volume has another size.
+    pub(crate) fn rings(&self, bell: &Arc<ConfigBell>) {
+        self.watch.rings(bell);
     }
 
     /// As it is now.

@@ -3,12 +3,12 @@
 //! Told by the volume on its control thread, each time as it then is; what has changed since the last time is an event. Replicas decide when they fail, so
 //! their reasons are texts of strangers: the journal keeps the last events only, and whoever prints them makes them harmless.
 
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use paddock_api::journal::Journal;
 use paddock_api::resource::EventKind;
+use paddock_devices::virtio::blk::ConfigBell;
 use paddock_storage::longhorn::{Activity, Listener, Mode, Progress, ReplicaStatus, Taken};
 use parking_lot::Mutex;
 
@@ -51,6 +51,8 @@ struct Inner {
 pub struct Watch {
     disk: String,
     journal: Arc<Journal>,
+    /// The way to the disk's driver, once there is one.
+    bell: OnceLock<Arc<ConfigBell>>,
     inner: Mutex<Inner>,
 }
 
@@ -61,8 +63,15 @@ impl Watch {
         Self {
             disk: disk.to_owned(),
             journal,
+            bell: OnceLock::new(),
             inner: Mutex::default(),
         }
+    }
+
+    /// The disk's driver hears by this that the volume has another size, whoever made it larger.
+    pub(super) fn rings(&self, bell: &Arc<ConfigBell>) {
+        // There is one driver, and nobody says it twice.
+        let _ = self.bell.set(Arc::clone(bell));
     }
 
     /// What has happened so far.
@@ -154,9 +163,15 @@ impl Watch {
 }
 
 impl Listener for Watch {
-    fn replicas(&self, replicas: &[ReplicaStatus]) -> io::Result<()> {
+    fn replicas(&self, replicas: &[ReplicaStatus]) {
         self.see(replicas);
-        Ok(())
+    }
+
+    fn expanded(&self, size: u64) {
+        self.tell(|disk| EventKind::DiskResized { disk, size });
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
+        }
     }
 
     fn progress(&self, progress: Option<&Progress>) {

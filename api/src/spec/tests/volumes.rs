@@ -9,7 +9,8 @@ fn with_disks(disks: Value) -> Value {
 #[test]
 fn volumes() {
     let disk = json!({"volume": {"name": "pvc-1", "replicas": ["tcp://10.0.0.1:10000", "[::1]:9502"],
-        "size": "10GiB", "timeout": 30, "revision_counter": false, "salvage": true}});
+        "size": "10GiB", "timeout": 30, "revision_counter": false, "salvage": true,
+        "record": "/var/lib/r", "controller": "[::1]:9501"}});
     let spec = valid(&with_disks(json!([disk])));
     let DiskSource::Volume(volume) = &spec.disks[0].source else {
         panic!("{spec:?}");
@@ -35,6 +36,11 @@ fn a_volume_that_cannot_be() {
         ("timeout", json!(7), OutOfRange),
         ("timeout", json!(31), OutOfRange),
         ("salvage", json!("yes"), WrongType),
+        ("record", json!(""), Malformed),
+        ("record", json!("fd:3"), Malformed),
+        ("controller", json!("localhost:9501"), Malformed),
+        ("controller", json!("127.0.0.1:0"), Malformed),
+        ("controller", json!(9501), WrongType),
         ("socket", json!("s"), UnknownField),
     ] {
         let mut volume = json!({"name": "v", "replicas": ["a:1"]});

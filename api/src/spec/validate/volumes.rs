@@ -1,15 +1,16 @@
 //! Replicated volumes behind disks.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::super::config::DiskConfig;
 use super::super::pointer::JsonPointer;
-use super::super::problem::{ProblemCode, Problems};
-use super::super::types::{ByteSize, ReplicaAddress, ValueError, in_range};
+use super::super::problem::{ProblemCode, Problems, quoted};
+use super::super::types::{ByteSize, PassedFd, ReplicaAddress, ValueError, in_range};
 use super::super::volume::{LonghornSocket, LonghornSocketConfig, Volume, VolumeConfig};
 use super::console::socket_path;
-use super::{at_most, optional};
+use super::{at_most, optional, path};
 
 const MAX_REPLICAS: usize = 16;
 /// Replicas store so many bytes as one.
@@ -42,6 +43,18 @@ pub(super) fn volume(
     let timeout = optional(problems, &at.key("timeout"), config.timeout, |seconds| {
         in_range("a replica's timeout in seconds", seconds, TIMEOUTS)
     });
+    let record = optional(
+        problems,
+        &at.key("record"),
+        config.record.as_deref(),
+        record_path,
+    );
+    let controller = optional(
+        problems,
+        &at.key("controller"),
+        config.controller.as_deref(),
+        listening_address,
+    );
     Some(Volume {
         name: name??,
         replicas: replicas.filter(|replicas| !replicas.is_empty())?,
@@ -49,6 +62,8 @@ pub(super) fn volume(
         timeout: timeout?.unwrap_or(8),
         revision_counter: config.revision_counter,
         salvage: config.salvage.unwrap_or(false),
+        record: record?,
+        controller: controller?,
     })
 }
 
@@ -93,12 +108,33 @@ pub(super) fn longhorn_socket(
 
 /// The path of a socket that others listen on: none that was passed.
 fn engine_socket(text: &Path) -> Result<PathBuf, ValueError> {
-    if super::super::types::PassedFd::in_path(text).is_some() {
+    if PassedFd::in_path(text).is_some() {
         return Err(ValueError::malformed(
             "an engine's socket cannot be passed as a descriptor; give its path, and ./fd:… for a socket of such a name",
         ));
     }
     socket_path(text)
+}
+
+/// The path of a record: it is replaced by another file at each change.
+fn record_path(text: &Path) -> Result<PathBuf, ValueError> {
+    if PassedFd::in_path(text).is_some() {
+        return Err(ValueError::malformed(
+            "a record cannot be passed as a descriptor; give its path, and ./fd:… for a file of such a name",
+        ));
+    }
+    path(text)
+}
+
+/// Where this host is to listen.
+fn listening_address(text: &str) -> Result<SocketAddr, ValueError> {
+    let address = text.parse::<SocketAddr>().ok();
+    address.filter(|address| address.port() != 0).ok_or_else(|| {
+        ValueError::malformed(format!(
+            "{} is no ADDRESS:PORT to listen on: an address of this host, one of IPv6 in brackets, and a port from 1 to 65535",
+            quoted(text)
+        ))
+    })
 }
 
 fn volume_size(size: ByteSize) -> Result<ByteSize, ValueError> {

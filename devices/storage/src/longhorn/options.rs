@@ -1,6 +1,7 @@
 //! Which volume, and how.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -135,6 +136,10 @@ pub struct VolumeOptions {
     /// How long a replica may be silent while it is asked for something and another is there to go on with, 8 to 30 seconds. The last one
     /// has twice as long.
     pub timeout: Duration,
+    /// Where it is recorded which replicas have everything: a file that the volume makes and keeps. What is on the replicas themselves does not tell it, unless they
+    /// count writes: one that failed looks like the others, once none of them runs. Those that are not in it are not taken, except by
+    /// [`Taking::Salvage`] and [`Taking::HandedOver`]. `None` where somebody else keeps such a record.
+    pub record: Option<PathBuf>,
     /// Whether the guest may only read.
     pub read_only: bool,
 }
@@ -150,6 +155,7 @@ impl VolumeOptions {
             revision_counter: None,
             taking: Taking::Open,
             timeout: DEFAULT_TIMEOUT,
+            record: None,
             read_only: false,
         }
     }

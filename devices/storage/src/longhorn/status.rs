@@ -1,6 +1,5 @@
 //! What a volume tells about itself.
 
-use std::io;
 use std::time::Duration;
 
 use super::member::{Failure, Mode};
@@ -89,16 +88,12 @@ pub struct Rebuilt {
 
 /// Who is told what happens to a volume. Called on its control thread; it should not take long.
 pub trait Listener: Send + Sync {
-    /// The replicas are these now. Where [`records`](Self::records) says so, no write is acknowledged that a failed replica misses until this has
-    /// returned well, and it is called again until it does.
-    ///
-    /// # Errors
-    /// When it could not be recorded.
-    fn replicas(&self, replicas: &[ReplicaStatus]) -> io::Result<()>;
+    /// The replicas are these now.
+    fn replicas(&self, replicas: &[ReplicaStatus]);
 
-    /// Whether what [`replicas`](Self::replicas) is told is recorded, durably.
-    fn records(&self) -> bool {
-        false
+    /// It has so many bytes now, whoever asked for it.
+    fn expanded(&self, size: u64) {
+        let _ = size;
     }
 
     /// Something is so far; `None` when it has ended.
@@ -120,7 +115,5 @@ pub trait Listener: Send + Sync {
 pub struct Nobody;
 
 impl Listener for Nobody {
-    fn replicas(&self, _: &[ReplicaStatus]) -> io::Result<()> {
-        Ok(())
-    }
+    fn replicas(&self, _: &[ReplicaStatus]) {}
 }

@@ -23,6 +23,8 @@ pub const DISK: Flag = Flag {
         "timeout",
         "revision-counter",
         "salvage",
+        "record",
+        "controller",
         "format",
         "nbd",
         "tls-ca",
@@ -147,11 +149,13 @@ fn volume(list: &mut OptionList<'_>) -> (Option<VolumeConfig>, Option<LonghornSo
         timeout: list.integer("timeout"),
         revision_counter: list.switch("revision-counter"),
         salvage: list.switch("salvage"),
+        record: list.text("record").map(PathBuf::from),
+        controller: list.text("controller"),
     };
     if volume.name.is_none() {
         if volume != VolumeConfig::default() {
             list.error(
-                "replica, timeout, revision-counter and salvage are for volume=NAME, and size is for that or longhorn-socket=PATH",
+                "replica, timeout, revision-counter, salvage, record and controller are for volume=NAME, and size is for that or longhorn-socket=PATH",
             );
         }
         return (None, socket);
@@ -249,7 +253,7 @@ mod tests {
         }
         assert_eq!(
             disk(
-                "volume=v,replica=a:1,replica=[::1]:2,size=1G,timeout=9,revision-counter=off,salvage,readonly"
+                "volume=v,replica=a:1,replica=[::1]:2,size=1G,timeout=9,revision-counter=off,salvage,record=/r,controller=[::1]:9501,readonly"
             ),
             Ok(DiskConfig {
                 volume: Some(VolumeConfig {
@@ -259,6 +263,8 @@ mod tests {
                     timeout: Some(9),
                     revision_counter: Some(false),
                     salvage: Some(true),
+                    record: Some("/r".into()),
+                    controller: Some("[::1]:9501".into()),
                 }),
                 read_only: Some(true),
                 ..DiskConfig::default()

@@ -48,7 +48,7 @@ fn what_has_changed_is_told() {
         &[("a", Failed), ("d", Rw), ("e", Rw)],
         &[("a", Rw), ("d", Rw), ("e", Rw)],
     ] {
-        watch.replicas(&replicas(now)).unwrap();
+        watch.replicas(&replicas(now));
     }
     let expected = Tally {
         failures: 4,

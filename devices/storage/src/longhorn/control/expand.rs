@@ -126,6 +126,9 @@ impl Control {
             self.shared.set_size(size);
         }
         drop(frozen);
+        if grown.is_ok() {
+            self.listener.expanded(size);
+        }
         grown
     }
 }

@@ -10,6 +10,7 @@ pub(super) mod open;
 pub(super) mod peer;
 mod purge;
 pub(super) mod rebuild;
+mod record;
 mod remove;
 mod reopen;
 mod resync;
@@ -37,6 +38,7 @@ use tokio::task::JoinSet;
 use self::limits::Settings;
 use self::peer::Peer;
 use self::rebuild::Rebuild;
+use self::record::Record;
 use super::error::VolumeError;
 use super::member::{Member, Mode, Socket};
 use super::options::{ReplicaAddress, Taking, VolumeOptions};
@@ -65,6 +67,7 @@ pub(super) struct Control {
     /// Held while a replica is made ready to be added, before [`Admin`].
     adding: Mutex<()>,
     listener: Arc<dyn Listener>,
+    record: Option<Record>,
     /// How far the present rebuild or resynchronization is.
     progress: SyncMutex<Option<Progress>>,
     settings: SyncMutex<Settings>,
@@ -210,6 +213,9 @@ impl Control {
         let frozen = self.shared.freeze().await;
         let live = self.end(&admin);
         drop(frozen);
+        if let Some(record) = &self.record {
+            record.forget();
+        }
         Ok(live.into_iter().map(|(_, peer)| peer.address).collect())
     }
 
@@ -298,17 +304,16 @@ impl<T> Running<T> {
 
 /// Opens a volume, on the control thread.
 pub(super) async fn open(
-    options: VolumeOptions,
+    mut options: VolumeOptions,
     listener: Arc<dyn Listener>,
 ) -> Result<Arc<Control>, VolumeError> {
+    let record = Record::of(&options);
+    if let Some(record) = &record {
+        options.replicas = record.choose(&options)?;
+    }
     let opened = open::open(&options).await?;
     let (sender, events) = unbounded_channel();
-    let shared = Shared::new(
-        options.name.clone(),
-        opened.size,
-        listener.records(),
-        sender,
-    );
+    let shared = Shared::new(options.name.clone(), opened.size, record.is_some(), sender);
     let shared = Arc::new(shared);
     let mut admin = Admin {
         peers: HashMap::new(),
@@ -333,6 +338,7 @@ pub(super) async fn open(
         admin: Mutex::new(admin),
         adding: Mutex::new(()),
         listener,
+        record,
         progress: SyncMutex::default(),
         settings: SyncMutex::default(),
         opening: Mutex::new(0),
@@ -349,6 +355,10 @@ pub(super) async fn open(
         let members = control.shared.members();
         let best = members.get(opened.best).map(|member| member.id);
         control.shared.set_primary(best);
+    }
+    if let Some(record) = &control.record {
+        // What is written from now on, those miss that could not be opened.
+        record.write(&control.replicas())?;
     }
     let control = Arc::new(control);
     supervise::start(&control, events);

@@ -48,12 +48,14 @@ impl Control {
         Ok(())
     }
 
-    /// Tells the owner which replicas there are, after a change of ours.
+    /// Tells the owner which replicas there are, after a change of ours, and records it.
     pub(super) fn record_replicas(&self) -> Result<(), VolumeError> {
-        self.tell_listener().map_err(|error| VolumeError::Host {
-            volume: self.options.name.clone(),
-            problem: format!("the replicas cannot be recorded: {error}"),
-        })
+        self.tell_listener();
+        let recorded = self
+            .record
+            .as_ref()
+            .map(|record| record.write(&self.replicas()));
+        recorded.unwrap_or(Ok(()))
     }
 
     /// Lets go of a replica: it misses what is written from now on.

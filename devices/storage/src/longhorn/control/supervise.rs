@@ -44,29 +44,29 @@ pub(super) fn watch(control: &Arc<Control>, member: &Arc<Member>) {
     }
 }
 
-/// Tells the owner who has failed, and who is back.
+/// Tells the owner who has failed, and who is back, and records it.
 async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
     while events.recv().await.is_some() {
         let mut changes = 1;
         while events.try_recv().is_ok() {
             changes += 1;
         }
+        if let Some(control) = control.upgrade() {
+            control.tell_listener();
+        }
         loop {
             let Some(control) = control.upgrade() else {
                 return;
             };
-            let told = control.tell_listener();
-            let Err(error) = told else {
-                if control.listener.records() {
-                    control.shared.recorded(changes);
-                }
+            let Some(record) = &control.record else {
+                break;
+            };
+            let Err(error) = record.write(&control.replicas()) else {
+                control.shared.recorded(changes);
                 break;
             };
             tracing::error!(volume = %control.options.name, %error,
                 "the failure of a replica cannot be recorded; writes are not acknowledged until it is");
-            if !control.listener.records() {
-                break;
-            }
             drop(control);
             sleep(RECORD_AGAIN).await;
         }
@@ -88,8 +88,8 @@ async fn look(control: Weak<Control>) {
 
 impl Control {
     /// Tells the owner which replicas there are and what they are good for.
-    pub(super) fn tell_listener(&self) -> std::io::Result<()> {
-        self.listener.replicas(&self.replicas())
+    pub(super) fn tell_listener(&self) {
+        self.listener.replicas(&self.replicas());
     }
 
     /// Whether no other replica is there to go on with.

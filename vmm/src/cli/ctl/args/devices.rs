@@ -71,7 +71,8 @@ pub struct AddDiskArgs {
     /// VM does.
     ///
     /// In place of a path, volume=NAME,replica=HOST:PORT for a replicated volume, with a replica= for each replica, and size=SIZE, timeout=SECONDS (8 to 30),
-    /// revision-counter=on|off, salvage=on|off; or longhorn-socket=PATH,size=SIZE for one behind a running engine of Longhorn's.
+    /// revision-counter=on|off, salvage=on|off, record=FILE (of the replicas that have everything),
+    /// controller=ADDRESS:PORT (for Longhorn's tools); or longhorn-socket=PATH,size=SIZE for one behind a running engine of Longhorn's.
     #[arg(
         value_name = "DISK",
         value_hint = clap::ValueHint::FilePath,

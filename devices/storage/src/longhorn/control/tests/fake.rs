@@ -228,6 +228,11 @@ impl Fake {
         });
     }
 
+    /// As if it had been made anew.
+    pub(super) fn empty(&self) {
+        self.change(|state| *state = State::new());
+    }
+
     /// As if its process had been killed and started anew: nobody has closed it.
     pub(super) fn restart(&self) {
         self.change(|state| state.open = false);

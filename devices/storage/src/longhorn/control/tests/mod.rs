@@ -5,6 +5,7 @@ mod fake;
 mod hand_over;
 mod open;
 mod rebuild;
+mod record;
 mod services;
 mod silence;
 #[cfg(feature = "controller")]

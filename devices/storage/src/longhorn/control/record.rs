@@ -1,0 +1,264 @@
+//! The record of a volume: which of its replicas have everything, in a file of the host's.
+//!
+//! A replica that failed knows nothing of it. Once none of the processes runs any more, what is on its disk tells it from the others by the count of writes, if
+//! that is kept, or by a date; so it is written down here before anything is acknowledged that it misses. Longhorn's manager keeps the like, some seconds later.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::longhorn::error::VolumeError;
+use crate::longhorn::member::Mode;
+use crate::longhorn::options::{ReplicaAddress, Taking, VolumeOptions};
+use crate::longhorn::status::ReplicaStatus;
+
+/// The most bytes of such a file: more than all replicas that a volume may have take.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// What is in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    /// The volume's name.
+    volume: String,
+    /// The replicas that have everything.
+    complete: Vec<String>,
+}
+
+/// The record of one volume.
+#[derive(Debug)]
+pub(super) struct Record {
+    volume: String,
+    path: PathBuf,
+    /// What was written last. Locked while it is.
+    written: Mutex<Option<Content>>,
+}
+
+impl Record {
+    /// The one that a volume is to have, if any.
+    pub(super) fn of(options: &VolumeOptions) -> Option<Self> {
+        Some(Self {
+            volume: options.name.clone(),
+            path: options.record.clone()?,
+            written: Mutex::default(),
+        })
+    }
+
+    fn error(&self, problem: &str) -> VolumeError {
+        VolumeError::Host {
+            volume: self.volume.clone(),
+            problem: format!("its record {}: {problem}", self.path.display()),
+        }
+    }
+
+    /// The replicas that are to be opened: those that have everything. All, before there is a record.
+    ///
+    /// # Errors
+    /// When it cannot be read, is of another volume, or names none of them.
+    pub(super) fn choose(
+        &self,
+        options: &VolumeOptions,
+    ) -> Result<Vec<ReplicaAddress>, VolumeError> {
+        let all = options.replicas.clone();
+        if options.taking != Taking::Open {
+            return Ok(all);
+        }
+        let Some(content) = self.read()? else {
+            return Ok(all);
+        };
+        if content.volume != self.volume {
+            let problem = format!(
+                "it is that of volume {:?}; give each volume one of its own",
+                content.volume
+            );
+            return Err(self.error(&problem));
+        }
+        let is_complete =
+            |replica: &ReplicaAddress| content.complete.contains(&replica.to_string());
+        let (complete, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_complete);
+        if complete.is_empty() {
+            let names: Vec<String> = content
+                .complete
+                .iter()
+                .map(|name| format!("{name:?}"))
+                .collect();
+            let problem = format!(
+                "only {} have everything, and none of these is to be used; name them, or salvage the best of the others, which may lose what was written last",
+                names.join(", ")
+            );
+            return Err(self.error(&problem));
+        }
+        for replica in others {
+            tracing::warn!(volume = self.volume, %replica, record = %self.path.display(),
+                "a replica is left out, for it is not recorded to have everything; add it again");
+        }
+        Ok(complete)
+    }
+
+    fn read(&self) -> Result<Option<Content>, VolumeError> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file,
+        };
+        let mut text = String::new();
+        let read = file.and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
+        read.map_err(|error| self.error(&format!("it cannot be read: {error}")))?;
+        let content = serde_json::from_str(&text);
+        content.map(Some).map_err(|error| {
+            self.error(&format!(
+                "it cannot be understood: {error}; if it is no record, give another path"
+            ))
+        })
+    }
+
+    /// Writes down which replicas have everything. It is on the disk when this returns. Where all have failed the last stay recorded: nothing is acknowledged
+    /// that these miss.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub(super) fn write(&self, replicas: &[ReplicaStatus]) -> Result<(), VolumeError> {
+        let complete = replicas.iter().filter(|one| one.mode == Mode::ReadWrite);
+        let complete: Vec<String> = complete.map(|one| one.address.to_string()).collect();
+        if complete.is_empty() {
+            return Ok(());
+        }
+        let content = Content {
+            volume: self.volume.clone(),
+            complete,
+        };
+        let mut written = self.written.lock();
+        if written.as_ref() != Some(&content) {
+            *written = None;
+            let replaced = self.replace(&content);
+            replaced.map_err(|error| self.error(&format!("it cannot be written: {error}")))?;
+            *written = Some(content);
+        }
+        Ok(())
+    }
+
+    fn replace(&self, content: &Content) -> io::Result<()> {
+        let parent = self.path.parent();
+        let named = parent.filter(|parent| !parent.as_os_str().is_empty());
+        let directory = named.unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        serde_json::to_writer(&mut file, content)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// Another engine has the volume from now on: whoever runs that knows who has everything, and this would not hear of it.
+    pub(super) fn forget(&self) {
+        *self.written.lock() = None;
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(volume = self.volume, record = %self.path.display(), %error,
+                "the record is not removed; remove it before the volume is used here again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn options(path: &Path, replicas: &[&str]) -> VolumeOptions {
+        let replicas = replicas
+            .iter()
+            .map(|text| text.parse().expect("an address"));
+        VolumeOptions {
+            record: Some(path.to_owned()),
+            ..VolumeOptions::new("v", replicas.collect())
+        }
+    }
+
+    fn status(address: &str, mode: Mode) -> ReplicaStatus {
+        ReplicaStatus {
+            address: address.parse().expect("an address"),
+            mode,
+            failure: None,
+        }
+    }
+
+    fn chosen(options: &VolumeOptions) -> Result<Vec<String>, String> {
+        let record = Record::of(options).expect("a record");
+        let chosen = record.choose(options).map_err(|error| error.to_string())?;
+        Ok(chosen.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn those_that_have_everything_are_chosen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("v.json");
+        let all = options(&path, &["a:1", "b:1", "c:1"]);
+        assert_eq!(
+            chosen(&all).expect("before a record"),
+            ["a:1", "b:1", "c:1"]
+        );
+        let record = Record::of(&all).expect("a record");
+        let modes = [
+            status("a:1", Mode::ReadWrite),
+            status("b:1", Mode::Failed),
+            status("c:1", Mode::WriteOnly),
+        ];
+        record.write(&modes).expect("written");
+        assert_eq!(chosen(&all).expect("one"), ["a:1"]);
+        // Once all have failed, nothing is acknowledged.
+        record.write(&[status("a:1", Mode::Failed)]).expect("kept");
+        assert_eq!(chosen(&all).expect("one"), ["a:1"]);
+        let none = chosen(&options(&path, &["b:1", "d:1"])).expect_err("none of them");
+        assert!(
+            none.contains("\"a:1\"") && none.contains("salvage"),
+            "{none}"
+        );
+        let salvage = VolumeOptions {
+            taking: Taking::Salvage,
+            ..options(&path, &["b:1"])
+        };
+        assert_eq!(chosen(&salvage).expect("whatever is there"), ["b:1"]);
+        record.forget();
+        assert_eq!(chosen(&all).expect("all again").len(), 3);
+        assert_eq!(
+            fs::read_dir(&directory).expect("it").count(),
+            0,
+            "nothing is left"
+        );
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("v.json");
+        let wanted = options(&path, &["a:1"]);
+        for (text, words) in [
+            ("", "understood"),
+            ("{\"volume\": \"v\"}", "understood"),
+            (
+                "{\"volume\": \"v\", \"complete\": [], \"x\": 1}",
+                "understood",
+            ),
+            (
+                "{\"volume\": \"w\", \"complete\": [\"a:1\"]}",
+                "that of volume \"w\"",
+            ),
+            ("{\"volume\": \"v\", \"complete\": []}", "none of these"),
+        ] {
+            fs::write(&path, text).expect("written");
+            let error = chosen(&wanted).expect_err(text);
+            assert!(error.contains("v.json") && error.contains(words), "{error}");
+        }
+        fs::write(&path, vec![b' '; 1 << 20]).expect("written");
+        chosen(&wanted).expect_err("too large");
+        let nowhere = directory.path().join("none/v.json");
+        let record = Record::of(&options(&nowhere, &["a:1"])).expect("a record");
+        let error = record
+            .write(&[status("a:1", Mode::ReadWrite)])
+            .expect_err("no directory");
+        assert!(error.to_string().contains("cannot be written"), "{error}");
+    }
+}
