@@ -9,7 +9,7 @@ use std::time::Duration;
 use paddock_longhorn::wire::{HEADER, Header, Kind};
 use tempfile::TempDir;
 
-use crate::data::{Address, DataServer, Engine};
+use crate::data::{Address, DataServer, Engine, Limits};
 use crate::volume::replica::{Options, Replica};
 
 pub(crate) const MIB: i64 = 1 << 20;
@@ -27,11 +27,16 @@ pub(crate) struct Served {
 
 /// Makes or opens a replica of `size` bytes.
 pub(crate) fn serve(options: Options, size: i64, engine: Engine) -> Served {
+    serve_limited(options, size, engine, Limits::default())
+}
+
+/// The same, for so many.
+pub(crate) fn serve_limited(options: Options, size: i64, engine: Engine, limits: Limits) -> Served {
     let replica = Replica::new(options);
     replica.create(size).unwrap();
     replica.open().unwrap();
     let address = Address::Tcp("127.0.0.1:0".parse().unwrap());
-    let server = DataServer::start(&address, Arc::clone(&replica), engine).unwrap();
+    let server = DataServer::start_limited(&address, Arc::clone(&replica), engine, limits).unwrap();
     Served { replica, server }
 }
 

@@ -16,6 +16,7 @@ use paddock_longhorn::wire::Kind;
 use super::buffers::Buffers;
 use super::input::Input;
 use super::output::{Freed, Output, Payload};
+use super::registry::Activity;
 use super::request::{Part, Request, Slab};
 use super::{Driver, MOST_REQUEST, RECEIVE, SEND};
 use crate::volume::chain::Chain;
@@ -37,6 +38,7 @@ enum Start {
 pub(super) struct Connection<D: Driver> {
     driver: D,
     replica: Arc<Replica>,
+    activity: Arc<Activity>,
     buffers: Buffers,
     input: Input,
     output: Output,
@@ -59,10 +61,16 @@ pub(super) struct Connection<D: Driver> {
 }
 
 impl<D: Driver> Connection<D> {
-    pub(super) fn new(socket: OwnedFd, driver: D, replica: Arc<Replica>) -> Self {
+    pub(super) fn new(
+        socket: OwnedFd,
+        driver: D,
+        replica: Arc<Replica>,
+        activity: Arc<Activity>,
+    ) -> Self {
         Self {
             driver,
             replica,
+            activity,
             buffers: Buffers::default(),
             input: Input::new(),
             output: Output::default(),
@@ -114,6 +122,7 @@ impl<D: Driver> Connection<D> {
                 self.persist(number);
             }
             self.leave();
+            self.activity.owe(self.owes());
             let others = !self.waiting.is_empty() && self.active == 0;
             // Not two where something is being sent: the kernel would not see to the rest of a long message before.
             let want = usize::from(!others).min(self.driver.in_flight());
@@ -153,7 +162,10 @@ impl<D: Driver> Connection<D> {
 
     fn completed(&mut self, token: u64, result: i32) {
         match token {
-            RECEIVE => self.input.received(result),
+            RECEIVE => {
+                self.activity.hear();
+                self.input.received(result);
+            }
             SEND => match usize::try_from(result) {
                 Ok(bytes) => {
                     let freed = self.output.sent(bytes, &mut self.driver, &mut self.buffers);

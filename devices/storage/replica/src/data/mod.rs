@@ -6,6 +6,7 @@ mod calls;
 mod connection;
 mod input;
 mod output;
+mod registry;
 mod request;
 mod server;
 mod slice;
@@ -13,6 +14,8 @@ mod slice;
 mod tests;
 mod uring;
 
+#[cfg(test)]
+pub(crate) use registry::Limits;
 pub use server::{Address, DataServer, Engine};
 
 /// The most bytes of one read or write.

@@ -1,27 +1,23 @@
 //! Listens for data connections, and starts a thread for each.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use rustix::net::{Shutdown, sockopt};
 
 use super::calls::Calls;
 use super::connection::Connection;
+use super::registry::{Activity, Limits, Registry};
 use super::slice;
 use super::uring::{self, Uring};
 use crate::volume::replica::Replica;
-
-/// The most connections at once. Engines have two.
-const MOST_CONNECTIONS: usize = 1024;
 
 /// When a peer that says nothing is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -67,9 +63,7 @@ struct Shared {
     replica: Arc<Replica>,
     use_rings: bool,
     stopping: AtomicBool,
-    connections: Mutex<HashMap<u64, OwnedFd>>,
-    /// A connection has ended.
-    ended: Condvar,
+    registry: Registry,
 }
 
 impl DataServer {
@@ -78,6 +72,16 @@ impl DataServer {
     /// # Errors
     /// When it cannot listen there.
     pub fn start(address: &Address, replica: Arc<Replica>, engine: Engine) -> io::Result<Self> {
+        Self::start_limited(address, replica, engine, Limits::default())
+    }
+
+    /// The same, for so many.
+    pub(crate) fn start_limited(
+        address: &Address,
+        replica: Arc<Replica>,
+        engine: Engine,
+        limits: Limits,
+    ) -> io::Result<Self> {
         let listener = match address {
             Address::Tcp(address) => Listener::Tcp(TcpListener::bind(address)?),
             Address::Unix(path) => Listener::Unix(listen_unix(path)?, path.clone()),
@@ -91,8 +95,7 @@ impl DataServer {
             replica,
             use_rings: engine == Engine::Auto && rings.is_ok(),
             stopping: AtomicBool::new(false),
-            connections: Mutex::default(),
-            ended: Condvar::new(),
+            registry: Registry::new(limits),
         });
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -118,19 +121,7 @@ impl DataServer {
     /// Takes no more requests, and waits until those it has are answered. Returns whether they were in time.
     pub fn stop(mut self, patience: Duration) -> bool {
         self.end();
-        let deadline = Instant::now() + patience;
-        let mut connections = self.shared.connections.lock();
-        while !connections.is_empty() {
-            if self
-                .shared
-                .ended
-                .wait_until(&mut connections, deadline)
-                .timed_out()
-            {
-                return connections.is_empty();
-            }
-        }
-        true
+        self.shared.registry.await_end(patience)
     }
 
     fn end(&mut self) {
@@ -140,9 +131,7 @@ impl DataServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        for socket in self.shared.connections.lock().values() {
-            let _ = rustix::net::shutdown(socket, Shutdown::Read);
-        }
+        self.shared.registry.hush();
         if let Listener::Unix(_, path) = &self.shared.listener {
             let _ = std::fs::remove_file(path);
         }
@@ -179,7 +168,8 @@ impl Listener {
         }
     }
 
-    fn accept(&self) -> io::Result<OwnedFd> {
+    /// The next connection, and its host's address.
+    fn accept(&self) -> io::Result<(OwnedFd, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
                 let (socket, peer) = listener.accept()?;
@@ -188,11 +178,11 @@ impl Listener {
                 sockopt::set_socket_keepalive(&socket, true)?;
                 sockopt::set_tcp_keepidle(&socket, KEEP_ALIVE)?;
                 sockopt::set_tcp_keepintvl(&socket, KEEP_ALIVE)?;
-                Ok(socket.into())
+                Ok((socket.into(), Some(peer.ip())))
             }
             Self::Unix(listener, _) => {
                 tracing::info!("data connection on the unix socket");
-                Ok(listener.accept()?.0.into())
+                Ok((listener.accept()?.0.into(), None))
             }
         }
     }
@@ -207,7 +197,8 @@ impl Shared {
                 return;
             }
             number += 1;
-            let started = socket.and_then(|socket| Self::connect(&self, socket, number));
+            let started =
+                socket.and_then(|(socket, address)| Self::connect(&self, socket, address, number));
             if let Err(error) = started {
                 tracing::warn!(%error, "a data connection cannot be served");
                 thread::sleep(PAUSE);
@@ -215,45 +206,39 @@ impl Shared {
         }
     }
 
-    fn connect(shared: &Arc<Self>, socket: OwnedFd, number: u64) -> io::Result<()> {
+    fn connect(
+        shared: &Arc<Self>,
+        socket: OwnedFd,
+        address: Option<IpAddr>,
+        number: u64,
+    ) -> io::Result<()> {
         let second = socket.try_clone()?;
-        {
-            let mut connections = shared.connections.lock();
-            if connections.len() >= MOST_CONNECTIONS {
-                return Err(io::Error::other("there are too many of them"));
-            }
-            connections.insert(number, second);
-        }
+        let activity = shared.registry.enter(number, second, address)?;
         let of_thread = Arc::clone(shared);
         let work = move || {
             slice::shorten();
-            of_thread.serve(socket);
-            of_thread.forget(number);
+            of_thread.serve(socket, activity);
+            of_thread.registry.leave(number);
         };
         let spawned = thread::Builder::new()
             .name(format!("data-{number}"))
             .spawn(work);
-        spawned.map(drop).inspect_err(|_| shared.forget(number))
+        spawned
+            .map(drop)
+            .inspect_err(|_| shared.registry.leave(number))
     }
 
-    fn serve(&self, socket: OwnedFd) {
+    fn serve(&self, socket: OwnedFd, activity: Arc<Activity>) {
         let replica = Arc::clone(&self.replica);
         let descriptor = socket.as_raw_fd();
         if self.use_rings {
             match Uring::new(descriptor) {
-                Ok(ring) => return Connection::new(socket, ring, replica).serve(),
+                Ok(ring) => return Connection::new(socket, ring, replica, activity).serve(),
                 Err(error) => {
                     tracing::warn!(%error, "no ring for a data connection; is the limit on locked memory too low?");
                 }
             }
         }
-        Connection::new(socket, Calls::new(descriptor), replica).serve();
-    }
-
-    fn forget(&self, number: u64) {
-        if self.connections.lock().remove(&number).is_some() {
-            tracing::info!("a data connection has ended");
-        }
-        self.ended.notify_all();
+        Connection::new(socket, Calls::new(descriptor), replica, activity).serve();
     }
 }

@@ -5,6 +5,8 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod limits;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
@@ -13,10 +15,11 @@ use std::time::{Duration, Instant};
 use paddock_longhorn::wire::{Header, Kind};
 
 use super::connection::Connection;
+use super::registry::{Limits, Registry};
 use super::uring::{Uring, faults};
 use super::{Engine, MOST_REQUEST};
 use crate::files::names;
-use crate::testing::{MIB, Served, place, serve, serve_small};
+use crate::testing::{MIB, Served, place, serve, serve_limited, serve_small};
 use crate::volume::replica::Options;
 
 const ENGINES: [Engine; 2] = [Engine::Auto, Engine::Calls];
@@ -25,6 +28,14 @@ fn each_engine(mut test: impl FnMut(Served)) {
     for engine in ENGINES {
         let place = place();
         test(serve_small(place.path(), engine));
+    }
+}
+
+fn each_engine_limited(limits: Limits, mut test: impl FnMut(Served)) {
+    for engine in ENGINES {
+        let place = place();
+        let options = Options::new(place.path());
+        test(serve_limited(options, MIB, engine, limits));
     }
 }
 
@@ -345,7 +356,10 @@ fn a_ring_that_fails_gives_back_what_was_taken() {
             let healthy = std::iter::repeat_n(None, entries);
             faults::plant(healthy.chain([Some(libc::EINVAL)]));
             let ring = Uring::new(socket.as_raw_fd()).unwrap();
-            Connection::new(socket.into(), ring, replica).serve();
+            let registry = Registry::new(Limits::default());
+            let second = socket.try_clone().unwrap().into();
+            let activity = registry.enter(1, second, None).unwrap();
+            Connection::new(socket.into(), ring, replica, activity).serve();
         });
         let mut client = peer;
         for number in 0..8 {

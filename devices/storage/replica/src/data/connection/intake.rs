@@ -75,6 +75,15 @@ impl<D: Driver> Connection<D> {
             && (self.held.bytes == 0 || self.held.bytes + cost <= MOST_HELD)
     }
 
+    /// Whether requests came whole whose answers have not been sent.
+    pub(super) fn owes(&self) -> bool {
+        let coming = matches!(
+            self.input.next,
+            Next::Data { .. } | Next::Skip { then: Some(_), .. }
+        );
+        self.held.requests > usize::from(coming)
+    }
+
     fn skip(&mut self, payload: u32, then: Option<usize>) {
         let left = payload as usize;
         self.input.next = Next::Skip { left, then };
@@ -90,6 +99,7 @@ impl<D: Driver> Connection<D> {
             self.skip(header.payload, None);
             return;
         }
+        self.activity.speak();
         let cost = Self::cost(header);
         self.held.requests += 1;
         self.held.bytes += cost;
