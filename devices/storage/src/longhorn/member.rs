@@ -9,9 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+
+/// How many times as long as for any answer one is waited for while others come: a replica may be slow, and do what it is asked in any order.
+const OVERDUE: u32 = 4;
 
 /// What an engine does with a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,6 +133,14 @@ impl Member {
         }
     }
 
+    /// Why it is to be left, if it is: it answers nothing on a connection for longer than `patience`, or something for longer than four times that.
+    pub(super) fn silence(&self, now: u64, patience: Duration) -> Option<String> {
+        let sockets = self.sockets();
+        sockets
+            .iter()
+            .find_map(|socket| socket.silence(now, patience))
+    }
+
     /// The connections that are open.
     pub(super) fn sockets(&self) -> Vec<Arc<Socket>> {
         self.sockets
@@ -154,6 +165,8 @@ pub(super) struct Socket {
     /// Milliseconds since the volume's beginning, and one more: when the replica was last heard of, or first asked after there was nothing to answer.
     /// 0 while there is nothing to answer.
     waiting: AtomicU64,
+    /// The same: since when the replica has been asked for the oldest of what it has not answered.
+    owing: AtomicU64,
 }
 
 impl Socket {
@@ -161,6 +174,7 @@ impl Socket {
         Arc::new(Self {
             stream,
             waiting: AtomicU64::new(0),
+            owing: AtomicU64::new(0),
         })
     }
 
@@ -175,10 +189,26 @@ impl Socket {
         self.waiting.store(0, Ordering::Relaxed);
     }
 
-    /// For how many milliseconds answers have been waited for and none came; `None` while there is nothing to answer.
-    pub(super) fn silence(&self, now: u64) -> Option<u64> {
-        let since = self.waiting.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(now.saturating_sub(since))
+    /// Notes since when the replica has been asked for the oldest of what it has not answered.
+    pub(super) fn owes_since(&self, milliseconds: Option<u64>) {
+        let since = milliseconds.map_or(0, |since| since.saturating_add(1));
+        self.owing.store(since, Ordering::Relaxed);
+    }
+
+    /// Why the replica is to be left: see [`Member::silence`].
+    pub(super) fn silence(&self, now: u64, patience: Duration) -> Option<String> {
+        let is_over = |since: &AtomicU64, patience: Duration| {
+            let since = since.load(Ordering::Relaxed).checked_sub(1);
+            since.is_some_and(|since| u128::from(now.saturating_sub(since)) > patience.as_millis())
+        };
+        if is_over(&self.waiting, patience) {
+            return Some(format!("it has not answered for {} s", patience.as_secs()));
+        }
+        let patience = patience * OVERDUE;
+        is_over(&self.owing, patience).then(|| {
+            let seconds = patience.as_secs();
+            format!("it has not answered a request for {seconds} s, while it answered others")
+        })
     }
 
     /// Ends the connection under the hands of whoever uses it.

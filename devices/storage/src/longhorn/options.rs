@@ -134,7 +134,7 @@ pub struct VolumeOptions {
     /// How the replicas are taken.
     pub taking: Taking,
     /// How long a replica may be silent while it is asked for something and another is there to go on with, 8 to 30 seconds. The last one
-    /// has twice as long.
+    /// has twice as long. A single request may go unanswered for four times that, while others are answered.
     pub timeout: Duration,
     /// Where it is recorded which replicas have everything: a file that the volume makes and keeps. What is on the replicas themselves does not tell it, unless they
     /// count writes: one that failed looks like the others, once none of them runs. Those that are not in it are not taken, except by

@@ -2,7 +2,7 @@
 //!
 //! Longhorn's rule for requests: a replica that is silent for the timeout while it is asked for something is left, as long as another is there to go on
 //! with; the last one has twice as long. Silence is looked at connection by connection, so that one live connection does not keep a stuck one
-//! alive. Pings find those that die while nobody asks.
+//! alive. Neither do answers to other requests keep a stuck one alive for ever: that one has four times as long. Pings find those that die while nobody asks.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -113,11 +113,7 @@ impl Control {
             if member.mode() == Mode::Failed {
                 continue;
             }
-            let patience = self.patience(&member);
-            let silences = member.sockets().into_iter();
-            let silence = silences.filter_map(|socket| socket.silence(now)).max();
-            if silence.is_some_and(|silence| u128::from(silence) > patience.as_millis()) {
-                let reason = format!("it has not answered for {} s", patience.as_secs());
+            if let Some(reason) = member.silence(now, self.patience(&member)) {
                 self.shared.fail(&member, &reason);
             }
         }

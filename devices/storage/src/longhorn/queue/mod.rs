@@ -7,6 +7,7 @@
 //! The data of a write is copied once, here: a guest may change its memory while the replicas are being sent it, and each would get something else.
 //! The guest decides what is asked and when; replicas decide what they answer, and may be anything.
 
+mod epochs;
 mod pool;
 mod request;
 mod session;

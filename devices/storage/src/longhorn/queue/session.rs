@@ -9,6 +9,7 @@ use bytes::Bytes;
 use paddock_longhorn::wire::{HEADER, Header, Kind, MAX_TEXT};
 
 use super::super::member::{Connection, Member, Socket};
+use super::epochs::Epochs;
 use crate::Buffer;
 use crate::link::{Link, Received};
 
@@ -35,6 +36,8 @@ struct Frame {
     /// Where what is read goes.
     target: Option<Buffer>,
     size: u32,
+    /// When it was asked: see [`Epochs`].
+    epoch: u64,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +93,9 @@ pub(super) struct Session {
     link: Link,
     slots: Vec<Slot>,
     free: Vec<u16>,
+    /// Frames that were not answered, or not to the end.
     outstanding: usize,
+    epochs: Epochs,
     incoming: Incoming,
     /// Whether the queue is told when there is room to send.
     pub polls_room: bool,
@@ -106,6 +111,7 @@ impl Session {
             slots: Vec::new(),
             free: Vec::new(),
             outstanding: 0,
+            epochs: Epochs::default(),
             incoming: Incoming::Header,
             polls_room: false,
         }
@@ -144,6 +150,7 @@ impl Session {
             request,
             target,
             size,
+            epoch: self.epochs.ask(now),
         });
         let header = Header {
             sequence: u32::from(slot.uses) << INDEX_BITS | u32::from(index),
@@ -155,6 +162,7 @@ impl Session {
         self.link.push(&header.encode(), payload);
         if self.outstanding == 0 {
             self.socket.waits_since(now);
+            self.socket.owes_since(self.epochs.oldest());
         }
         self.outstanding += 1;
         true
@@ -174,6 +182,7 @@ impl Session {
                     0 => self.socket.rests(),
                     _ => self.socket.waits_since(now),
                 }
+                self.socket.owes_since(self.epochs.oldest());
             }
             match received {
                 Received::More => {}
@@ -208,7 +217,7 @@ impl Session {
                         self.incoming = Incoming::Data { frame, done };
                         return Ok(());
                     }
-                    answers.push(self.answer(&frame, Outcome::Done));
+                    answers.push(self.answered(&frame, Outcome::Done));
                 }
                 Incoming::Text {
                     frame,
@@ -231,7 +240,7 @@ impl Session {
                     } else {
                         Outcome::Refused(text.trim().to_owned())
                     };
-                    answers.push(self.answer(&frame, outcome));
+                    answers.push(self.answered(&frame, outcome));
                 }
             }
         }
@@ -256,7 +265,6 @@ impl Session {
         };
         // Less than `MAX_FRAMES`.
         self.free.push(u16::try_from(index).unwrap_or(u16::MAX));
-        self.outstanding -= 1;
         match header.kind {
             Kind::Response => {
                 let expected = frame.target.as_ref().map_or(0, |_| frame.size);
@@ -270,7 +278,7 @@ impl Session {
                 self.incoming = if expected > 0 {
                     Incoming::Data { frame, done: 0 }
                 } else {
-                    answers.push(self.answer(&frame, Outcome::Done));
+                    answers.push(self.answered(&frame, Outcome::Done));
                     Incoming::Header
                 };
                 Ok(())
@@ -297,6 +305,13 @@ impl Session {
         }
     }
 
+    /// Takes note of a frame that was answered to the end.
+    fn answered(&mut self, frame: &Frame, outcome: Outcome) -> Answer {
+        self.outstanding -= 1;
+        self.epochs.answer(frame.epoch);
+        self.answer(frame, outcome)
+    }
+
     fn answer(&self, frame: &Frame, outcome: Outcome) -> Answer {
         Answer {
             request: frame.request,
@@ -309,6 +324,7 @@ impl Session {
     pub(super) fn abandon(mut self, answers: &mut Vec<Answer>) {
         self.socket.shut_down();
         self.socket.rests();
+        self.socket.owes_since(None);
         let slots = std::mem::take(&mut self.slots);
         let begun = match std::mem::replace(&mut self.incoming, Incoming::Header) {
             Incoming::Header => None,

@@ -5,6 +5,7 @@ mod abandoned;
 mod faults;
 mod lost;
 mod model;
+mod silence;
 mod simple;
 
 use std::collections::BTreeSet;
