@@ -207,6 +207,42 @@ fn longhorns_engine_uses_our_replicas() {
     check(&mut engine.connect(), 4 * MIB..12 * MIB, 2);
 }
 
+/// What Longhorn's command line does to a volume through its engine, our replicas do.
+#[test]
+fn our_replicas_go_back_and_grow_as_longhorns_engine_says() {
+    let set = Set::start("back", false, [Ours; 3]);
+    let engine = set.engine();
+    let cli = engine.cli();
+    let mut connection = engine.connect();
+    write(&mut connection, 0..4 * MIB, 1);
+    cli.run(["snapshot", "create", "one"]);
+    write(&mut connection, 0..8 * MIB, 2);
+    drop(connection);
+    cli.run(["frontend", "shutdown"]);
+    cli.run(["snapshot", "revert", "one"]);
+    cli.run(["frontend", "start", "socket"]);
+    let mut connection = engine.connect();
+    check(&mut connection, 0..4 * MIB, 1);
+    let mut later = vec![1; 1 << 20];
+    connection.read(4 * MIB, &mut later).unwrap();
+    assert!(later.iter().all(|byte| *byte == 0), "it was not there");
+    write(&mut connection, 2 * MIB..4 * MIB, 3);
+    set.assert_alike();
+    // Longhorn's engine itself does not see it with this frontend, and its replicas are made larger.
+    let size = 2 * SIZE;
+    cli.run(["expand", "--size", &size.to_string()]);
+    let grown = || {
+        set.replicas.iter().all(|replica| {
+            let meta = std::fs::read_to_string(replica.directory().join("volume.meta"));
+            meta.unwrap().contains(&format!("\"Size\":{size}"))
+        })
+    };
+    assert!(within(SOON, grown), "the replicas are not larger");
+    check(&mut connection, 0..2 * MIB, 1);
+    check(&mut connection, 2 * MIB..4 * MIB, 3);
+    set.assert_modes(&cli, ["RW", "RW", "RW"]);
+}
+
 /// Directories change hands, and each side goes on where the other has stopped.
 #[test]
 fn a_directory_that_one_wrote_opens_in_the_other() {

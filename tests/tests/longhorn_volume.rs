@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paddock_probe::blocks;
-use paddock_storage::longhorn::{Mode, Nobody, Taking, Volume, VolumeError, VolumeOptions};
+use paddock_storage::longhorn::{
+    EngineSocket, Mode, Nobody, Taking, Volume, VolumeError, VolumeOptions,
+};
 use paddock_storage::{Buffer, Disk, IoError, Operation};
 use paddock_tests::longhorn::{
     BLOCK, Engine, EngineOptions, Network, Replica, SIZE, SOON, Set, User, own_replica, program,
@@ -509,6 +511,29 @@ fn interrupt_a_rebuild(name: &str, interrupt: impl FnOnce(&mut Set)) -> (Set, Vo
     user.write(MIB, 2 * MIB, 3).unwrap();
     user.check(0, 2 * MIB, 3);
     (set, volume)
+}
+
+/// Longhorn's engine does it all, and Paddock is its client.
+#[test]
+fn a_volume_behind_longhorns_own_engine() {
+    let mut set = Set::start("behind", false);
+    let replicas: Vec<_> = set.replicas.iter().collect();
+    let engine = Engine::start(&set.volume, SIZE, &replicas, &EngineOptions::default());
+    let disk = EngineSocket::open(&engine.socket(), SIZE, false).unwrap();
+    let (mut one, mut other) = (User::new(&disk), User::new(&disk));
+    one.write(0, SIZE, 1).unwrap();
+    other.write(SIZE / 2, SIZE, 2).unwrap();
+    one.check(SIZE / 2, SIZE, 2);
+    other.check(0, SIZE / 2, 1);
+    // What it is told by its own tools, and what becomes of its replicas, its client does not notice.
+    engine.cli().run(["snapshot", "create", "one"]);
+    set.replicas[0].kill();
+    one.write(0, SIZE / 4, 3).unwrap();
+    other.check(0, SIZE / 4, 3);
+    set.assert_alike(&[1, 2]);
+    drop(engine);
+    let failed = one.write(0, MIB, 4);
+    assert_eq!(failed, Err(EIO), "there is nobody any more");
 }
 
 #[test]
