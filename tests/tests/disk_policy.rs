@@ -9,13 +9,14 @@
 )]
 
 use std::fs::File;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite};
 use paddock_tests::Vm;
-use paddock_tests::host::SmallFileSystem;
+use paddock_tests::host::{SmallFileSystem, run, shell};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -27,7 +28,7 @@ fn boot(path: &Path, more: &str) -> Vm {
     Vm::builder().api().args(["--disk", &disk]).boot()
 }
 
-fn image(directory: &Path, size: u64) -> std::path::PathBuf {
+fn image(directory: &Path, size: u64) -> PathBuf {
     let path = directory.join("disk.img");
     File::create(&path).unwrap().set_len(size).unwrap();
     path
@@ -164,5 +165,106 @@ fn a_limited_disk_takes_its_time() {
         .api()
         .request("PUT", "/vm/disks/data/limits", Some(&json!({})));
     assert_eq!(answer.status, 200, "{answer:?}");
+    vm.power_off();
+}
+
+/// A loop device of a file, and device-mapper devices on it; taken down on drop.
+struct Devices {
+    image: PathBuf,
+    loop_device: String,
+    names: Vec<&'static str>,
+}
+
+impl Devices {
+    fn on(image: PathBuf) -> Self {
+        let loop_device = run(&format!("losetup --find --show {}", image.display()));
+        Self {
+            image,
+            loop_device: loop_device.trim().to_owned(),
+            names: Vec::new(),
+        }
+    }
+
+    /// A table that maps so many bytes to the loop device.
+    fn table(&self, size: u64) -> String {
+        format!("0 {} linear {} 0", size / 512, self.loop_device)
+    }
+
+    /// Makes a device, which `link` leads to from now on.
+    fn appear(&mut self, name: &'static str, size: u64, link: &Path) {
+        let table = self.table(size);
+        run(&format!(
+            "echo {table} | dmsetup create --noudevsync {name}"
+        ));
+        self.names.push(name);
+        let node = run(&format!(
+            "dmsetup info --columns --noheadings -o blkdevname {name}"
+        ));
+        let _ = std::fs::remove_file(link);
+        symlink(Path::new("/dev").join(node.trim()), link).unwrap();
+    }
+
+    /// Whatever is asked of a device fails from now on, as that of one that was pulled out.
+    fn vanish(&self, name: &str, link: &Path) {
+        run(&format!("dmsetup wipe_table --noudevsync {name}"));
+        std::fs::remove_file(link).unwrap();
+    }
+
+    /// Makes a device larger, with what is below it.
+    fn grow(&self, name: &str, size: u64) {
+        let file = File::options().write(true).open(&self.image).unwrap();
+        file.set_len(size).unwrap();
+        let (table, below) = (self.table(size), &self.loop_device);
+        run(&format!(
+            "losetup --set-capacity {below} && echo {table} | dmsetup load {name} && dmsetup resume --noudevsync {name}"
+        ));
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = shell(&format!("dmsetup remove --noudevsync --retry {name}"));
+        }
+        let _ = shell(&format!("losetup --detach {}", self.loop_device));
+    }
+}
+
+#[test]
+fn a_block_device_vanishes_comes_back_under_its_path_and_grows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut devices = Devices::on(image(directory.path(), 64 * MIB));
+    let link = directory.path().join("by-name");
+    devices.appear("paddock-before", 64 * MIB, &link);
+    let vm = boot(&link, ",on-error=retry");
+    let api = vm.api();
+    let mut events = api.events(0);
+    write_and_verify(&vm, &area(0, 16 * MIB));
+    devices.vanish("paddock-before", &link);
+    let area_of_both = area(8 * MIB, 32 * MIB);
+    let written = thread::scope(|scope| {
+        let writer = scope.spawn(|| vm.call_within(BlocksWrite::new(area_of_both.clone()), LONG));
+        let error = events.wait_for("disk-error");
+        assert_eq!(error["disk"], "data", "{error}");
+        devices.appear("paddock-after", 64 * MIB, &link);
+        events.wait_for("disk-recovered");
+        writer.join().unwrap()
+    });
+    assert!(written.is_clean(), "the guest saw an error: {written:?}");
+    let verified = vm.call_within(BlocksVerify::new(area_of_both), LONG);
+    assert!(verified.is_clean(), "{verified:?}");
+
+    devices.grow("paddock-after", 96 * MIB);
+    let answer = api.request("PUT", "/vm/disks/data/size", Some(&json!({})));
+    assert_eq!(
+        (answer.status, &answer.body["size"]),
+        (200, &json!(96 * MIB)),
+        "{answer:?}"
+    );
+    let soon = Duration::from_secs(30);
+    vm.wait_until("the guest does not see the new size", soon, || {
+        vm.info().disks[0].size == 96 * MIB
+    });
+    write_and_verify(&vm, &area(60 * MIB, 36 * MIB));
     vm.power_off();
 }
