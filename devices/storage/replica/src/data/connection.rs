@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use paddock_longhorn::wire::Kind;
 
+use super::budget::Share;
 use super::buffers::Buffers;
 use super::input::Input;
 use super::output::{Freed, Output, Payload};
-use super::registry::Activity;
+use super::registry::Guest;
 use super::request::{Part, Request, Slab};
 use super::{Driver, MOST_REQUEST, RECEIVE, SEND};
 use crate::volume::chain::Chain;
@@ -25,6 +26,9 @@ use crate::volume::replica::Replica;
 
 /// How long to leave sectors alone that another connection writes.
 const MOMENT: Duration = Duration::from_micros(50);
+
+/// How long to wait for memory of other connections before looking which of them keep it.
+const TURN: Duration = Duration::from_secs(1);
 
 /// What becomes of the request at the front.
 enum Start {
@@ -38,7 +42,7 @@ enum Start {
 pub(super) struct Connection<D: Driver> {
     driver: D,
     replica: Arc<Replica>,
-    activity: Arc<Activity>,
+    guest: Guest,
     buffers: Buffers,
     input: Input,
     output: Output,
@@ -52,6 +56,10 @@ pub(super) struct Connection<D: Driver> {
     pass: Option<Pass>,
     /// Requests and bytes that are held until their answers are sent.
     held: Freed,
+    /// The same bytes, among those of other connections.
+    share: Share,
+    /// Bytes of the request before us that has to wait for other connections.
+    starved: Option<usize>,
     /// A number of the counter that has to be in its file.
     to_persist: Option<i64>,
     /// Nothing can be sent any more, or what comes makes no sense.
@@ -61,17 +69,14 @@ pub(super) struct Connection<D: Driver> {
 }
 
 impl<D: Driver> Connection<D> {
-    pub(super) fn new(
-        socket: OwnedFd,
-        driver: D,
-        replica: Arc<Replica>,
-        activity: Arc<Activity>,
-    ) -> Self {
+    pub(super) fn new(socket: OwnedFd, driver: D, replica: Arc<Replica>, guest: Guest) -> Self {
+        let budget = &guest.registry.budget;
         Self {
             driver,
             replica,
-            activity,
-            buffers: Buffers::default(),
+            buffers: Buffers::new(Arc::clone(budget)),
+            share: Share::new(Arc::clone(budget)),
+            guest,
             input: Input::new(),
             output: Output::default(),
             requests: Slab::default(),
@@ -80,6 +85,7 @@ impl<D: Driver> Connection<D> {
             active: 0,
             pass: None,
             held: Freed::default(),
+            starved: None,
             to_persist: None,
             broken: false,
             socket,
@@ -111,10 +117,8 @@ impl<D: Driver> Connection<D> {
                 self.output.send(&mut self.driver);
                 self.receive();
             }
-            if self.driver.in_flight() == 0
-                && self.waiting.is_empty()
-                && (self.input.ended || self.broken)
-            {
+            let is_idle = self.driver.in_flight() == 0 && self.waiting.is_empty();
+            if is_idle && (self.broken || self.input.ended && self.starved.is_none()) {
                 return Ok(());
             }
             if let Some(number) = self.to_persist.take() {
@@ -122,11 +126,21 @@ impl<D: Driver> Connection<D> {
                 self.persist(number);
             }
             self.leave();
-            self.activity.owe(self.owes());
+            self.guest.activity.owe(self.owes());
+            if let (Some(bytes), true) = (self.starved, is_idle) {
+                // Only others can make room.
+                if !self.share.wait(bytes, TURN) {
+                    self.guest.registry.end_hoarders();
+                }
+                continue;
+            }
             let others = !self.waiting.is_empty() && self.active == 0;
             // Not two where something is being sent: the kernel would not see to the rest of a long message before.
             let want = usize::from(!others).min(self.driver.in_flight());
+            let waits = self.active == 0 && self.waiting.is_empty();
+            self.guest.activity.hoard(waits && self.share.is_common());
             self.driver.wait(want, &mut done)?;
+            self.guest.activity.hoard(false);
             if others && done.is_empty() {
                 std::thread::sleep(MOMENT);
             }
@@ -163,7 +177,7 @@ impl<D: Driver> Connection<D> {
     fn completed(&mut self, token: u64, result: i32) {
         match token {
             RECEIVE => {
-                self.activity.hear();
+                self.guest.activity.hear();
                 self.input.received(result);
             }
             SEND => match usize::try_from(result) {
@@ -188,6 +202,7 @@ impl<D: Driver> Connection<D> {
     fn free(&mut self, freed: Freed) {
         self.held.requests -= freed.requests;
         self.held.bytes -= freed.bytes;
+        self.share.give(freed.bytes);
     }
 
     /// Ends the connection; what is at the disk is waited for.

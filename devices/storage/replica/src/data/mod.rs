@@ -1,6 +1,7 @@
 //! The data server: any number of connections, each served by a thread of its own, which owns a ring of io_uring, or makes system calls where that
 //! is forbidden. Everything that comes over a connection is the peer's to choose.
 
+mod budget;
 mod buffers;
 mod calls;
 mod connection;

@@ -1,4 +1,5 @@
-//! Who is connected. When there are as many as there may be, one that has been silent for long makes room for the next.
+//! Who is connected. When there are as many as there may be, one that has been silent for long makes room for the next; and who keeps memory
+//! from others for answers that it does not take loses it.
 //!
 //! A live engine says something every two seconds, but not on each of its connections: Paddock's asks how a replica is on one of its own. So the
 //! others of its host are left alone.
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustix::net::Shutdown;
 
+use super::budget::{Budget, COMMON};
+
 /// How much all connections together may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -21,6 +24,8 @@ pub(crate) struct Limits {
     pub connections: usize,
     /// How long a connection is silent before it may have to make room: no engine waits for longer for an answer.
     pub silence: Duration,
+    /// Bytes of requests and answers that connections share.
+    pub common: usize,
 }
 
 impl Default for Limits {
@@ -28,6 +33,7 @@ impl Default for Limits {
         Self {
             connections: 1024,
             silence: Duration::from_secs(60),
+            common: COMMON,
         }
     }
 }
@@ -42,6 +48,10 @@ pub(super) struct Activity {
     spoke: AtomicBool,
     /// It waits for answers.
     owed: AtomicBool,
+    /// It holds memory that others could have, and only its peer can have it give that back.
+    hoards: AtomicBool,
+    /// When it began to wait for its peer for that, in milliseconds.
+    waited: AtomicU64,
 }
 
 impl Activity {
@@ -51,15 +61,20 @@ impl Activity {
             heard: AtomicU64::new(0),
             spoke: AtomicBool::new(false),
             owed: AtomicBool::new(false),
+            hoards: AtomicBool::new(false),
+            waited: AtomicU64::new(0),
         };
         activity.hear();
         activity
     }
 
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Something came.
     pub(super) fn hear(&self) {
-        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(now, Ordering::Relaxed);
+        self.heard.store(self.now(), Ordering::Relaxed);
     }
 
     /// A request came.
@@ -72,11 +87,31 @@ impl Activity {
         self.owed.store(owed, Ordering::Relaxed);
     }
 
+    /// Whether it holds memory that others could have, and waits for its peer from now on to have it give that back.
+    pub(super) fn hoard(&self, hoards: bool) {
+        if hoards {
+            self.waited.store(self.now(), Ordering::Relaxed);
+        }
+        self.hoards.store(hoards, Ordering::Release);
+    }
+
+    /// How long ago that was.
+    fn since(&self, time: &AtomicU64) -> Duration {
+        let time = Duration::from_millis(time.load(Ordering::Relaxed));
+        self.epoch.elapsed().saturating_sub(time)
+    }
+
     /// How long nothing has come.
     fn silence(&self) -> Duration {
-        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
-        self.epoch.elapsed().saturating_sub(heard)
+        self.since(&self.heard)
     }
+}
+
+/// A connection that was taken in, for its thread.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub activity: Arc<Activity>,
+    pub registry: Arc<Registry>,
 }
 
 #[derive(Debug)]
@@ -92,6 +127,8 @@ struct Peer {
 pub(super) struct Registry {
     limits: Limits,
     epoch: Instant,
+    /// What they share.
+    pub budget: Arc<Budget>,
     peers: Mutex<HashMap<u64, Peer>>,
     /// A connection has ended.
     ended: Condvar,
@@ -102,6 +139,7 @@ impl Registry {
         Self {
             limits,
             epoch: Instant::now(),
+            budget: Arc::new(Budget::new(limits.common)),
             peers: Mutex::default(),
             ended: Condvar::new(),
         }
@@ -112,17 +150,17 @@ impl Registry {
     /// # Errors
     /// When there are too many, all of which are in use.
     pub(super) fn enter(
-        &self,
+        registry: &Arc<Self>,
         number: u64,
         socket: OwnedFd,
         address: Option<IpAddr>,
-    ) -> io::Result<Arc<Activity>> {
-        let mut peers = self.peers.lock();
-        if peers.len() >= self.limits.connections {
-            let silent = self.longest_silent(&peers);
+    ) -> io::Result<Guest> {
+        let most = registry.limits.connections;
+        let mut peers = registry.peers.lock();
+        if peers.len() >= most {
+            let silent = registry.longest_silent(&peers);
             let silent = silent.and_then(|silent| peers.remove(&silent));
             let silent = silent.ok_or_else(|| {
-                let most = self.limits.connections;
                 io::Error::other(format!(
                     "there are {most} already, and all of them are in use"
                 ))
@@ -132,14 +170,17 @@ impl Registry {
             // Its thread ends by that.
             let _ = rustix::net::shutdown(&silent.socket, Shutdown::Both);
         }
-        let activity = Arc::new(Activity::new(self.epoch));
+        let activity = Arc::new(Activity::new(registry.epoch));
         let peer = Peer {
             socket,
             address,
             activity: Arc::clone(&activity),
         };
         peers.insert(number, peer);
-        Ok(activity)
+        Ok(Guest {
+            activity,
+            registry: Arc::clone(registry),
+        })
     }
 
     /// The one that has been silent for the longest time, of those that may go.
@@ -157,6 +198,25 @@ impl Registry {
             .filter(|(_, peer)| !spoke(peer) || !alive.contains(&peer.address))
             .max_by_key(|(_, peer)| peer.activity.silence())
             .map(|(number, _)| *number)
+    }
+
+    /// Ends those that keep memory from others and have not moved for longer than any engine waits.
+    pub(super) fn end_hoarders(&self) {
+        for peer in self.peers.lock().values() {
+            let Peer {
+                activity, address, ..
+            } = peer;
+            let hoards = activity.hoards.load(Ordering::Acquire);
+            let still = activity.since(&activity.waited);
+            if hoards && still > self.limits.silence {
+                tracing::warn!(
+                    ?address,
+                    ?still,
+                    "a data connection that does not move holds memory that others wait for, and is ended"
+                );
+                let _ = rustix::net::shutdown(&peer.socket, Shutdown::Both);
+            }
+        }
     }
 
     /// A connection has ended.

@@ -14,7 +14,7 @@ use rustix::net::{Shutdown, sockopt};
 
 use super::calls::Calls;
 use super::connection::Connection;
-use super::registry::{Activity, Limits, Registry};
+use super::registry::{Guest, Limits, Registry};
 use super::slice;
 use super::uring::{self, Uring};
 use crate::volume::replica::Replica;
@@ -63,7 +63,7 @@ struct Shared {
     replica: Arc<Replica>,
     use_rings: bool,
     stopping: AtomicBool,
-    registry: Registry,
+    registry: Arc<Registry>,
 }
 
 impl DataServer {
@@ -95,7 +95,7 @@ impl DataServer {
             replica,
             use_rings: engine == Engine::Auto && rings.is_ok(),
             stopping: AtomicBool::new(false),
-            registry: Registry::new(limits),
+            registry: Arc::new(Registry::new(limits)),
         });
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -213,11 +213,11 @@ impl Shared {
         number: u64,
     ) -> io::Result<()> {
         let second = socket.try_clone()?;
-        let activity = shared.registry.enter(number, second, address)?;
+        let guest = Registry::enter(&shared.registry, number, second, address)?;
         let of_thread = Arc::clone(shared);
         let work = move || {
             slice::shorten();
-            of_thread.serve(socket, activity);
+            of_thread.serve(socket, guest);
             of_thread.registry.leave(number);
         };
         let spawned = thread::Builder::new()
@@ -228,17 +228,17 @@ impl Shared {
             .inspect_err(|_| shared.registry.leave(number))
     }
 
-    fn serve(&self, socket: OwnedFd, activity: Arc<Activity>) {
+    fn serve(&self, socket: OwnedFd, guest: Guest) {
         let replica = Arc::clone(&self.replica);
         let descriptor = socket.as_raw_fd();
         if self.use_rings {
             match Uring::new(descriptor) {
-                Ok(ring) => return Connection::new(socket, ring, replica, activity).serve(),
+                Ok(ring) => return Connection::new(socket, ring, replica, guest).serve(),
                 Err(error) => {
                     tracing::warn!(%error, "no ring for a data connection; is the limit on locked memory too low?");
                 }
             }
         }
-        Connection::new(socket, Calls::new(descriptor), replica, activity).serve();
+        Connection::new(socket, Calls::new(descriptor), replica, guest).serve();
     }
 }

@@ -10,6 +10,7 @@ mod limits;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paddock_longhorn::wire::{Header, Kind};
@@ -35,7 +36,7 @@ fn each_engine_limited(limits: Limits, mut test: impl FnMut(Served)) {
     for engine in ENGINES {
         let place = place();
         let options = Options::new(place.path());
-        test(serve_limited(options, MIB, engine, limits));
+        test(serve_limited(options, 16 * MIB, engine, limits));
     }
 }
 
@@ -351,15 +352,15 @@ fn a_ring_that_fails_gives_back_what_was_taken() {
         let place = place();
         let served = serve_small(place.path(), Engine::Auto);
         let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
-        let replica = std::sync::Arc::clone(&served.replica);
+        let replica = Arc::clone(&served.replica);
         let connection = std::thread::spawn(move || {
             let healthy = std::iter::repeat_n(None, entries);
             faults::plant(healthy.chain([Some(libc::EINVAL)]));
             let ring = Uring::new(socket.as_raw_fd()).unwrap();
-            let registry = Registry::new(Limits::default());
+            let registry = Arc::new(Registry::new(Limits::default()));
             let second = socket.try_clone().unwrap().into();
-            let activity = registry.enter(1, second, None).unwrap();
-            Connection::new(socket.into(), ring, replica, activity).serve();
+            let guest = Registry::enter(&registry, 1, second, None).unwrap();
+            Connection::new(socket.into(), ring, replica, guest).serve();
         });
         let mut client = peer;
         for number in 0..8 {

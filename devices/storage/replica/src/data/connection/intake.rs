@@ -10,6 +10,7 @@ use crate::data::{Driver, MOST_HELD, MOST_REQUEST, MOST_REQUESTS};
 impl<D: Driver> Connection<D> {
     /// Takes what was received apart.
     pub(super) fn parse(&mut self) {
+        self.starved = None;
         while !self.broken {
             let event = match self.input.next {
                 Next::Header => match self.input.header() {
@@ -46,7 +47,7 @@ impl<D: Driver> Connection<D> {
                     self.input.take_header();
                     self.skip(payload, None);
                 }
-                Event::Header(header) if self.has_room(&header) => {
+                Event::Header(header) if self.take_room(&header) => {
                     self.input.take_header();
                     self.accept(&header);
                 }
@@ -68,11 +69,19 @@ impl<D: Driver> Connection<D> {
         }
     }
 
-    /// Whether another request may be held. A large one is, if it is alone.
-    fn has_room(&self, header: &Header) -> bool {
+    /// Takes room for another request, if there is some. A large one is held if it is alone.
+    fn take_room(&mut self, header: &Header) -> bool {
         let cost = Self::cost(header);
-        self.held.requests < MOST_REQUESTS
-            && (self.held.bytes == 0 || self.held.bytes + cost <= MOST_HELD)
+        let may = self.held.requests < MOST_REQUESTS
+            && (self.held.bytes == 0 || self.held.bytes + cost <= MOST_HELD);
+        if !may {
+            return false;
+        }
+        let taken = self.share.take(cost);
+        if !taken {
+            self.starved = Some(cost);
+        }
+        taken
     }
 
     /// Whether requests came whole whose answers have not been sent.
@@ -81,7 +90,7 @@ impl<D: Driver> Connection<D> {
             self.input.next,
             Next::Data { .. } | Next::Skip { then: Some(_), .. }
         );
-        self.held.requests > usize::from(coming)
+        self.held.requests > usize::from(coming) || self.starved.is_some()
     }
 
     fn skip(&mut self, payload: u32, then: Option<usize>) {
@@ -99,7 +108,7 @@ impl<D: Driver> Connection<D> {
             self.skip(header.payload, None);
             return;
         }
-        self.activity.speak();
+        self.guest.activity.speak();
         let cost = Self::cost(header);
         self.held.requests += 1;
         self.held.bytes += cost;

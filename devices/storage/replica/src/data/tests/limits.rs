@@ -1,12 +1,14 @@
-//! More connections than there may be.
+//! More connections than there may be, and more that they ask for than there is memory.
 
 use std::io::Read;
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use paddock_longhorn::wire::Kind;
 
 use super::each_engine_limited;
 use crate::data::Limits;
+use crate::data::budget::COMMON;
 use crate::testing::{Client, MIB, Served};
 
 const SILENCE: Duration = Duration::from_secs(1);
@@ -14,6 +16,14 @@ const SILENCE: Duration = Duration::from_secs(1);
 const LIMITS: Limits = Limits {
     connections: 4,
     silence: SILENCE,
+    common: COMMON,
+};
+
+/// As much memory as a connection or two ask for.
+const LITTLE: Limits = Limits {
+    connections: 64,
+    silence: Duration::from_secs(60),
+    common: 4 << 20,
 };
 
 /// A connection that pings, once there is room for it.
@@ -90,5 +100,93 @@ fn where_all_are_in_use_there_is_no_room() {
         for client in &mut clients {
             client.ping().unwrap();
         }
+    });
+}
+
+/// A connection that asks for much, and has all the common memory.
+fn greedy(served: &Served) -> Client {
+    let mut greedy = served.client();
+    for _ in 0..40 {
+        greedy.send(Kind::Read, 0, 1 << 20, &[]);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    greedy
+}
+
+/// A connection that waits for what is more than its own.
+fn hungry(served: &Served) -> Client {
+    let mut hungry = served.client();
+    hungry.send(Kind::Read, 0, 4 << 20, &[]);
+    hungry
+}
+
+#[test]
+fn what_is_large_waits_and_what_is_usual_does_not() {
+    each_engine_limited(LITTLE, |served| {
+        let mut greedy = greedy(&served);
+        let mut hungry = hungry(&served);
+        let mut usual = served.client();
+        for _ in 0..5 {
+            usual.write(0, &[1; 1 << 20]).unwrap();
+            assert!(usual.read(0, 1 << 20).unwrap() == vec![1; 1 << 20]);
+        }
+        hungry.stream.set_nonblocking(true).unwrap();
+        let error = hungry.stream.peek(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        hungry.stream.set_nonblocking(false).unwrap();
+        for _ in 0..40 {
+            assert_eq!(greedy.receive().unwrap().payload.len(), 1 << 20);
+        }
+        assert_eq!(hungry.receive().unwrap().payload.len(), 4 << 20);
+    });
+}
+
+#[test]
+fn who_takes_nothing_for_long_keeps_nobody_hungry() {
+    let limits = Limits {
+        silence: SILENCE,
+        ..LITTLE
+    };
+    each_engine_limited(limits, |served| {
+        let mut greedy = greedy(&served);
+        let mut hungry = hungry(&served);
+        assert_eq!(hungry.receive().unwrap().payload.len(), 4 << 20);
+        // What was in the sockets' buffers, and no more.
+        let mut rest = Vec::new();
+        let _ = greedy.stream.read_to_end(&mut rest);
+        assert!(rest.len() < 40 << 20);
+    });
+}
+
+#[test]
+fn all_are_served_however_little_memory_there_is() {
+    each_engine_limited(LITTLE, |served| {
+        std::thread::scope(|scope| {
+            for number in 0..8_u8 {
+                let served = &served;
+                scope.spawn(move || {
+                    let mut client = served.client();
+                    let offset = i64::from(number) * MIB;
+                    for size in [4096, 1 << 20, 3 << 20, 5 << 20] {
+                        for _ in 0..4 {
+                            client.send(Kind::Read, offset, size, &[]);
+                        }
+                        for _ in 0..4 {
+                            let payload = client.receive().unwrap().payload;
+                            assert_eq!(payload.len(), size as usize);
+                        }
+                        client.write(offset, &vec![number; size as usize]).unwrap();
+                    }
+                    // Closed for writing with requests before it that have to wait.
+                    for _ in 0..4 {
+                        client.send(Kind::Read, offset, 5 << 20, &[]);
+                    }
+                    client.stream.shutdown(Shutdown::Write).unwrap();
+                    for _ in 0..4 {
+                        assert_eq!(client.receive().unwrap().payload.len(), 5 << 20);
+                    }
+                });
+            }
+        });
     });
 }
