@@ -55,8 +55,8 @@ pub(super) struct Member {
     /// Where it is: `HOST:PORT` of its control service.
     pub address: String,
     mode: AtomicU8,
-    /// It does not have everything that was acknowledged, or nobody knows. Of one that is read it is only said once it has failed, with the list of
-    /// the volume's replicas locked.
+    /// It does not have everything that was acknowledged, or nobody knows: of one that is compared it may be so from the beginning, of any other that is
+    /// read it is only said once it has failed, with the list of the volume's replicas locked.
     behind: AtomicBool,
     failure: Mutex<Option<Failure>>,
     sockets: Mutex<Vec<Weak<Socket>>>,
@@ -85,6 +85,11 @@ impl Member {
     /// Whether it misses something that was acknowledged, or may.
     pub(super) fn is_behind(&self) -> bool {
         self.behind.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is there, and misses nothing that was acknowledged: others may go on with it.
+    pub(super) fn is_complete(&self) -> bool {
+        self.mode() == Mode::ReadWrite && !self.is_behind()
     }
 
     /// Notes that it misses something. Whether that was not known.

@@ -14,6 +14,9 @@
 //! A replica that fails is *behind* from the first write on that is acknowledged without it. One that failed and is not behind has all that was
 //! acknowledged: when none is left, those can be opened again ([`Shared::reinstate`]). A write is acknowledged only while one that has it is still there to be
 //! read, so that the last to fail is never behind.
+//!
+//! After a crash of an engine a replica may be one of the volume's that missed something before: it is behind from the beginning, until it has been
+//! compared. Meanwhile it is written and counts for nothing: nobody goes on with it, and it is left when all others are.
 
 use std::io;
 use std::ops::Deref;
@@ -21,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -224,10 +227,7 @@ impl Shared {
     /// Where all have failed, those that have everything that was acknowledged.
     pub(super) fn complete_when_lost(&self) -> Vec<Arc<Member>> {
         let members = self.members.lock();
-        if members
-            .iter()
-            .any(|member| member.mode() == Mode::ReadWrite)
-        {
+        if members.iter().any(|member| member.is_complete()) {
             return Vec::new();
         }
         let complete = members.iter().filter(|member| !member.is_behind());
@@ -261,9 +261,40 @@ impl Shared {
         self.primary.store(number, Ordering::SeqCst);
     }
 
-    /// Leaves a replica for good: it is not read any more when this returns. If it was the primary, another is by then.
+    /// Leaves a replica for good: it is not read any more when this returns. If it was the primary, another is by then, if there is one that has everything.
     pub(super) fn fail(&self, member: &Member, reason: &str) {
         let failing = self.failing.lock();
+        self.leave_one(member, reason);
+        self.leave_incomplete(&failing);
+    }
+
+    /// The same, if there is another that has everything. Whether there is.
+    pub(super) fn fail_spare(&self, member: &Member, reason: &str) -> bool {
+        let failing = self.failing.lock();
+        let members = self.members();
+        let spare = members.iter().any(|m| m.id != member.id && m.is_complete());
+        if spare {
+            self.leave_one(member, reason);
+            self.leave_incomplete(&failing);
+        }
+        spare
+    }
+
+    /// Leaves those that are being compared, when nobody is left who has what they may lack.
+    fn leave_incomplete(&self, _failing: &MutexGuard<'_, ()>) {
+        let members = self.members();
+        if members.iter().any(|member| member.is_complete()) {
+            return;
+        }
+        for member in members.iter().filter(|m| m.mode() == Mode::ReadWrite) {
+            self.leave_one(
+                member,
+                "it was not compared to the end with one that has everything",
+            );
+        }
+    }
+
+    fn leave_one(&self, member: &Member, reason: &str) {
         let failed = member.fail(reason, || {
             self.succeed(member.id);
             if self.records {
@@ -273,7 +304,6 @@ impl Shared {
                 self.undecided.fetch_add(1, Ordering::SeqCst);
             }
         });
-        drop(failing);
         if failed {
             tracing::warn!(volume = %self.name, replica = %member.address, reason, "a replica failed");
             // Nobody listens once the volume is being closed.
@@ -281,13 +311,13 @@ impl Shared {
         }
     }
 
-    /// Makes another replica the primary, if this one is and there is one.
+    /// Makes another replica the primary, if this one is and there is one that has everything.
     fn succeed(&self, id: u32) {
         if self.primary() != Some(id) {
             return;
         }
         let members = self.members.lock();
-        let good = |member: &&Arc<Member>| member.id != id && member.mode() == Mode::ReadWrite;
+        let good = |member: &&Arc<Member>| member.id != id && member.is_complete();
         if let Some(member) = members.iter().find(good) {
             self.set_primary(Some(member.id));
         }
@@ -452,8 +482,15 @@ impl Shared {
     /// How many replicas have all of the volume.
     pub(super) fn complete_members(&self) -> usize {
         let members = self.members.lock();
-        let complete = members.iter().filter(|m| m.mode() == Mode::ReadWrite);
+        let complete = members.iter().filter(|member| member.is_complete());
         complete.count()
+    }
+
+    /// The replicas that have all of the volume, or will once they have been compared.
+    pub(super) fn readable(&self) -> Vec<Arc<Member>> {
+        let mut members = self.members();
+        members.retain(|member| member.mode() == Mode::ReadWrite);
+        members
     }
 }
 

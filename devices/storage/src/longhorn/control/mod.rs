@@ -328,6 +328,9 @@ pub(super) async fn open(
         admin.next_id += 1;
         let address = replica.peer.address.to_string();
         let member = Arc::new(Member::new(id, address, Mode::ReadWrite));
+        if replica.behind {
+            member.fall_behind();
+        }
         admin.peers.insert(id, replica.peer);
         members.push((member, replica.problem));
     }
@@ -344,13 +347,16 @@ pub(super) async fn open(
         opening: Mutex::new(0),
         closed: AtomicBool::new(false),
     };
+    // All of them first: who is left depends on who else is there.
+    for (member, _) in &members {
+        control.shared.add_member(Arc::clone(member));
+    }
     for (member, problem) in members {
-        control.shared.add_member(Arc::clone(&member));
         if let Some(problem) = problem {
             control.shared.fail_behind(&member, &problem);
         }
     }
-    let unclean = opened.unclean && !handed_over && control.shared.complete_members() > 1;
+    let unclean = opened.unclean && !handed_over && control.shared.readable().len() > 1;
     if unclean {
         let members = control.shared.members();
         let best = members.get(opened.best).map(|member| member.id);
@@ -358,7 +364,7 @@ pub(super) async fn open(
     }
     if let Some(record) = &control.record {
         // What is written from now on, those miss that could not be opened.
-        record.write(&control.replicas())?;
+        record.write(&control.complete_replicas())?;
     }
     let control = Arc::new(control);
     supervise::start(&control, events);

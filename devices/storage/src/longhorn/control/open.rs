@@ -6,7 +6,7 @@
 //!
 //! An engine closes the replicas that have everything. One that was not closed while others were had failed before: its own process may have ended, or
 //! the way to it, and it is the same to us. Where none was closed the engine itself died: all may have had everything, and the one that was written last is
-//! the one to believe.
+//! the one to believe. Those that it wrote long before, or never, are taken in as well, and are worth nothing until they have been compared.
 
 use std::io;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(super) struct Opened {
     pub peer: Peer,
     /// Why it cannot be used.
     pub problem: Option<String>,
+    /// It may miss what was acknowledged, until it has been compared, and bears the mark of one that is not complete.
+    pub behind: bool,
 }
 
 /// A volume that was opened.
@@ -183,8 +185,12 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
             Ok((place, Ok(candidate))) => candidates.push((place, candidate)),
             Ok((place, Err(error))) => {
                 let peer = Peer::new(&options.replicas[place], &options.name)?;
-                let problem = Some(error.to_string());
-                replicas.push((place, Opened { peer, problem }));
+                let opened = Opened {
+                    peer,
+                    problem: Some(error.to_string()),
+                    behind: false,
+                };
+                replicas.push((place, opened));
             }
             Err(error) => {
                 return Err(VolumeError::Host {
@@ -198,7 +204,14 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
     let (places, mut candidates): (Vec<usize>, Vec<Candidate>) = candidates.into_iter().unzip();
     let (size, counts_revisions) = judge(options, &mut candidates);
     let unclean = usable(&mut candidates).any(|candidate| candidate.unclean);
-    let best = best(&candidates).map(|index| places[index]);
+    let best = best(&candidates);
+    let behind = match best {
+        Some(best) if unclean && options.taking == Taking::Open && !counts_revisions => {
+            mark_stale(&mut candidates, best).await
+        }
+        _ => vec![false; candidates.len()],
+    };
+    let best = best.map(|index| places[index]);
     for candidate in &candidates {
         let left = candidate.problem.is_some() && options.taking != Taking::HandedOver;
         // Whoever tries again, or rebuilds it, shall find it as we did: one that was not closed would seem to have been.
@@ -206,9 +219,14 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
             let _ = candidate.peer.close().await;
         }
     }
-    for (place, candidate) in places.into_iter().zip(candidates) {
+    for ((place, candidate), behind) in places.into_iter().zip(candidates).zip(behind) {
         let Candidate { peer, problem, .. } = candidate;
-        replicas.push((place, Opened { peer, problem }));
+        let opened = Opened {
+            peer,
+            problem,
+            behind,
+        };
+        replicas.push((place, opened));
     }
     replicas.sort_by_key(|(place, _)| *place);
     let replicas: Vec<Opened> = replicas.into_iter().map(|(_, replica)| replica).collect();
@@ -222,7 +240,7 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
         });
     }
     let mut problems = Vec::new();
-    for Opened { peer, problem } in replicas {
+    for Opened { peer, problem, .. } in replicas {
         let problem = problem.unwrap_or_else(|| format!("replica {}: unused", peer.address));
         problems.push(problem);
     }
@@ -255,6 +273,32 @@ fn best(candidates: &[Candidate]) -> Option<usize> {
         .filter(|(_, candidate)| candidate.problem.is_none())
         .max_by_key(|(_, c)| (!c.info.is_empty(), !c.unclean, c.info.modified))
         .map(|(place, _)| place)
+}
+
+/// Those that may miss what the best has: which are empty, or were written last long before it. Each is marked as one that is not complete until it has been
+/// compared: an engine that dies before that must not take it for the best, for what it was given last is new. One that cannot be marked is left.
+///
+/// Those that were written last together were all used by the engine that died, unless it died within [`NEWEST`] of one's failure: either has all that was
+/// acknowledged. Where the best itself is empty there is nothing to miss.
+async fn mark_stale(candidates: &mut [Candidate], best: usize) -> Vec<bool> {
+    let (empty, newest) = {
+        let best = &candidates[best].info;
+        (best.is_empty(), since_epoch(best.modified))
+    };
+    let mut stale = Vec::new();
+    for candidate in &mut *candidates {
+        let info = &candidate.info;
+        let older = info.is_empty() || since_epoch(info.modified) + NEWEST < newest;
+        let marks = candidate.problem.is_none() && !empty && older;
+        stale.push(marks);
+        if !marks {
+            continue;
+        }
+        if let Err(error) = candidate.peer.set_rebuilding(true).await {
+            candidate.leave(format!("it may miss what others have, and {error}"));
+        }
+    }
+    stale
 }
 
 /// The size: what was asked for, or what the best has. Those of another are left.

@@ -5,22 +5,22 @@ use std::sync::Arc;
 use super::peer::Peer;
 use super::{Admin, Control};
 use crate::longhorn::error::VolumeError;
-use crate::longhorn::member::{Member, Mode};
+use crate::longhorn::member::Member;
 use crate::longhorn::options::ReplicaAddress;
 use crate::longhorn::status::ReplicaStatus;
 
 impl Control {
     /// The replicas, those that failed included.
     pub(crate) fn replicas(&self) -> Vec<ReplicaStatus> {
-        let members = self.shared.members().into_iter();
-        let status = members.filter_map(|member| {
-            Some(ReplicaStatus {
-                address: member.address.parse().ok()?,
-                mode: member.mode(),
-                failure: member.failure(),
-            })
-        });
-        status.collect()
+        let members = self.shared.members();
+        members.iter().filter_map(|one| status(one)).collect()
+    }
+
+    /// Those that are to be recorded: not one that is read once it has been compared.
+    pub(super) fn complete_replicas(&self) -> Vec<ReplicaStatus> {
+        let members = self.shared.members();
+        let complete = members.iter().filter(|member| member.is_complete());
+        complete.filter_map(|one| status(one)).collect()
     }
 
     /// A replica, by where it is.
@@ -38,7 +38,7 @@ impl Control {
     /// Refuses to do without a replica that has what no other is known to have.
     pub(super) fn ensure_spare(&self, member: &Member) -> Result<(), VolumeError> {
         let name = &member.address;
-        if member.mode() == Mode::ReadWrite && self.shared.complete_members() == 1 {
+        if member.is_complete() && self.shared.complete_members() == 1 {
             return Err(self.state_error(format!("{name} is the only replica that has all of it")));
         }
         if self.shared.primary() == Some(member.id) {
@@ -54,7 +54,7 @@ impl Control {
         let recorded = self
             .record
             .as_ref()
-            .map(|record| record.write(&self.replicas()));
+            .map(|record| record.write(&self.complete_replicas()));
         recorded.unwrap_or(Ok(()))
     }
 
@@ -82,6 +82,15 @@ impl Control {
         }
         self.record_replicas()
     }
+}
+
+/// A replica, as it is told to others.
+fn status(member: &Member) -> Option<ReplicaStatus> {
+    Some(ReplicaStatus {
+        address: member.address.parse().ok()?,
+        mode: member.mode(),
+        failure: member.failure(),
+    })
 }
 
 /// Closes a replica that gets no more writes, marked as one that is not complete: closed it would look like those that are.

@@ -67,7 +67,7 @@ impl Control {
         let primary = self.shared.primary();
         let mut back = Vec::new();
         // As many of the one as of the other, in the same order.
-        for (old, Opened { peer, problem }) in complete.iter().zip(opened.replicas) {
+        for (old, Opened { peer, problem, .. }) in complete.iter().zip(opened.replicas) {
             let told = match problem {
                 None => self
                     .tell_limits(&peer)

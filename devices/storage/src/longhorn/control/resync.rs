@@ -4,6 +4,10 @@
 //! primary, is read; all are written. Piece by piece the others are made like it. If it fails, another takes its place ([`Shared::fail`]): what has been
 //! compared is the same on all.
 //!
+//! Some may have missed more than that ([`Member::is_behind`]). They are made the same, too, but none of them takes anybody's place before the end, and
+//! they bear the mark of those that are not complete until then, also for who opens the volume after another crash. Where the last that has everything
+//! cannot be read, it is they who are left.
+//!
 //! [`Shared::fail`]: super::super::shared::Shared::fail
 
 use std::collections::HashMap;
@@ -14,13 +18,16 @@ use std::time::Duration;
 use paddock_longhorn::wire::MAX_DATA;
 use tokio::time::sleep;
 
-use super::Control;
 use super::client::DataClient;
+use super::{Admin, Control};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Member, Mode};
 use crate::longhorn::ranges::{Range, Writer};
 use crate::longhorn::shared::Post;
 use crate::longhorn::status::{Activity, Progress};
+
+/// Bytes that are compared at once. Less in tests, whose volumes are small.
+pub(super) const PIECE: u32 = if cfg!(test) { 64 << 10 } else { MAX_DATA };
 
 /// How long until the gate, or a range, is looked at again.
 const AGAIN: Duration = Duration::from_millis(2);
@@ -42,8 +49,10 @@ pub(super) async fn run(control: Arc<Control>, opening: u32) {
     let mut clients = HashMap::new();
     let mut offset = 0;
     let mut percent = None;
-    // Once there is nothing to compare with, what is left is the volume.
-    let pending = |control: &Control| !control.is_closed() && control.shared.complete_members() > 1;
+    let pending = |control: &Control| {
+        let shared = &control.shared;
+        !control.is_closed() && shared.complete_members() > 0 && shared.readable().len() > 1
+    };
     while offset < control.shared.size() && pending(&control) && control.is_at(opening).await {
         let size = control.shared.size();
         let now = u8::try_from(u128::from(offset) * 100 / u128::from(size)).unwrap_or(100);
@@ -56,29 +65,67 @@ pub(super) async fn run(control: Arc<Control>, opening: u32) {
                 total: size,
             }));
         }
-        let length = u32::try_from(size - offset).map_or(MAX_DATA, |left| left.min(MAX_DATA));
+        let length = u32::try_from(size - offset).map_or(PIECE, |left| left.min(PIECE));
         if compare(&control, opening, &post, &mut clients, offset, length).await {
             offset += u64::from(length);
         }
     }
     drop(post);
-    let present = control.opening.lock().await;
-    if *present != opening {
-        // Whoever opened the replicas again has them compared from the beginning.
-        return;
-    }
-    control.set_progress(None);
-    if !control.is_closed() {
-        control.shared.set_primary(None);
-        tracing::info!(volume = %control.options.name, "the replicas are the same");
-        control.listener.compared();
-    }
+    control
+        .compared(opening, offset >= control.shared.size())
+        .await;
 }
 
 impl Control {
     /// Whether it is open, and has not been opened again since that time.
     async fn is_at(&self, opening: u32) -> bool {
         !self.is_closed() && *self.opening.lock().await == opening
+    }
+
+    /// The comparison has ended: all is the same, if it was the `whole` volume or nobody is left to compare with. Where all were lost before that, they are
+    /// compared again once they are back.
+    async fn compared(&self, opening: u32, whole: bool) {
+        let Ok(admin) = self.administrate().await else {
+            return self.set_progress(None);
+        };
+        if *self.opening.lock().await != opening {
+            // Whoever opened the replicas again has them compared from the beginning.
+            return;
+        }
+        if whole {
+            self.promote_compared(&admin).await;
+        }
+        self.set_progress(None);
+        let (complete, all) = (self.shared.complete_members(), self.shared.readable().len());
+        if complete == 0 || !whole && all > 1 {
+            tracing::warn!(volume = %self.options.name, "all replicas failed before they were compared");
+            return;
+        }
+        self.shared.set_primary(None);
+        tracing::info!(volume = %self.options.name, "the replicas are the same");
+        self.listener.compared();
+    }
+
+    /// Those that may have missed something have everything now. One that cannot be told so is left.
+    async fn promote_compared(&self, admin: &Admin) {
+        let mut promoted = false;
+        for (member, peer) in self.live(admin) {
+            if member.mode() != Mode::ReadWrite || !member.is_behind() {
+                continue;
+            }
+            match peer.set_rebuilding(false).await {
+                // Unless it has failed meanwhile.
+                Ok(_) => promoted |= member.promote(),
+                Err(error) => self.shared.fail(&member, &error.to_string()),
+            }
+        }
+        if !promoted {
+            return;
+        }
+        if let Err(error) = self.record_replicas() {
+            // They are not taken the next time, and nothing is lost by that.
+            tracing::error!(volume = %self.options.name, %error, "replicas that were compared are not recorded");
+        }
     }
 }
 
@@ -134,15 +181,18 @@ async fn make_same(
     offset: u64,
     length: u32,
 ) -> bool {
-    let members = control.shared.members().into_iter();
-    let good: Vec<Arc<Member>> = members.filter(|m| m.mode() == Mode::ReadWrite).collect();
+    let good = control.shared.readable();
     let primary = control.shared.primary();
     let Some(primary) = good.iter().find(|member| Some(member.id) == primary) else {
         // It has just failed: another has taken its place.
         return false;
     };
-    let Some(right) = read(control, clients, primary, offset, length).await else {
-        return false;
+    let right = match read(control, clients, primary, offset, length).await {
+        Ok(right) => right,
+        Err(reason) => {
+            leave_unreadable(control, primary, &good, &reason);
+            return false;
+        }
     };
     let mut differs = false;
     for member in good.iter().filter(|member| member.id != primary.id) {
@@ -150,35 +200,55 @@ async fn make_same(
             // While another was waited for.
             continue;
         }
-        let theirs = read(control, clients, member, offset, length).await;
-        differs |= theirs.is_some_and(|theirs| theirs != right);
+        match read(control, clients, member, offset, length).await {
+            Ok(theirs) => differs |= theirs != right,
+            Err(reason) => {
+                let reason = format!("it cannot be compared: {reason}");
+                control.shared.fail(member, &reason);
+            }
+        }
     }
-    // Those that have it, too: good replicas are known by when they were last written, where nothing else tells.
-    for member in good.iter().filter(|_| differs) {
+    // Those that have it, too: good replicas are known by when they were last written, where nothing else tells. So the one to believe comes last.
+    let others = good.iter().filter(|member| member.id != primary.id);
+    for member in others.chain([primary]).filter(|_| differs) {
         let Some(client) = clients.get_mut(&member.id) else {
             continue;
         };
         let deadline = control.options.timeout;
         if let Err(reason) = client.write(deadline, offset, &right).await {
             clients.remove(&member.id);
-            control.shared.fail(
-                member,
-                &format!("it cannot be made like the others: {reason}"),
-            );
+            let reason = format!("it cannot be made like the others: {reason}");
+            control.shared.fail(member, &reason);
         }
     }
     true
 }
 
-/// Reads from a replica, which fails where it cannot.
+/// The primary could not be read. Another takes its place, if one has everything; else the others cannot be given what they may lack. The last that has
+/// everything stays, for what else it can read; if it is gone, whoever uses the volume will notice.
+fn leave_unreadable(control: &Control, primary: &Member, good: &[Arc<Member>], reason: &str) {
+    let problem = format!("it cannot be compared: {reason}");
+    if control.shared.fail_spare(primary, &problem) {
+        return;
+    }
+    for member in good.iter().filter(|member| member.id != primary.id) {
+        let from = &primary.address;
+        let problem = format!(
+            "what it lacks cannot be read from {from}, which alone has everything: {reason}"
+        );
+        control.shared.fail(member, &problem);
+    }
+}
+
+/// Reads from a replica. The last that has everything is waited for twice as long as others.
 async fn read(
     control: &Control,
     clients: &mut HashMap<u32, DataClient>,
     member: &Member,
     offset: u64,
     length: u32,
-) -> Option<Vec<u8>> {
-    let deadline = control.options.timeout;
+) -> Result<Vec<u8>, String> {
+    let deadline = control.patience(member);
     let read = async {
         let client = match clients.entry(member.id) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -192,14 +262,9 @@ async fn read(
         };
         client.read(deadline, offset, length).await
     };
-    match read.await {
-        Ok(data) => Some(data),
-        Err(reason) => {
-            clients.remove(&member.id);
-            control
-                .shared
-                .fail(member, &format!("it cannot be compared: {reason}"));
-            None
-        }
+    let read = read.await;
+    if read.is_err() {
+        clients.remove(&member.id);
     }
+    read
 }

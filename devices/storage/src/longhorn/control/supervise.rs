@@ -61,7 +61,7 @@ async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
             let Some(record) = &control.record else {
                 break;
             };
-            let Err(error) = record.write(&control.replicas()) else {
+            let Err(error) = record.write(&control.complete_replicas()) else {
                 control.shared.recorded(changes);
                 break;
             };
@@ -94,13 +94,13 @@ impl Control {
 
     /// Whether no other replica is there to go on with.
     fn is_last(&self, member: &Member) -> bool {
-        let members = self.shared.members().into_iter();
-        let mut others = members.filter(|m| m.id != member.id && m.mode() == Mode::ReadWrite);
-        others.next().is_none()
+        let members = self.shared.members();
+        let goes_on = |other: &Arc<Member>| other.id != member.id && other.is_complete();
+        !members.iter().any(goes_on)
     }
 
     /// How long a replica may be silent.
-    fn patience(&self, member: &Member) -> Duration {
+    pub(super) fn patience(&self, member: &Member) -> Duration {
         match self.is_last(member) {
             true => self.options.timeout * 2,
             false => self.options.timeout,

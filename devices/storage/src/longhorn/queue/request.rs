@@ -52,7 +52,7 @@ pub(super) struct InFlight {
     pub phase: Phase,
     /// Answers to come.
     pub outstanding: u32,
-    /// Replicas that were to write the piece and that are read, by id.
+    /// Replicas that were to write the piece and that have everything, by id.
     pub readable: Vec<u32>,
     /// What went wrong with the piece.
     pub failures: Vec<Answer>,

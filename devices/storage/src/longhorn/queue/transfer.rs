@@ -175,7 +175,7 @@ impl VolumeQueue {
                 continue;
             }
             let id = session.member.id;
-            if mode == Mode::ReadWrite {
+            if session.member.is_complete() {
                 readable.push(id);
             }
             if session.ask(number, Ask::Write(payload.clone()), position, now) {

@@ -73,6 +73,10 @@ pub(super) struct State {
     pub manners: HashMap<&'static str, Manner>,
     /// Its data port takes what comes and answers nothing.
     pub silent: bool,
+    /// What is there cannot be read.
+    pub bad: Option<usize>,
+    /// Whoever reads what is there gets no answer.
+    pub hangs_at: Option<usize>,
 }
 
 impl State {
@@ -93,6 +97,8 @@ impl State {
             calls: Vec::new(),
             manners: HashMap::new(),
             silent: false,
+            bad: None,
+            hangs_at: None,
         }
     }
 
@@ -163,12 +169,25 @@ impl State {
         told
     }
 
+    /// Whether a frame asks for what is there.
+    fn reads(header: &Header, place: Option<usize>) -> bool {
+        let start = usize::try_from(header.offset).unwrap_or(usize::MAX);
+        let read = start..start.saturating_add(header.size as usize);
+        header.kind == Kind::Read && place.is_some_and(|place| read.contains(&place))
+    }
+
+    /// Whether a frame is not answered, for now.
+    fn hangs(&self, header: &Header) -> bool {
+        self.silent || Self::reads(header, self.hangs_at)
+    }
+
     /// Does what a frame asks. What the answer is, and its data.
     fn serve(&mut self, header: &Header, data: &[u8]) -> Option<Vec<u8>> {
         let start = usize::try_from(header.offset).ok()?;
         let end = start + usize::try_from(header.size).ok()?;
         match header.kind {
             Kind::Ping => Some(Vec::new()),
+            Kind::Read if Self::reads(header, self.bad) => None,
             Kind::Read => Some(self.bytes.get(start..end)?.to_vec()),
             Kind::Write => {
                 self.bytes.get_mut(start..end)?.copy_from_slice(data);
@@ -225,6 +244,7 @@ impl Fake {
         self.change(|state| {
             state.manners.clear();
             state.silent = false;
+            state.hangs_at = None;
         });
     }
 
@@ -282,7 +302,7 @@ async fn serve_data(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io::Resu
         let header = Header::decode(&bytes).map_err(io::Error::other)?;
         let mut data = vec![0; header.payload as usize];
         stream.read_exact(&mut data).await?;
-        while state.lock().silent {
+        while state.lock().hangs(&header) {
             sleep(Duration::from_millis(10)).await;
         }
         let answer = state.lock().serve(&header, &data);

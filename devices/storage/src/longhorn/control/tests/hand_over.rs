@@ -5,19 +5,12 @@ use super::*;
 
 use Mode::{Failed, ReadWrite};
 
-fn write(volume: &Volume, value: u8) {
-    let mut queue = volume.open_queue(4).expect("a queue");
-    let buffer = Buffer::from(vec![value; 4096]);
-    let offset = 0;
-    run(&mut *queue, Operation::Write { offset, buffer }).expect("a write");
-}
-
 #[test]
 fn only_those_that_have_everything_are_handed_over() {
     let set = Set::holding(3, 2);
     let volume = set.open();
     set.replicas[1].change(|state| state.silent = true);
-    write(&volume, 3);
+    write_at(&volume, 0, 3).expect("a write");
     assert_eq!(modes(&volume), [ReadWrite, Failed, ReadWrite]);
     // It is there again, open, and looks as the others do.
     set.replicas[1].mend();

@@ -1,6 +1,7 @@
 //! Volumes on replicas in memory, whose control services a test has refuse, hang, or be late.
 
 mod all;
+mod compare;
 mod fake;
 mod hand_over;
 mod open;
@@ -103,17 +104,30 @@ fn run(queue: &mut dyn DiskQueue, operation: Operation) -> Result<(), IoError> {
 
 /// The first byte of each block that is read, several times: of all replicas that are.
 fn read(volume: &Volume) -> Vec<u8> {
+    read_at(volume, 0).expect("a read")
+}
+
+/// The same, of a block that may not be readable.
+fn read_at(volume: &Volume, offset: usize) -> Result<Vec<u8>, IoError> {
     let mut queue = volume.open_queue(4).expect("a queue");
     let mut values = Vec::new();
     for _ in 0..6 {
         let buffer = Buffer::zeroed(512);
-        let offset = 0;
         let kept = buffer.part(512);
-        run(&mut *queue, Operation::Read { offset, buffer }).expect("a read");
+        let offset = offset as u64;
+        run(&mut *queue, Operation::Read { offset, buffer })?;
         let mut bytes = [0; 512];
         kept.copy_to(&mut bytes);
         values.push(bytes[0]);
     }
     values.dedup();
-    values
+    Ok(values)
+}
+
+/// Writes a block.
+fn write_at(volume: &Volume, offset: usize, value: u8) -> Result<(), IoError> {
+    let mut queue = volume.open_queue(4).expect("a queue");
+    let buffer = Buffer::from(vec![value; 4096]);
+    let offset = offset as u64;
+    run(&mut *queue, Operation::Write { offset, buffer })
 }

@@ -58,12 +58,6 @@ impl Recorded {
     }
 }
 
-fn write(volume: &Volume, value: u8) -> Result<(), IoError> {
-    let mut queue = volume.open_queue(4).expect("a queue");
-    let buffer = Buffer::from(vec![value; 4096]);
-    run(&mut *queue, Operation::Write { offset: 0, buffer })
-}
-
 fn complete(path: &Path) -> usize {
     let text = fs::read_to_string(path).expect("a record");
     text.matches("127.").count()
@@ -76,7 +70,7 @@ fn one_that_missed_writes_is_left_out_though_it_looks_like_the_others() {
     let volume = recorded.open(Taking::Open).expect("a volume");
     assert_eq!(complete(&recorded.path()), 3);
     recorded.fail_first(&volume);
-    write(&volume, 3).expect("written");
+    write_at(&volume, 0, 3).expect("written");
     assert_eq!(complete(&recorded.path()), 2);
     recorded.crash(volume);
     let first = &recorded.set.replicas[0];
@@ -114,7 +108,7 @@ fn nothing_is_acknowledged_that_a_replica_misses_of_which_that_is_not_recorded()
     fs::rename(recorded.records(), &away).expect("renamed");
     recorded.fail_first(&volume);
     let written = std::thread::scope(|scope| {
-        let writing = scope.spawn(|| write(&volume, 3));
+        let writing = scope.spawn(|| write_at(&volume, 0, 3));
         wait_until("is on the others", || {
             recorded.set.replicas[1].state().bytes[0] == 3
         });
@@ -125,4 +119,24 @@ fn nothing_is_acknowledged_that_a_replica_misses_of_which_that_is_not_recorded()
     });
     assert_eq!(written, Ok(()));
     assert_eq!(complete(&recorded.path()), 2);
+}
+
+#[test]
+fn one_that_may_have_missed_something_is_recorded_once_it_was_compared() {
+    let recorded = Recorded::new();
+    fs::create_dir(recorded.records()).expect("a directory");
+    let [first, second, third] = [0, 1, 2].map(|index: usize| &recorded.set.replicas[index]);
+    for replica in &recorded.set.replicas {
+        replica.change(|state| state.dirty = true);
+    }
+    second.change(|state| state.modified -= 10 * SECOND);
+    third.empty();
+    third.change(|state| state.dirty = true);
+    first.change(|state| state.hangs_at = Some(SIZE - 1));
+    let volume = recorded.open(Taking::Open).expect("a volume");
+    assert_eq!(complete(&recorded.path()), 1);
+    first.mend();
+    wait_until("is compared", || volume.is_compared());
+    assert_eq!(complete(&recorded.path()), 3);
+    assert_eq!(modes(&volume), [ReadWrite; 3]);
 }

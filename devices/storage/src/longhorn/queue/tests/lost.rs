@@ -61,6 +61,30 @@ fn who_is_being_rebuilt_has_not_everything() {
 }
 
 #[test]
+fn who_may_have_missed_something_counts_for_nothing_before_it_is_compared() {
+    let eio = Err(IoError::Os(libc::EIO));
+    for manner in [Manner::Gone, Manner::Refuse] {
+        let mut bench = Bench::new(2, 1, 64 * K);
+        bench.replicas[1].member.fall_behind();
+        bench.replicas[1].bytes.fill(9);
+        bench.shared.set_primary(Some(0));
+        assert_eq!(bench.run(0, write(0, 1, 512)), Ok(()));
+        begin(&mut bench, 0, read(8192, 512).0);
+        assert!(bench.replicas[0].answer(0, Manner::Refuse));
+        assert_eq!(reap(&mut bench, 0), [eio], "the other is not asked");
+        assert_eq!(bench.modes(), [Mode::ReadWrite; 2]);
+        // What it alone has is not acknowledged, and it is not gone on with.
+        begin(&mut bench, 0, write(0, 2, 512));
+        assert!(bench.replicas[1].answer(0, Manner::Well));
+        assert!(bench.replicas[0].answer(0, manner));
+        assert_eq!(reap(&mut bench, 0), [eio]);
+        assert_eq!(bench.modes(), [Mode::Failed; 2]);
+        assert_eq!(bench.run(0, read(0, 512).0), eio);
+        assert_eq!(complete(&bench), [0]);
+    }
+}
+
+#[test]
 fn what_two_queues_lose_crosswise_is_not_acknowledged_to_both() {
     let mut bench = Bench::new(2, 2, 64 * K);
     begin(&mut bench, 0, write(0, 1, 4096));
