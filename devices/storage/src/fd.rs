@@ -1,4 +1,4 @@
-//! Waiting for descriptors, joining them, and borrowing those of types that do not implement `AsFd`.
+//! Waiting for descriptors, joining them, connecting them, and borrowing those of types that do not implement `AsFd`.
 #![expect(
     unsafe_code,
     reason = "vmm_sys_util and io_uring do not implement AsFd"
@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 /// The descriptor that `owner` owns, for as long as `owner` is borrowed.
 pub(crate) fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
@@ -77,8 +79,29 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, end: Instant) -> io::Result<()> 
     };
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Connects a stream socket that does not block to one on this host.
+///
+/// # Errors
+/// When nobody listens, or who does has not accepted others until `end` and has no room for one more.
+pub(crate) fn connect_unix(address: &SocketAddrUnix, end: Instant) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    loop {
+        match connect(&socket, address) {
+            Ok(()) => return Ok(socket),
+            // The server is slow to accept, and there is nothing to poll for.
+            Err(Errno::AGAIN) => match end.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return Err(io::ErrorKind::TimedOut.into()),
+                left => std::thread::sleep(left.min(Duration::from_millis(10))),
+            },
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -9,16 +9,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with,
-    sockopt,
-};
+use rustix::net::{SocketAddrUnix, sockopt};
 use rustls::ClientConfig;
 
 use super::error::{Failure, NbdErrorKind};
 use super::handshake::{self, Export};
 use super::tls::{self, TlsTransport};
 use super::{NbdAddress, NbdOptions};
+use crate::fd::connect_unix;
 use crate::link::Transport;
 
 /// Bytes of the stack of a thread that looks a name up: what getaddrinfo takes is its secret.
@@ -120,17 +118,7 @@ fn resolve(host: &str, port: u16, end: Instant) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn open_unix(address: &SocketAddrUnix, end: Instant) -> io::Result<Socket> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    loop {
-        match connect_socket(&socket, address) {
-            Ok(()) => return Ok(Socket(socket)),
-            // The server is slow to accept, and there is nothing to poll for.
-            Err(Errno::AGAIN) => std::thread::sleep(left(end)?.min(Duration::from_millis(10))),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    connect_unix(address, end).map(Socket)
 }
 
 /// A connected stream socket that does not block.

@@ -8,10 +8,12 @@
 //! The guest decides what is asked and when; replicas decide what they answer, and may be anything.
 
 mod epochs;
+mod gate;
 mod pool;
 mod request;
 mod session;
 mod transfer;
+mod watchdog;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -25,6 +27,7 @@ use rustix::event::{Timespec, epoll};
 use self::pool::Pool;
 use self::request::{InFlight, Phase, What};
 use self::session::{Answer, Session};
+use self::watchdog::Watchdog;
 use super::SECTOR;
 use super::member::{Member, Socket};
 use super::ranges::{Range, Writer};
@@ -40,10 +43,11 @@ const CANCELED: IoError = IoError::Os(libc::ECANCELED);
 /// How long dropping a queue waits for its requests.
 const DROP_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What [`epoll`] tells us is ready: our letter box, what the user watches, or else a replica, by its id and this.
+/// What [`epoll`] tells us is ready: our letter box, what the user watches, the watchdog, or else a replica, by its id and this.
 const LETTERS: u64 = 0;
 const WATCHED: u64 = 1;
-const REPLICAS: u64 = 2;
+const WATCHDOG: u64 = 2;
+const REPLICAS: u64 = 3;
 
 /// A flush waits until the writes that were begun before it have ended.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub(super) struct VolumeQueue {
     capabilities: Capabilities,
     epoll: OwnedFd,
     sessions: Vec<Session>,
+    /// Looks for silence, where no other thread does.
+    watchdog: Option<Watchdog>,
     /// By number; requests that were begun.
     requests: Vec<Option<InFlight>>,
     free: Vec<u32>,
@@ -116,6 +122,7 @@ impl VolumeQueue {
             capabilities,
             epoll,
             sessions: Vec::new(),
+            watchdog: None,
             requests: Vec::new(),
             free: Vec::new(),
             begun: 0,
@@ -153,56 +160,6 @@ impl VolumeQueue {
             Err(error) => {
                 let reason = format!("its connection cannot be polled: {error}");
                 self.shared.fail(&session.member, &reason);
-            }
-        }
-    }
-
-    /// Whether a piece may be sent now; otherwise we are woken up when it may.
-    fn may_send(&mut self) -> bool {
-        if self.entered {
-            return self.shared.is_open();
-        }
-        self.entered = self.shared.enter(&self.post);
-        if self.entered {
-            // What came while the gate was shut, such as a connection to a new replica, comes before what is sent now.
-            self.read_mail();
-        }
-        self.entered
-    }
-
-    /// Tells the gate when replicas have nothing of ours.
-    fn rest(&mut self) {
-        if self.entered && self.asked == 0 {
-            self.entered = false;
-            self.shared.leave(&self.post);
-        }
-    }
-
-    /// Whether another request may be begun beside those that are.
-    fn has_room(&self) -> bool {
-        self.begun == 0 || self.copies < MAX_COPIES
-    }
-
-    /// Whether there is something to be sent that may be, unless the gate is shut meanwhile: then we are woken up when it is open again.
-    fn could_send(&self) -> bool {
-        let any = !self.next.is_empty() || !self.held.is_empty() && self.has_room();
-        any && self.shared.is_open()
-    }
-
-    /// Sends the next pieces of requests that were begun, as far as that may be.
-    fn send_next(&mut self) {
-        while !self.next.is_empty() && self.may_send() {
-            if let Some(number) = self.next.pop_front() {
-                self.send_piece(number);
-            }
-        }
-    }
-
-    /// Begins what is held, as far as that may be.
-    fn begin_held(&mut self) {
-        while !self.held.is_empty() && self.has_room() && self.may_send() {
-            if let Some(request) = self.held.pop_front() {
-                self.begin(request);
             }
         }
     }
@@ -415,6 +372,9 @@ impl VolumeQueue {
         }
         self.rest();
         self.acknowledge();
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|_| self.asked > 0) {
+            watchdog.arm();
+        }
     }
 
     /// Waits until something is ready.
@@ -446,6 +406,9 @@ impl VolumeQueue {
             self.read_mail();
         }
         self.receive(ready);
+        if ready.contains(&WATCHDOG) {
+            self.look_for_silence();
+        }
         self.go_on();
     }
 }

@@ -4,6 +4,7 @@
 //! replica's membership.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use paddock_longhorn::wire::{HEADER, Header, Kind, MAX_TEXT};
@@ -115,6 +116,11 @@ impl Session {
             incoming: Incoming::Header,
             polls_room: false,
         }
+    }
+
+    /// Why the replica is to be left, if it is, that was asked here: see [`Member::silence`].
+    pub(super) fn silence(&self, now: u64, patience: Duration) -> Option<String> {
+        self.socket.silence(now, patience)
     }
 
     /// Whether answers of the replica are to come.

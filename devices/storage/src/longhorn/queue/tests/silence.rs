@@ -1,6 +1,6 @@
 //! How it is noticed that a replica does not answer, or not everything.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::session::{Ask, Session};
 use super::*;
@@ -84,4 +84,37 @@ fn an_answer_whose_end_does_not_come_is_waited_for_no_longer_than_any() {
     replica.send(connection, &[0; 412]);
     assert_eq!(receive(&mut session, 2000), [2]);
     assert_eq!(replica.member.silence(100_000, PATIENCE), None);
+}
+
+#[test]
+fn a_queue_that_watches_over_itself_wakes_whoever_waits_for_it() {
+    let mut bench = Bench::new(2, 1, 1 << 16);
+    bench.queues[0]
+        .watch_over(Duration::from_millis(80))
+        .expect("a timer");
+    let queue = &mut bench.queues[0];
+    let operation = write(0, 1, 512);
+    queue.submit(Request { tag: 1, operation });
+    queue.kick();
+    // The other has the write.
+    assert!(bench.replicas[0].answer(0, Manner::Well));
+    let mut done = Vec::new();
+    let since = Instant::now();
+    while done.is_empty() {
+        assert!(since.elapsed() < Duration::from_secs(30), "it sleeps");
+        crate::fd::wait_readable(queue.completion_event(), since + PATIENCE).expect("polls");
+        queue.reap(&mut done);
+    }
+    assert_eq!(done[0].result, Ok(()));
+    assert_eq!(bench.modes(), [Mode::ReadWrite, Mode::Failed]);
+    // One that answers is not left, and nobody is woken up for one who is asked for nothing.
+    let operation = read(0, 512).0;
+    assert_eq!(bench.run(0, operation), Ok(()));
+    std::thread::sleep(Duration::from_millis(20));
+    let queue = &mut bench.queues[0];
+    queue.reap(&mut Vec::new());
+    assert!(!crate::fd::is_readable(queue.completion_event()));
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(!crate::fd::is_readable(queue.completion_event()));
+    assert_eq!(bench.modes(), [Mode::ReadWrite, Mode::Failed]);
 }
