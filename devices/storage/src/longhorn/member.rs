@@ -58,6 +58,8 @@ pub(super) struct Member {
     /// It does not have everything that was acknowledged, or nobody knows: of one that is compared it may be so from the beginning, of any other that is
     /// read it is only said once it has failed, with the list of the volume's replicas locked.
     behind: AtomicBool,
+    /// It has failed, and was opened again since, or may have been, by this engine and not for use.
+    reopened: AtomicBool,
     failure: Mutex<Option<Failure>>,
     sockets: Mutex<Vec<Weak<Socket>>>,
 }
@@ -69,6 +71,7 @@ impl Member {
             address,
             mode: AtomicU8::new(mode as u8),
             behind: AtomicBool::new(mode != Mode::ReadWrite),
+            reopened: AtomicBool::new(false),
             failure: Mutex::default(),
             sockets: Mutex::default(),
         }
@@ -95,6 +98,16 @@ impl Member {
     /// Notes that it misses something. Whether that was not known.
     pub(super) fn fall_behind(&self) -> bool {
         !self.behind.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether it may be open because this engine has opened it again.
+    pub(super) fn is_reopened(&self) -> bool {
+        self.reopened.load(Ordering::SeqCst)
+    }
+
+    /// Notes that it may be.
+    pub(super) fn set_reopened(&self) {
+        self.reopened.store(true, Ordering::SeqCst);
     }
 
     /// Lets it be read, now that it has everything. Whether it has not failed meanwhile.

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use super::peer::{Info, Peer};
 use super::time::since_epoch;
 use crate::longhorn::error::VolumeError;
-use crate::longhorn::member::{Socket, Stream};
+use crate::longhorn::member::{Member, Socket, Stream};
 use crate::longhorn::options::{ReplicaAddress, Taking, VolumeOptions};
 
 /// How long a data connection may take.
@@ -125,6 +125,7 @@ fn prepare(stream: TcpStream) -> io::Result<std::net::TcpStream> {
 async fn open_one(
     address: &ReplicaAddress,
     options: &VolumeOptions,
+    lost: Option<&Member>,
 ) -> Result<Candidate, VolumeError> {
     let peer = Peer::new(address, &options.name)?;
     let refused = |problem: String| VolumeError::Refused {
@@ -147,13 +148,22 @@ async fn open_one(
             problem: None,
         });
     }
-    if before.state != "closed" {
+    let ours = is_open(&before.state) && lost.is_some_and(Member::is_reopened);
+    if before.state != "closed" && !ours {
         let state = before.state;
         return Err(refused(format!(
             "it is {state} and must be closed; if nothing uses it any more, restart its process"
         )));
     }
-    peer.open(options.size.unwrap_or(0)).await?;
+    if !ours {
+        let opened = peer.open(options.size.unwrap_or(0)).await;
+        // Where nothing was heard it may be open, or be opened yet.
+        let refuses = matches!(opened, Err(VolumeError::Refused { .. }));
+        if let Some(lost) = lost.filter(|_| !refuses) {
+            lost.set_reopened();
+        }
+        opened?;
+    }
     if options.replicas.len() == 1 && before.rebuilding {
         // There is nothing more complete.
         peer.set_rebuilding(false).await?;
@@ -173,10 +183,27 @@ async fn open_one(
 /// # Errors
 /// When none is left. Those that were opened are closed again.
 pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeError> {
+    take(options, &[]).await
+}
+
+/// Opens replicas again that all had failed: as many as there are in the options, in the same order. They are known to have everything that was acknowledged,
+/// whenever they were written last and whoever has closed them since; the first of them is to be believed.
+///
+/// # Errors
+/// When none is left.
+pub(super) async fn reopen(
+    options: &VolumeOptions,
+    lost: &[Arc<Member>],
+) -> Result<OpenedSet, VolumeError> {
+    take(options, lost).await
+}
+
+async fn take(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<OpenedSet, VolumeError> {
     let mut opening = tokio::task::JoinSet::new();
     for (place, address) in options.replicas.iter().cloned().enumerate() {
         let options = options.clone();
-        opening.spawn(async move { (place, open_one(&address, &options).await) });
+        let lost = lost.get(place).cloned();
+        opening.spawn(async move { (place, open_one(&address, &options, lost.as_deref()).await) });
     }
     let mut candidates = Vec::new();
     let mut replicas = Vec::new();
@@ -202,13 +229,16 @@ pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeErr
     }
     candidates.sort_by_key(|(place, _)| *place);
     let (places, mut candidates): (Vec<usize>, Vec<Candidate>) = candidates.into_iter().unzip();
-    let (size, counts_revisions) = judge(options, &mut candidates);
+    let known = !lost.is_empty();
+    let (size, counts_revisions) = match known {
+        true => judge_known(options, &mut candidates),
+        false => judge(options, &mut candidates),
+    };
     let unclean = usable(&mut candidates).any(|candidate| candidate.unclean);
     let best = best(&candidates);
+    let guessed = unclean && options.taking == Taking::Open && !counts_revisions && !known;
     let behind = match best {
-        Some(best) if unclean && options.taking == Taking::Open && !counts_revisions => {
-            mark_stale(&mut candidates, best).await
-        }
+        Some(best) if guessed => mark_stale(&mut candidates, best).await,
         _ => vec![false; candidates.len()],
     };
     let best = best.map(|index| places[index]);
@@ -257,6 +287,20 @@ pub(in crate::longhorn) fn judge(
 ) -> (Option<u64>, bool) {
     let counts_revisions = agree_on_counting(options, candidates);
     choose(options, counts_revisions, candidates);
+    let size = agree_on_size(options, candidates);
+    (size, counts_revisions)
+}
+
+/// The same, where they are known to have had everything: how old they are, and whether they were closed, says nothing.
+fn judge_known(options: &VolumeOptions, candidates: &mut [Candidate]) -> (Option<u64>, bool) {
+    let counts_revisions = agree_on_counting(options, candidates);
+    if counts_revisions {
+        leave_those_behind(candidates);
+    }
+    // They may have lost it with their disk.
+    leave_empty(candidates);
+    let first = candidates.iter().position(|c| c.problem.is_none());
+    leave_other_histories(candidates, first);
     let size = agree_on_size(options, candidates);
     (size, counts_revisions)
 }
@@ -351,7 +395,7 @@ fn choose(options: &VolumeOptions, counts_revisions: bool, candidates: &mut [Can
         Taking::HandedOver => {}
     }
     if options.taking == Taking::Open {
-        leave_other_histories(candidates);
+        leave_other_histories(candidates, best(candidates));
     }
 }
 
@@ -442,8 +486,8 @@ fn leave_older(candidates: &mut [Candidate]) {
 }
 
 /// Leaves those whose snapshots are others than those of the best: something happened while they were away.
-fn leave_other_histories(candidates: &mut [Candidate]) {
-    let Some(best) = best(candidates) else {
+fn leave_other_histories(candidates: &mut [Candidate], best: Option<usize>) {
+    let Some(best) = best else {
         return;
     };
     let (best, kept) = (
@@ -454,7 +498,7 @@ fn leave_other_histories(candidates: &mut [Candidate]) {
         if candidate.info.kept_chain() != kept {
             let replica = &candidate.peer.address;
             let problem = format!(
-                "replica {replica} has other snapshots than {best}, which was written later or closed"
+                "replica {replica} has other snapshots than {best}, which was used later or closed"
             );
             candidate.leave(problem);
         }

@@ -1,11 +1,14 @@
 //! Opening a volume again that has lost all its replicas, while it is used: whoever runs them has started them anew.
 //!
 //! Which of them have everything that was acknowledged is only known here, and only those are opened: not one that had failed before and missed a
-//! write. They ended at different moments of what was not acknowledged, so they are compared, as after a crash; where they count writes, those that have seen
-//! fewer than another are left, as whenever a volume is opened.
+//! write. They ended at different moments of what was not acknowledged, so they are compared, as after a crash, with the one that was read last; where they
+//! count writes, those that have seen fewer than another are left, as whenever a volume is opened. When they were written, and whether somebody has closed them
+//! since, says nothing that is not known better.
 //!
 //! A replica that still has the volume open is refused, as it is when a volume is opened: what it was sent before may yet be written, over what comes now.
+//! But for one that was opened here, and could not be used then.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +31,11 @@ impl Control {
         if self.shared.complete_members() > 0 {
             return Ok(());
         }
-        let complete = self.shared.complete_when_lost();
+        let mut complete = self.shared.complete_when_lost();
+        // The one that was read last comes first.
+        let primary = self.shared.primary();
+        let failed = |member: &Member| member.failure().map(|failure| failure.at);
+        complete.sort_by_key(|m| (Some(m.id) != primary, Reverse(failed(m))));
         let reopened = self.reopen_some(&mut admin, &complete).await;
         let problem = reopened.as_ref().err().map(ToString::to_string);
         if let Some(problem) = problem.as_ref().filter(|p| admin.lost.as_ref() != Some(*p)) {
@@ -52,7 +59,7 @@ impl Control {
             taking: Taking::Open,
             ..self.options.clone()
         };
-        let opened = open::open(&options).await?;
+        let opened = open::reopen(&options, complete).await?;
         // One that gets what it lacks from those that were lost gets no more.
         for member in self.shared.members() {
             if member.mode() == Mode::WriteOnly {
@@ -64,7 +71,7 @@ impl Control {
         let mut opening = self.opening.lock().await;
         *opening += 1;
         let number = *opening;
-        let primary = self.shared.primary();
+        let was_compared = self.shared.primary().is_none();
         let mut back = Vec::new();
         // As many of the one as of the other, in the same order.
         for (old, Opened { peer, problem, .. }) in complete.iter().zip(opened.replicas) {
@@ -86,13 +93,17 @@ impl Control {
             let new = Member::new(id, old.address.clone(), Mode::ReadWrite);
             back.push((old.id, Arc::new(new)));
         }
-        let first = back.iter().find(|(old, _)| Some(*old) == primary);
-        let Some((_, first)) = first.or(back.first()) else {
+        let Some((_, first)) = back.first() else {
             return Err(self.state_error("no replica could be told its limits"));
         };
         self.shared
             .set_primary((back.len() > 1).then_some(first.id));
         self.shared.reinstate(&back);
+        if back.len() == 1 && !was_compared {
+            // It was never compared to the end, and there is nothing left to compare it with.
+            self.set_progress(None);
+            self.listener.compared();
+        }
         drop(opening);
         for (_, member) in &back {
             supervise::watch(self, member);

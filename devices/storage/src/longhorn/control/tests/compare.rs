@@ -1,29 +1,10 @@
 //! Replicas that are compared, of which some may have missed more than the last writes, and which fail meanwhile.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use super::super::resync::PIECE;
 use super::*;
-use crate::longhorn::{Listener, ReplicaStatus};
 
 use Mode::{Failed, ReadWrite};
 
-/// Where the second piece begins.
-const SECOND_PIECE: usize = PIECE as usize;
-
 const EIO: IoError = IoError::Os(libc::EIO);
-
-/// Counts how often the replicas were compared to the end.
-#[derive(Default)]
-struct Heard(AtomicUsize);
-
-impl Listener for Heard {
-    fn replicas(&self, _: &[ReplicaStatus]) {}
-
-    fn compared(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 /// Two replicas that nobody has closed: the first holds twos, the second ones, written so many seconds before; or it never held anything.
 fn crashed(older: Option<i64>) -> Set {
@@ -42,11 +23,6 @@ fn crashed(older: Option<i64>) -> Set {
         }
     });
     set
-}
-
-fn fail(volume: &Volume, index: usize) {
-    let member = &volume.control.shared.members()[index];
-    volume.control.shared.fail(member, "a test wants it");
 }
 
 fn holds(replica: &Fake, value: u8) -> bool {
@@ -152,11 +128,9 @@ fn the_one_that_is_believed_is_written_last() {
 fn one_that_was_made_the_same_is_as_good_as_any() {
     for older in [Some(10), None] {
         let set = crashed(older);
-        let heard = Arc::new(Heard::default());
-        let volume = Volume::open(set.options(Taking::Open), Arc::clone(&heard) as _);
-        let volume = volume.expect("opened");
+        let (volume, heard) = set.open_heard();
         wait_until("is compared", || volume.is_compared());
-        assert_eq!(heard.0.load(Ordering::SeqCst), 1);
+        assert_eq!(heard.compared(), 1);
         assert!(!set.replicas[1].state().rebuilding);
         fail(&volume, 0);
         assert_eq!(modes(&volume), [Failed, ReadWrite]);

@@ -7,23 +7,47 @@ mod hand_over;
 mod open;
 mod rebuild;
 mod record;
+mod reopen;
 mod services;
 mod silence;
 #[cfg(feature = "controller")]
 mod tools;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ControlThread;
+use super::resync::PIECE;
 use crate::longhorn::options::{Taking, VolumeOptions};
-use crate::longhorn::{Mode, Nobody, Volume, VolumeError};
+use crate::longhorn::{Listener, Mode, Nobody, ReplicaStatus, Volume, VolumeError};
 use crate::{Buffer, Disk, DiskQueue, IoError, Operation, Request};
 
 use self::fake::{Fake, SECOND, SIZE};
 
 /// How long anything may take when nothing hangs.
 const SOON: Duration = Duration::from_secs(30);
+
+/// Where the second piece begins.
+const SECOND_PIECE: usize = PIECE as usize;
+
+/// Counts how often the replicas were compared to the end.
+#[derive(Default)]
+struct Heard(AtomicUsize);
+
+impl Heard {
+    fn compared(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Listener for Heard {
+    fn replicas(&self, _: &[ReplicaStatus]) {}
+
+    fn compared(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
 
 /// Some replicas of one volume.
 struct Set {
@@ -74,6 +98,18 @@ impl Set {
         let open = self.try_open(Taking::Open);
         open.expect("a volume that can be opened")
     }
+
+    fn open_heard(&self) -> (Volume, Arc<Heard>) {
+        let heard = Arc::new(Heard::default());
+        let volume = Volume::open(self.options(Taking::Open), Arc::clone(&heard) as _);
+        (volume.expect("a volume that can be opened"), heard)
+    }
+}
+
+/// Has a volume lose a replica.
+fn fail(volume: &Volume, index: usize) {
+    let member = &volume.control.shared.members()[index];
+    volume.control.shared.fail(member, "a test wants it");
 }
 
 fn modes(volume: &Volume) -> Vec<Mode> {
