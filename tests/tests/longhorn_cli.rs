@@ -121,6 +121,14 @@ impl Replicas {
         replicas.iter().map(standing).collect()
     }
 
+    /// The snapshots that the head of each replica is based on, from the newest on.
+    fn chains(&self) -> Vec<Vec<String>> {
+        let told: Value = serde_json::from_str(&self.well("inspect --json", &[])).unwrap();
+        let replicas = told["replicas"].as_array().unwrap();
+        let chain = |replica: &Value| serde_json::from_value(replica["chain"].clone()).unwrap();
+        replicas.iter().map(chain).collect()
+    }
+
     /// Opens the volume as a VM does.
     fn open(&self) -> Volume {
         let addresses = self.addresses();
@@ -268,6 +276,114 @@ fn a_replica_that_missed_a_snapshot_is_rebuilt() {
     replicas.fails("check", &[], &[&lost, "has other snapshots"]);
     replicas.well("rebuild", &[]);
     replicas.well("check", &[]);
+}
+
+/// Blocks of generation 1, 2 above a snapshot `a`, and 3 above `b`.
+fn with_two_snapshots(replicas: &Replicas) {
+    replicas.well("create", &["--size", "16M"]);
+    replicas.write(4 * MIB, 1);
+    replicas.well("snapshot create", &["a"]);
+    replicas.write(2 * MIB, 2);
+    replicas.well("snapshot create", &["b"]);
+    replicas.write(MIB, 3);
+}
+
+#[test]
+fn a_snapshot_is_removed_from_all_replicas() {
+    let replicas = Replicas::start("removal");
+    with_two_snapshots(&replicas);
+    let holds = |generation: u64| {
+        replicas.well("check", &[]);
+        replicas.read(0, MIB, generation);
+        replicas.read(MIB, 2 * MIB, 2);
+        replicas.read(2 * MIB, 4 * MIB, 1);
+    };
+    let no = "has no snapshot c; it has a, b";
+    replicas.fails("snapshot remove", &["c"], &[no]);
+    replicas.fails("snapshot remove", &["volume-snap-a.img"], &["it has a, b"]);
+    let told = replicas.well("snapshot remove", &["a"]);
+    assert_eq!(told, "snapshot a is removed\n");
+    assert_eq!(replicas.chains(), [["b"]; 3]);
+    for number in 0..3 {
+        let files = fs::read_dir(replicas.path(number)).unwrap();
+        let mut files = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        assert!(files.all(|file| !file.contains("volume-snap-a")));
+    }
+    holds(3);
+    replicas.fails("snapshot remove", &["a"], &["has no snapshot a; it has b"]);
+
+    // Nothing is merged into the file that is written: it stays until there is another above it.
+    let told = replicas.well("snapshot remove --json", &["b"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&told["snapshot"], &told["stays"]),
+        (&"b".into(), &"newest".into())
+    );
+    // The replicas' chain is without what is to go.
+    assert!(replicas.chains().iter().all(Vec::is_empty));
+    let list = replicas.well("snapshot list", &[]);
+    assert!(list.contains("to go"), "{list}");
+    holds(3);
+    replicas.fails("snapshot revert", &["b"], &["has no snapshot b"]);
+    replicas.well("snapshot create", &["c"]);
+    replicas.write(MIB, 4);
+    let told = replicas.well("snapshot remove --json", &["b"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["stays"], Value::Null);
+    assert_eq!(replicas.chains(), [["c"]; 3]);
+    holds(4);
+    replicas.well("snapshot revert", &["c"]);
+    holds(3);
+}
+
+/// What others are based on has what each of them would have to have.
+#[test]
+fn a_snapshot_that_several_are_based_on_stays() {
+    let replicas = Replicas::start("branches");
+    with_two_snapshots(&replicas);
+    replicas.well("snapshot revert", &["a"]);
+    replicas.write(MIB, 4);
+    let told = replicas.well("snapshot remove", &["a"]);
+    assert!(told.contains("several are based on it"), "{told}");
+    replicas.read(0, MIB, 4);
+    replicas.read(MIB, 4 * MIB, 1);
+    replicas.well("snapshot remove", &["b"]);
+    replicas.well("check", &[]);
+    replicas.read(0, MIB, 4);
+    replicas.read(MIB, 4 * MIB, 1);
+}
+
+#[test]
+fn no_snapshot_is_removed_where_replicas_miss_something() {
+    let mut replicas = Replicas::start("unremoved");
+    with_two_snapshots(&replicas);
+    replicas.list[1].kill();
+    let lost = replicas.list[1].control().to_string();
+    let nothing = "nothing is removed";
+    let gone = [&lost, "cannot be reached", nothing];
+    replicas.fails("snapshot remove", &["a"], &gone);
+    replicas.write(MIB, 4);
+    replicas.list[1].restart();
+    let stale = [&lost, "paddock volume rebuild", nothing];
+    replicas.fails("snapshot remove", &["a"], &stale);
+    let list = replicas.well("snapshot list", &[]);
+    assert!(!list.contains("to go"), "{list}");
+    replicas.well("rebuild", &[]);
+    replicas.well("snapshot remove", &["a"]);
+    replicas.read(0, MIB, 4);
+
+    // As if a VM used it.
+    drop(replicas.open());
+    replicas.fails("snapshot remove", &["b"], &["restart its process"]);
+    for replica in &mut replicas.list {
+        replica.restart();
+    }
+    replicas.fails("snapshot remove", &["b"], &["check --repair", nothing]);
+    replicas.well("check --repair", &[]);
+    replicas.well("snapshot create", &["c"]);
+    replicas.well("snapshot remove", &["b"]);
+    replicas.well("check", &[]);
+    replicas.read(0, MIB, 4);
 }
 
 #[test]

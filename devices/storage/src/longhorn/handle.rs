@@ -92,29 +92,28 @@ impl VolumeHandle {
             .await
     }
 
-    /// Notes on all replicas that a snapshot is to go. What it has stays until they are [purged](Self::start_purge).
+    /// As [`Volume::remove_snapshot`](super::Volume::remove_snapshot).
     ///
     /// # Errors
-    /// When there is no such snapshot, a replica is rebuilt, or one cannot note it; it can be asked for again.
+    /// The same.
     pub async fn remove_snapshot(&self, name: String) -> Result<(), VolumeError> {
         self.call(|control| async move { control.remove_snapshot(&name).await })
             .await
     }
 
-    /// Has all replicas begin to give back what snapshots have that are to go, and those that nobody asked for. They do it by themselves, while the
-    /// guest goes on.
+    /// As [`Volume::start_purge`](super::Volume::start_purge). The guest goes on.
     ///
     /// # Errors
-    /// When a replica is rebuilt, or one does not begin.
+    /// The same.
     pub async fn start_purge(&self) -> Result<(), VolumeError> {
         self.call(|control| async move { control.start_purge().await })
             .await
     }
 
-    /// How far they are with it.
+    /// As [`Volume::purge`](super::Volume::purge).
     ///
     /// # Errors
-    /// When one of them could not do it, or cannot be asked.
+    /// The same.
     pub async fn purge(&self) -> Result<Purge, VolumeError> {
         self.call(|control| async move { control.purge().await })
             .await

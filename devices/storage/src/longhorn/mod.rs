@@ -179,6 +179,31 @@ impl Volume {
         self.call(|control| async move { control.revert(&snapshot).await })
     }
 
+    /// Notes on all replicas that a snapshot is to go. What it has stays until they are [purged](Self::start_purge).
+    ///
+    /// # Errors
+    /// When there is no such snapshot, a replica is rebuilt, or one cannot note it; it can be asked for again.
+    pub fn remove_snapshot(&self, name: &str) -> Result<(), VolumeError> {
+        let name = name.to_owned();
+        self.call(|control| async move { control.remove_snapshot(&name).await })
+    }
+
+    /// Has all replicas begin to give back what snapshots have that are to go, and those that nobody asked for. They do it by themselves.
+    ///
+    /// # Errors
+    /// When a replica is rebuilt, or one does not begin.
+    pub fn start_purge(&self) -> Result<(), VolumeError> {
+        self.call(|control| async move { control.start_purge().await })
+    }
+
+    /// How far they are with it.
+    ///
+    /// # Errors
+    /// When one of them could not do it, or cannot be asked.
+    pub fn purge(&self) -> Result<Purge, VolumeError> {
+        self.call(|control| async move { control.purge().await })
+    }
+
     /// Adds a replica, whose process runs and is used by nobody, and gives it everything that the others have. Takes as long as that takes; the
     /// [`Listener`] hears how far it is.
     ///

@@ -36,6 +36,7 @@ Examples
   paddock volume create root --from debian.raw --replica $replicas
   paddock volume inspect data --replica $replicas
   paddock volume snapshot create data before-upgrade --replica $replicas
+  paddock volume snapshot remove data before-upgrade --replica $replicas
   paddock volume rebuild data --replica $replicas
   paddock volume check data --replica $replicas && echo all the same
 
@@ -76,7 +77,7 @@ pub enum VolumeCommand {
     ///
     /// Nothing is changed. What is in a replica that was not closed is not looked at, for looking would make it seem clean.
     Inspect(WhichArgs),
-    /// Its snapshots: take, list, go back to one
+    /// Its snapshots: take, list, go back to one, remove one
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// Give replicas that miss something, or everything, what the others have
@@ -147,6 +148,12 @@ pub enum SnapshotCommand {
     List(WhichArgs),
     /// Make the volume what it was at a snapshot. What was written since is gone, unless a later snapshot has it
     Revert(SnapshotArgs),
+    /// Remove one, and give back what it takes
+    ///
+    /// Of all replicas, which have to be complete. Each merges it into the one above it, as well as those that a rebuild or growth made; what the volume and its
+    /// other snapshots have stays as it is. The newest one is marked as removed and stays until there is a later one, for the volume is based on it; so does one from
+    /// which several others branch off. Give the command again then.
+    Remove(SnapshotArgs),
 }
 
 /// `paddock volume snapshot create`
@@ -165,7 +172,7 @@ pub struct SnapshotCreateArgs {
     pub label: Vec<(String, String)>,
 }
 
-/// `paddock volume snapshot revert`
+/// `paddock volume snapshot revert` and `remove`
 #[derive(Debug, Args)]
 pub struct SnapshotArgs {
     /// Which one.
@@ -263,6 +270,11 @@ mod tests {
         assert_eq!(rebuild.anew, rebuild.which.replica[1..]);
         assert!(parse("check v --replica a:1 --repair").is_ok());
         assert!(parse("snapshot revert v s --replica a:1").is_ok());
+        let args = parse("snapshot remove v s --replica a:1 --json").unwrap();
+        let VolumeCommand::Snapshot(SnapshotCommand::Remove(remove)) = args.command else {
+            panic!("not remove")
+        };
+        assert_eq!((remove.snapshot.as_str(), args.json), ("s", true));
     }
 
     #[test]
@@ -279,6 +291,8 @@ mod tests {
             "inspect v --replica a:1 --timeout 7",
             "snapshot create v s --replica a:1 --label x",
             "snapshot revert v --replica a:1",
+            "snapshot remove v --replica a:1",
+            "snapshot remove v s",
             "rebuild v --replica a:1 --anew x",
         ] {
             assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");

@@ -69,7 +69,7 @@ pub fn check(session: &Session, args: &CheckArgs) -> Result<(), VolumeFailure> {
 }
 
 /// What is the matter with those that are not complete.
-fn problems(found: &[Found]) -> Vec<String> {
+pub(super) fn problems(found: &[Found]) -> Vec<String> {
     let found = found.iter().filter(|f| f.standing != Standing::Complete);
     let told = found.map(|found| {
         let fix = match found.standing {

@@ -12,6 +12,7 @@ mod inspect;
 mod interrupt;
 mod open;
 mod rebuild;
+mod removal;
 mod render;
 mod snapshot;
 
@@ -131,6 +132,7 @@ fn dispatch(session: &Session, command: &VolumeCommand) -> Result<(), VolumeFail
         VolumeCommand::Snapshot(SnapshotCommand::Create(args)) => snapshot::create(session, args),
         VolumeCommand::Snapshot(SnapshotCommand::List(args)) => snapshot::list(session, args),
         VolumeCommand::Snapshot(SnapshotCommand::Revert(args)) => snapshot::revert(session, args),
+        VolumeCommand::Snapshot(SnapshotCommand::Remove(args)) => removal::remove(session, args),
         VolumeCommand::Rebuild(args) => rebuild::rebuild(session, args),
         VolumeCommand::Check(args) => check::check(session, args),
     }
