@@ -191,8 +191,15 @@ impl Control {
         let live = self.end(&admin);
         let mut closing = JoinSet::new();
         if self.shared.primary().is_none() {
-            for (_, peer) in live {
-                closing.spawn(async move { (peer.close().await, peer) });
+            for (member, peer) in live {
+                closing.spawn(async move {
+                    let closed = match member.mode() {
+                        // Whoever rebuilds it may not have marked it yet.
+                        Mode::WriteOnly => remove::give_back(&peer).await,
+                        _ => peer.close().await.map(drop),
+                    };
+                    (closed, peer)
+                });
             }
         } else {
             // They stay open and unclean, so that whoever opens them next compares them.

@@ -93,8 +93,9 @@ fn status(member: &Member) -> Option<ReplicaStatus> {
     })
 }
 
-/// Closes a replica that gets no more writes, marked as one that is not complete: closed it would look like those that are.
-async fn give_back(peer: &Peer) -> Result<(), VolumeError> {
+/// Closes a replica that gets no more writes, marked as one that is not complete: closed it would look like those that are. One that cannot be marked stays
+/// open, as one that was not closed.
+pub(super) async fn give_back(peer: &Peer) -> Result<(), VolumeError> {
     if let Err(error) = peer.set_rebuilding(true).await {
         // It may have the mark from a rebuild.
         if !peer.get().await?.rebuilding {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::MutexGuard;
 
 use super::super::peer::{NewSnapshot, Peer};
+use super::super::remove::give_back;
 use super::super::{Admin, Control, open, supervise, time};
 use super::{Created, Rebuild};
 use crate::longhorn::error::VolumeError;
@@ -46,13 +47,12 @@ impl Control {
             self.ensure_room(&admin, Some(&snapshot.name)).await?;
             admin.counts_revisions
         };
-        self.prepare(&peer, size).await?;
-        peer.open(size).await?;
+        let has_mark = self.open_new(&peer, size).await?;
         let ready = async {
-            self.check_new(&peer, size, counts_revisions).await?;
-            if marked {
-                peer.set_rebuilding(true).await?;
+            if has_mark != marked {
+                peer.set_rebuilding(marked).await?;
             }
+            self.check_new(&peer, size, counts_revisions).await?;
             // Nothing is written to it yet: it may as well be done now, while nobody waits.
             peer.snapshot(&snapshot).await?;
             let admin = self.administrate_complete().await?;
@@ -77,7 +77,8 @@ impl Control {
                 })
             }
             Err(error) => {
-                let _ = peer.close().await;
+                // What it said of itself before may be gone, and with it that it misses something. Left open it says that it was not closed.
+                let _ = give_back(&peer).await;
                 Err(error)
             }
         }
@@ -129,8 +130,8 @@ impl Control {
         Ok((member, since.elapsed()))
     }
 
-    /// Brings a closed replica into a state from which it can be rebuilt.
-    async fn prepare(&self, peer: &Peer, size: u64) -> Result<(), VolumeError> {
+    /// Opens a closed replica that is to be rebuilt. Whether it has the mark that it is not complete, from a rebuild that came to no end.
+    async fn open_new(&self, peer: &Peer, size: u64) -> Result<bool, VolumeError> {
         let mut info = peer.get().await?;
         if info.state == "initial" {
             // Lost with all it had, or new.
@@ -149,32 +150,22 @@ impl Control {
             let problem = format!("it has {has} bytes, and the volume only {size}");
             return Err(refused(peer, problem));
         }
-        if info.size < size || info.rebuilding {
-            peer.open(size).await?;
-            let ready = async {
-                if info.rebuilding {
-                    peer.set_rebuilding(false).await?;
-                }
-                if info.size < size {
-                    peer.expand(size).await?;
-                }
-                Ok(())
-            };
-            let ready: Result<(), VolumeError> = ready.await;
-            peer.close().await?;
-            ready?;
-        }
-        Ok(())
+        peer.open(size).await?;
+        Ok(info.rebuilding)
     }
 
-    /// Refuses one that is open and cannot be one of the volume's.
+    /// Refuses one that is open and cannot be one of the volume's. One that is smaller grows.
     async fn check_new(
         &self,
         peer: &Peer,
         size: u64,
         counts_revisions: bool,
     ) -> Result<(), VolumeError> {
-        let info = peer.get().await?;
+        let mut info = peer.get().await?;
+        if info.size < size {
+            peer.expand(size).await?;
+            info = peer.get().await?;
+        }
         if info.size != size {
             return Err(refused(peer, "it is not of the volume's size"));
         }

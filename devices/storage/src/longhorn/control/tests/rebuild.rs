@@ -1,9 +1,10 @@
 //! Replicas that are added, and do not do their part, or more than that.
 
-use super::fake::Manner::{DoneLate, Hang};
+use super::super::Control;
+use super::fake::Manner::{DoneLate, Hang, Refuse};
 use super::*;
 
-use Mode::{Failed, ReadWrite};
+use Mode::{Failed, ReadWrite, WriteOnly};
 
 /// What nobody waits longer for who wants to begin or to end: less than any call may take.
 const SHORT: Duration = Duration::from_millis(1500);
@@ -126,4 +127,65 @@ fn one_that_was_removed_does_not_pass_for_complete() {
     assert_eq!(modes(&volume), [ReadWrite; 2]);
     volume.close().expect("closed");
     assert_eq!(modes(&set.open()), [ReadWrite; 2]);
+}
+
+#[test]
+fn one_that_was_not_complete_is_not_after_it_could_not_be_added_either() {
+    for (rebuilding, dirty) in [(true, false), (false, true)] {
+        for call in ["set unmap marks", "get", "snapshot", "set rebuilding"] {
+            let mut set = Set::holding(2, 2);
+            let new = set.add();
+            new.change(|state| {
+                state.bytes.fill(1);
+                state.modified = 1000 * SECOND;
+                (state.rebuilding, state.dirty) = (rebuilding, dirty);
+            });
+            let options = VolumeOptions {
+                replicas: vec![
+                    set.replicas[0].address.clone(),
+                    set.replicas[1].address.clone(),
+                ],
+                ..set.options(Taking::Open)
+            };
+            let volume = Volume::open(options, Arc::new(Nobody)).expect("opened");
+            let new = &set.replicas[2];
+            new.set(call, Refuse);
+            let added = volume.add_replica(new.address.clone());
+            assert!(added.is_err(), "{call}: it is added");
+            volume.close().expect("closed");
+            let state = new.state();
+            assert!(state.rebuilding || state.dirty, "{call}: {state:?}");
+            // Whoever does not know of that names it the next time.
+            new.mend();
+            new.restart();
+            let volume = set.open();
+            assert_eq!(modes(&volume), [ReadWrite, ReadWrite, Failed], "{call}");
+            assert_eq!(read(&volume), [2]);
+        }
+    }
+}
+
+#[test]
+fn one_that_tools_were_about_to_rebuild_is_not_complete_once_the_volume_is_closed() {
+    let mut set = Set::holding(1, 2);
+    let volume = set.open();
+    let new = set.add();
+    let address = new.address.clone();
+    let create =
+        |control: Arc<Control>| async move { control.create_replica(&address, false).await };
+    volume.call(create).map(drop).expect("created");
+    assert_eq!(modes(&volume), [ReadWrite, WriteOnly]);
+    volume.close().expect("closed");
+    assert!(!new.state().open && new.state().rebuilding);
+    // Longhorn's tools are told nothing of the mark when they try again, and set it themselves.
+    let volume = set.open();
+    assert_eq!(modes(&volume), [ReadWrite, Failed]);
+    volume
+        .remove_replica(&set.replicas[1].address)
+        .expect("removed");
+    let address = set.replicas[1].address.clone();
+    let create =
+        |control: Arc<Control>| async move { control.create_replica(&address, false).await };
+    volume.call(create).map(drop).expect("created");
+    assert!(!set.replicas[1].state().rebuilding);
 }
