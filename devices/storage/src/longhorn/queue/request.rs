@@ -54,6 +54,8 @@ pub(super) struct InFlight {
     pub outstanding: u32,
     /// Replicas that were to write the piece and that have everything, by id.
     pub readable: Vec<u32>,
+    /// The others that were to write it, by id: they are being rebuilt, or compared.
+    pub incomplete: Vec<u32>,
     /// What went wrong with the piece.
     pub failures: Vec<Answer>,
     /// Replicas that could not read the piece.
@@ -89,6 +91,7 @@ impl InFlight {
             phase: Phase::Waiting,
             outstanding: 0,
             readable: Vec::new(),
+            incomplete: Vec::new(),
             failures: Vec::new(),
             tried: Vec::new(),
             widened: None,
@@ -119,21 +122,27 @@ impl InFlight {
 
     /// Judges a write that all replicas have answered. A replica that misses it is left, and it is well if there is one that has it and is read.
     ///
-    /// Without space it is not the replicas' fault, as long as none of those that are read has any: none of them has the write, and nobody is left.
+    /// Without space it is not the replicas' fault, as long as none of those that are read has any: none of them has the write, and none is left. One that
+    /// is being rebuilt, or compared, and has it is: it would keep what the others never had.
     pub(super) fn judge(&mut self) -> Verdict {
         let failures = std::mem::take(&mut self.failures);
         let readable = std::mem::take(&mut self.readable);
+        let incomplete = std::mem::take(&mut self.incomplete);
         let missing = |id: &u32| failures.iter().any(|answer| answer.member == *id);
         let well = !readable.iter().all(missing);
         let full = |answer: &&Answer| {
             answer.outcome == Outcome::NoSpace && readable.contains(&answer.member)
         };
         let spared = !well && failures.iter().any(|answer| full(&answer));
-        let failed = failures
+        let missed = failures
             .iter()
             .filter(|answer| !(spared && full(answer)))
-            .map(|answer| (answer.member, describe(&answer.outcome)))
-            .collect();
+            .map(|answer| (answer.member, describe(&answer.outcome)));
+        let ahead = incomplete
+            .into_iter()
+            .filter(|id| spared && !missing(id))
+            .map(|id| (id, "it has what the others have no space for".to_owned()));
+        let failed = missed.chain(ahead).collect();
         let result = match (well, spared) {
             (true, _) => Ok(()),
             (false, true) => Err(IoError::Os(libc::ENOSPC)),
@@ -165,11 +174,12 @@ mod tests {
     use super::{InFlight, What};
     use crate::{Buffer, IoError};
 
-    /// Judges a write to `readable` replicas, 0 to 9, and what failed.
+    /// Judges a write to `readable` replicas and to 9, which is being rebuilt, and what failed.
     fn judge(readable: &[u32], failures: &[(u32, Outcome)]) -> (Vec<u32>, Result<(), IoError>) {
         let what = What::Write(Buffer::zeroed(512));
         let mut request = InFlight::new(0, what, 0, 0, 512);
         request.readable = readable.to_vec();
+        request.incomplete = vec![9];
         request.failures = failures
             .iter()
             .map(|(member, outcome)| Answer {
@@ -203,12 +213,13 @@ mod tests {
     fn without_space_nobody_is_left_if_it_is_so_for_all() {
         let enospc = Err(IoError::Os(libc::ENOSPC));
         let full = |id| (id, Outcome::NoSpace);
-        assert_eq!(judge(&[1, 2], &[full(1), full(2)]), (vec![], enospc));
         assert_eq!(judge(&[1, 2], &[full(1)]), (vec![1], Ok(())));
         assert_eq!(judge(&[1], &[full(1), full(9)]), (vec![9], enospc));
+        // It has what none of the others has.
+        assert_eq!(judge(&[1, 2], &[full(1), full(2)]), (vec![9], enospc));
         assert_eq!(
             judge(&[1, 2], &[full(1), (2, Outcome::Lost)]),
-            (vec![2], enospc)
+            (vec![2, 9], enospc)
         );
     }
 }

@@ -167,16 +167,16 @@ impl VolumeQueue {
     /// Has all replicas write something.
     fn write_everywhere(&mut self, number: u32, position: u64, payload: &Bytes) {
         let now = self.shared.now();
-        let (mut readable, mut outstanding) = (Vec::new(), 0);
+        let (mut readable, mut incomplete, mut outstanding) = (Vec::new(), Vec::new(), 0);
         let mut refused = Vec::new();
         for session in &mut self.sessions {
-            let mode = session.member.mode();
-            if mode == Mode::Failed {
+            let id = session.member.id;
+            if session.member.mode() == Mode::Failed {
                 continue;
             }
-            let id = session.member.id;
-            if session.member.is_complete() {
-                readable.push(id);
+            match session.member.is_complete() {
+                true => readable.push(id),
+                false => incomplete.push(id),
             }
             if session.ask(number, Ask::Write(payload.clone()), position, now) {
                 outstanding += 1;
@@ -191,6 +191,7 @@ impl VolumeQueue {
         if let Some(request) = self.request(number) {
             request.phase = Phase::Asked;
             request.readable = readable;
+            request.incomplete = incomplete;
             request.failures = refused;
             request.outstanding = outstanding;
         }
