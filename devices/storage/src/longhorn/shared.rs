@@ -55,6 +55,8 @@ pub(super) struct Post {
     busy: AtomicBool,
     /// Whether it is a queue of somebody who uses the volume.
     is_user: bool,
+    /// How often replicas had been reinstated when it came: it has no connections to those that were later.
+    opening: u32,
     /// What it has done.
     pub counters: Counters,
 }
@@ -130,6 +132,8 @@ pub(super) struct Shared {
     ranges: Mutex<Ranges>,
     posts: Mutex<Vec<Arc<Post>>>,
     next_post: AtomicU32,
+    /// How often replicas were reinstated.
+    openings: AtomicU32,
     /// What queues have done that are gone.
     past: Mutex<Totals>,
     /// Whether somebody keeps a record of failures.
@@ -159,6 +163,7 @@ impl Shared {
             ranges: Mutex::default(),
             posts: Mutex::default(),
             next_post: AtomicU32::new(0),
+            openings: AtomicU32::new(0),
             past: Mutex::default(),
             records,
             unrecorded: AtomicU32::new(0),
@@ -240,6 +245,7 @@ impl Shared {
         if self.records {
             self.unrecorded.fetch_add(1, Ordering::SeqCst);
         }
+        self.openings.fetch_add(1, Ordering::SeqCst);
         let mut members = self.members.lock();
         for (old, new) in replicas {
             if let Some(place) = members.iter_mut().find(|member| member.id == *old) {
@@ -359,6 +365,7 @@ impl Shared {
             has_mail: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             is_user,
+            opening: self.openings.load(Ordering::SeqCst),
             counters: Counters::default(),
         });
         self.posts.lock().push(Arc::clone(&post));
@@ -377,8 +384,13 @@ impl Shared {
         self.quiet.notify_waiters();
     }
 
-    pub(super) fn posts(&self) -> Vec<Arc<Post>> {
-        self.posts.lock().clone()
+    /// The letter boxes of those that have connections to the replicas. A queue of before these were reinstated has none, and is to get none to a new one: all
+    /// that it has would be written to that one alone.
+    pub(super) fn connected_posts(&self) -> Vec<Arc<Post>> {
+        let opening = self.openings.load(Ordering::SeqCst);
+        let posts = self.posts.lock();
+        let connected = posts.iter().filter(|post| post.opening == opening);
+        connected.cloned().collect()
     }
 
     /// Whether somebody uses the volume.

@@ -296,7 +296,7 @@ impl Bench {
     fn add_replica(&mut self, frozen: &Frozen) -> usize {
         let _ = frozen;
         let mut replica = self.new_replica(Mode::WriteOnly);
-        for post in self.shared.posts() {
+        for post in self.shared.connected_posts() {
             let socket = replica.connect();
             self.shared.send_connection(&post, &replica.member, socket);
         }

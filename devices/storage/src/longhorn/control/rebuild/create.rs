@@ -99,7 +99,7 @@ impl Control {
         peer: &Peer,
         snapshot: &NewSnapshot,
     ) -> Result<(Arc<Member>, Duration), VolumeError> {
-        let posts = self.shared.posts();
+        let posts = self.shared.connected_posts();
         let mut connecting = Vec::new();
         for _ in &posts {
             let address = peer.address.clone();
