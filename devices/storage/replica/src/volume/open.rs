@@ -133,10 +133,20 @@ impl Volume {
             counter,
             flags,
         };
-        volume.write_meta(true)?;
         // Others may open it as well, to take it over.
-        let _ = volume.directory.lock(false);
+        volume.share()?;
+        volume.write_meta(true)?;
         Ok(volume)
+    }
+
+    /// Lets others open the directory as well. Between a lock alone and one with others there is a moment without any, in which another process may have got
+    /// it alone: it may be in the middle of a change.
+    pub(super) fn share(&self) -> Result<()> {
+        if self.directory.lock(false) {
+            return Ok(());
+        }
+        let problem = "another process has just begun to change this replica; stop it first";
+        Err(Error::broken(self.directory.path(), problem))
     }
 
     /// Has all layers on stable storage.

@@ -190,8 +190,10 @@ impl Replica {
         };
         self.gate.alone(PATIENCE, |place| {
             let result = change(volume);
-            // Others may open it again.
-            let _ = volume.directory.lock(false);
+            // Others may open it again. One that changes it by now would do so under our hands.
+            if let Err(error) = volume.share() {
+                volume.flags.fail(error.text());
+            }
             // Also a change that failed may have changed something.
             *place = Some(volume.chain(options));
             result
