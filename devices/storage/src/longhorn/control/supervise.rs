@@ -136,6 +136,10 @@ async fn ping_for_ever(control: Weak<Control>, member: Weak<Member>) {
             continue;
         };
         client = None;
+        if control.is_closed() {
+            // What was closed meanwhile says so.
+            return;
+        }
         // The last replica is only given up when somebody asks it for something in vain. Which may be this one by now: others may have hung as long.
         if !control.is_last(&member) {
             let reason = format!("it does not answer pings: {reason}");

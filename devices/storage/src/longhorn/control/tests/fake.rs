@@ -77,6 +77,8 @@ pub(super) struct State {
     pub bad: Option<usize>,
     /// Whoever reads what is there gets no answer.
     pub hangs_at: Option<usize>,
+    /// What its data port has not answered.
+    pub asked: usize,
 }
 
 impl State {
@@ -99,6 +101,7 @@ impl State {
             silent: false,
             bad: None,
             hangs_at: None,
+            asked: 0,
         }
     }
 
@@ -185,6 +188,9 @@ impl State {
     fn serve(&mut self, header: &Header, data: &[u8]) -> Option<Vec<u8>> {
         let start = usize::try_from(header.offset).ok()?;
         let end = start + usize::try_from(header.size).ok()?;
+        if !self.open {
+            return None;
+        }
         match header.kind {
             Kind::Ping => Some(Vec::new()),
             Kind::Read if Self::reads(header, self.bad) => None,
@@ -302,6 +308,7 @@ async fn serve_data(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io::Resu
         let header = Header::decode(&bytes).map_err(io::Error::other)?;
         let mut data = vec![0; header.payload as usize];
         stream.read_exact(&mut data).await?;
+        state.lock().asked += 1;
         while state.lock().hangs(&header) {
             sleep(Duration::from_millis(10)).await;
         }
@@ -319,5 +326,6 @@ async fn serve_data(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io::Resu
         };
         stream.write_all(&header.encode()).await?;
         stream.write_all(&data).await?;
+        state.lock().asked -= 1;
     }
 }

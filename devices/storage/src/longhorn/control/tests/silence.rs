@@ -38,3 +38,26 @@ fn of_replicas_that_hang_together_one_is_given_twice_the_time() {
         "{modes:?}"
     );
 }
+
+#[test]
+fn a_replica_that_is_pinged_while_it_is_closed_has_not_failed() {
+    let set = Set::holding(2, 2);
+    let volume = set.open();
+    for replica in &set.replicas {
+        replica.change(|state| state.silent = true);
+    }
+    wait_until("are pinged", || {
+        set.replicas.iter().all(|replica| replica.state().asked > 0)
+    });
+    volume.close().expect("closed");
+    for replica in &set.replicas {
+        replica.change(|state| state.silent = false);
+    }
+    wait_until("answer", || {
+        set.replicas
+            .iter()
+            .all(|replica| replica.state().asked == 0)
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(modes(&volume), [ReadWrite; 2]);
+}
