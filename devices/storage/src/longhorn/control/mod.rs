@@ -5,6 +5,7 @@
 
 pub(super) mod client;
 mod expand;
+mod history;
 pub(super) mod limits;
 pub(super) mod open;
 pub(super) mod peer;

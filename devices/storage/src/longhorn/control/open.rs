@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
+use super::history;
 use super::peer::{Info, Peer};
 use super::time::since_epoch;
 use crate::longhorn::error::VolumeError;
@@ -28,7 +29,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 const USER_TIMEOUT: u32 = 30_000;
 
 /// How far apart the last writes of replicas may be that are all the newest.
-const NEWEST: Duration = Duration::from_secs(5);
+pub(super) const NEWEST: Duration = Duration::from_secs(5);
 
 /// The sectors that a volume is counted in.
 const SECTOR_SIZE: i64 = 512;
@@ -485,20 +486,20 @@ fn leave_older(candidates: &mut [Candidate]) {
     }
 }
 
-/// Leaves those whose snapshots are others than those of the best: something happened while they were away.
+/// Leaves those with which something else was done than with the best, such as a snapshot while they were away.
 fn leave_other_histories(candidates: &mut [Candidate], best: Option<usize>) {
     let Some(best) = best else {
         return;
     };
-    let (best, kept) = (
+    let (best, info) = (
         candidates[best].peer.address.clone(),
-        candidates[best].info.kept_chain(),
+        candidates[best].info.clone(),
     );
     for candidate in usable(candidates) {
-        if candidate.info.kept_chain() != kept {
+        if history::differ(&candidate.info, &info) {
             let replica = &candidate.peer.address;
             let problem = format!(
-                "replica {replica} has other snapshots than {best}, which was used later or closed"
+                "replica {replica} has other snapshots than {best}, which was used later or closed, or was not there when a snapshot was taken or gone back to"
             );
             candidate.leave(problem);
         }

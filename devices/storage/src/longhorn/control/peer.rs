@@ -125,16 +125,6 @@ impl Info {
         self.head_bytes == 0 && self.backing_file.is_empty() && self.snapshots().next().is_none()
     }
 
-    /// The files below the head that are not about to go, from the top. Which of the others are still there is each replica's own affair.
-    pub(crate) fn kept_chain(&self) -> Vec<String> {
-        let below = self.chain.iter().skip(1);
-        let kept = below.filter(|&name| {
-            let goes = self.disks.get(name).is_some_and(|disk| disk.removed);
-            !goes && *name != self.backing_file
-        });
-        kept.cloned().collect()
-    }
-
     /// The files below the head that are the replica's own.
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (&String, &Disk)> {
         let own = |name: &String| *name != self.head && *name != self.backing_file;

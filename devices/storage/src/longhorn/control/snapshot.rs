@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::expand::each;
 use super::peer::{Info, NewSnapshot, Peer};
 use super::{Admin, Control, time};
 use crate::longhorn::error::VolumeError;
@@ -199,7 +200,24 @@ impl Control {
             let (to, now) = (to.clone(), now.clone());
             async move { peer.revert(&to, &now).await }
         };
-        self.on_all(&admin, go, back).await
+        self.on_all(&admin, go, back).await?;
+        self.count_one_more(&admin).await
+    }
+
+    /// Has those that went back have seen one write more than those that were not there, where writes are counted: they are told apart by that.
+    async fn count_one_more(&self, admin: &Admin) -> Result<(), VolumeError> {
+        if !admin.counts_revisions {
+            return Ok(());
+        }
+        let asked = each(&self.live(admin), |peer| async move { peer.get().await }).await;
+        let counters = asked
+            .into_iter()
+            .flatten()
+            .map(|info| info.revision_counter);
+        let next = counters.max().unwrap_or(0).saturating_add(1);
+        let count = move |peer: Peer| async move { peer.set_revision_counter(next).await };
+        self.on_all(admin, count, |_, info| info.revision_counter == next)
+            .await
     }
 }
 

@@ -64,6 +64,9 @@ pub(super) struct State {
     pub head_created: String,
     /// The files below it, from the top, and when they were made.
     pub chain: Vec<(String, String)>,
+    /// Those of them that no user made, and those that are to go.
+    pub automatic: Vec<String>,
+    pub marked: Vec<String>,
     /// Files that are not in the chain.
     pub others: Vec<String>,
     pub unmap_marks: bool,
@@ -93,6 +96,8 @@ impl State {
             head: 0,
             head_created: String::new(),
             chain: Vec::new(),
+            automatic: Vec::new(),
+            marked: Vec::new(),
             others: Vec::new(),
             unmap_marks: false,
             max_snapshots: 250,
@@ -134,6 +139,14 @@ impl State {
         Ok(())
     }
 
+    /// Gives up what is to go, and what no user made, unless it is directly below the head.
+    pub(super) fn purge(&mut self) {
+        let goes: Vec<String> = [&self.automatic[..], &self.marked[..]].concat();
+        let top = self.chain.first().map(|(file, _)| file.clone());
+        self.chain
+            .retain(|(file, _)| Some(file) == top.as_ref() || !goes.contains(file));
+    }
+
     /// As `ReplicaGet` tells it.
     pub(super) fn describe(&self) -> m::Replica {
         let mut told = m::Replica {
@@ -153,6 +166,8 @@ impl State {
             name: name.to_owned(),
             created: created.to_owned(),
             size: "4096".to_owned(),
+            user_created: !self.automatic.iter().any(|file| file == name),
+            removed: self.marked.iter().any(|file| file == name),
             ..m::DiskInfo::default()
         };
         let head = (self.head_file(), self.head_created.clone());
@@ -208,7 +223,7 @@ impl State {
 }
 
 /// Nanoseconds since 1970.
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock");
     i64::try_from(now.as_nanos()).expect("not for 200 years")
 }

@@ -4,6 +4,7 @@ mod all;
 mod compare;
 mod fake;
 mod hand_over;
+mod history;
 mod lost;
 mod open;
 mod rebuild;

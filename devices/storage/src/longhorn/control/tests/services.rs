@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
-use super::fake::{Manner, State};
+use super::fake::{Manner, State, now};
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -114,6 +114,7 @@ impl ReplicaService for Services {
             let place = place.ok_or_else(|| Status::not_found(request.name))?;
             files.drain(..place);
             state.push_head(&request.created);
+            state.modified = now();
             // The only thing that the snapshots of these tests hold.
             state.bytes.fill(0);
             Ok(())
@@ -126,7 +127,13 @@ impl ReplicaService for Services {
         request: Request<m::ReplicaSnapshotRequest>,
     ) -> Reply<m::ReplicaReply> {
         let request = request.into_inner();
-        let take = move |state: &mut State| state.take_snapshot(&request.name, &request.created);
+        let take = move |state: &mut State| {
+            state.take_snapshot(&request.name, &request.created)?;
+            if !request.user_created {
+                state.automatic.push(state.chain[0].0.clone());
+            }
+            Ok(())
+        };
         self.change("snapshot", take).await
     }
 
@@ -138,6 +145,7 @@ impl ReplicaService for Services {
         let grow = move |state: &mut State| {
             let size = usize::try_from(size).map_err(|e| Status::unknown(e.to_string()))?;
             state.take_snapshot(&format!("expand-{size}"), "")?;
+            state.automatic.push(state.chain[0].0.clone());
             state.bytes.resize(size, 0);
             Ok(())
         };
@@ -167,9 +175,14 @@ impl ReplicaService for Services {
 
     async fn disk_mark_as_removed(
         &self,
-        _: Request<m::DiskMarkAsRemovedRequest>,
+        request: Request<m::DiskMarkAsRemovedRequest>,
     ) -> Reply<m::ReplicaReply> {
-        unused()
+        let name = request.into_inner().name;
+        let mark = move |state: &mut State| {
+            state.marked.push(name);
+            Ok(())
+        };
+        self.change("mark", mark).await
     }
 
     async fn rebuilding_set(
@@ -271,11 +284,16 @@ impl SyncAgentService for Services {
     }
 
     async fn snapshot_purge(&self, _: Request<()>) -> Reply<()> {
-        unused()
+        let purge = |state: &mut State| {
+            state.purge();
+            Ok(())
+        };
+        self.act("purge", purge).await.map(Response::new)
     }
 
     async fn snapshot_purge_status(&self, _: Request<()>) -> Reply<m::PurgeStatus> {
-        unused()
+        let told = |_: &mut State| Ok(m::PurgeStatus::default());
+        self.act("purge status", told).await.map(Response::new)
     }
 
     async fn replica_rebuild_status(&self, _: Request<()>) -> Reply<m::RebuildStatus> {
