@@ -11,7 +11,8 @@
 //! - Two writes to the same 4 KiB are never under way at once, so that replicas do not differ for good.
 //! - When all replicas have failed, those that missed nothing that was acknowledged can be opened again ([`Volume::reopen`]), and no others.
 //! - Replicas that were not closed are compared, and made the same, while only one of them is read. One that was not closed where others were, or was not
-//!   written when others were, is left: also where writes are not counted, as far as the replicas' clocks tell the same time.
+//!   written when others were, is left: also where writes are not counted, as far as the replicas' clocks tell the same time. Where none was closed, one that
+//!   is empty, or was last written more than 5 s before another, is taken in to be made the same, and is good for nothing before it is.
 //!
 //! Nothing keeps two engines from using the same replicas once they are open: whoever opens a volume has to know that nobody else does. A replica that is open
 //! is refused.
