@@ -165,7 +165,7 @@ impl OpenDevice {
     }
 
     /// The disk that it is.
-    pub(super) fn open_disk(&self) -> Option<&Arc<OpenDisk>> {
+    pub(crate) fn open_disk(&self) -> Option<&Arc<OpenDisk>> {
         match &self.part {
             Part::Disk(_, open, ..) => Some(open),
             _ => None,
@@ -279,11 +279,19 @@ impl OpenDevice {
         })
     }
 
+    /// The volume that it is, if its engine is ours.
+    pub(super) fn volume(&self) -> Option<&OpenVolume> {
+        match &self.part {
+            Part::Disk(_, _, _, volume) => volume.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Closes it, after the last virtio device made from it was shut down. May block as storage does. Says whether nothing of it is
     /// in use any more.
     #[must_use]
     pub fn close(self) -> bool {
-        if let Part::Disk(_, _, _, Some(volume)) = &self.part {
+        if let Some(volume) = self.volume() {
             // Ends what others do with it.
             volume.close();
         }

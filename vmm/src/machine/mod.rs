@@ -30,6 +30,7 @@ use self::devices::{DeviceKey, OpenDevice};
 use self::firmware::FirmwareInputs;
 use self::resources::{OpenBoot, Resources};
 use self::slots::PciSlots;
+use self::volumes::OpenVolume;
 use crate::Error;
 use crate::acpi;
 use crate::boot::{self, BootEntry, BootFiles, BootRequest};
@@ -99,7 +100,7 @@ impl Machine {
             .ok_or_else(|| too_much_ram(cpus.physical_bits, size))?;
         let window = matches!(spec.boot, Boot::Kernel(_)).then(|| mmio64.clone());
         let mut slots = PciSlots::new(&vm, &chipset, window);
-        for device in &mut resources.devices {
+        for device in resources.devices.iter_mut() {
             slots.plug(device)?;
         }
         let keys = meters.serial_keys(Arc::clone(&chipset.serial) as Arc<dyn ConsoleInput>);
@@ -285,6 +286,9 @@ impl Machine {
 
     /// Ends the guest for good. Disks are drained as far as they let themselves, threads joined.
     pub fn stop(mut self) {
+        // They are drained first, which is to leave them the time for their close.
+        let volumes = self.resources.devices.volumes();
+        volumes.for_each(OpenVolume::expect_close);
         self.end();
         self.save_variables();
     }

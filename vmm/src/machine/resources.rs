@@ -1,10 +1,13 @@
 //! What a VM keeps from one life of its machine to the next: RAM, firmware's variables, opened disks, taps, consoles, what is asked of the balloon and of the
 //! memory device, the media in the CD-ROM drives, how many CPUs are wanted, the clock.
 
+use std::collections::VecDeque;
+use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use paddock_api::spec::{Boot, HugePageSize, KernelBoot, PassedFd, VmSpec};
+use paddock_api::spec::{Boot, DiskSource, HugePageSize, KernelBoot, PassedFd, VmSpec};
 use paddock_devices::firmware::vars::VarsStore;
 use paddock_devices::virtio::GuestRam;
 use paddock_devices::virtio::balloon::{BalloonHandle, BalloonOptions};
@@ -13,6 +16,7 @@ use paddock_devices::virtio::mem::MemHandle;
 
 use super::devices::{DeviceKey, OpenDevice, take_passed};
 use super::firmware::OpenFirmware;
+use super::volumes::OpenVolume;
 use crate::Error;
 use crate::boot::{BootFiles, BootSource};
 use crate::cdrom::{Cdroms, open_medium};
@@ -35,13 +39,45 @@ pub struct Resources {
     /// Guest time minus host time, in seconds.
     pub(super) clock_offset: i64,
     /// In the order they are plugged in: disks, CD-ROM drives, NICs, consoles, the rest, and what was added since.
-    pub(super) devices: Vec<OpenDevice>,
+    pub(super) devices: Devices,
     /// How many CPUs are wanted.
     pub(super) processors: Processors,
     /// Where all of it counts.
     pub(super) meters: Arc<Meters>,
     /// Where disks are known.
     disks: Disks,
+}
+
+/// Devices, whose volumes are closed all at once when they are dropped: one with replicas that hang keeps no other waiting.
+#[derive(Debug, Default)]
+pub(crate) struct Devices(Vec<OpenDevice>);
+
+impl Devices {
+    /// The volumes among them.
+    pub(super) fn volumes(&self) -> impl Iterator<Item = &OpenVolume> {
+        self.0.iter().filter_map(OpenDevice::volume)
+    }
+}
+
+impl Deref for Devices {
+    type Target = Vec<OpenDevice>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Devices {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        // The drop of each waits for its end.
+        self.volumes().for_each(OpenVolume::begin_close);
+    }
 }
 
 /// What the machine starts with, opened.
@@ -91,10 +127,7 @@ impl Resources {
             Boot::Kernel(kernel) => OpenBoot::Kernel(open_kernel(kernel)?),
             Boot::Firmware(firmware) => OpenBoot::Firmware(OpenFirmware::open(firmware)?),
         };
-        let mut devices = Vec::new();
-        for (index, disk) in spec.disks.iter().enumerate() {
-            devices.push(OpenDevice::disk(&format!("/disks/{index}"), disk, &disks)?);
-        }
+        let mut devices = open_disks(spec, &disks)?;
         for (index, drive) in cdroms.iter().enumerate() {
             devices.push(OpenDevice::cdrom(drive.id(), drive.handle().clone()));
             if let Some(path) = &drive.spec().path {
@@ -127,7 +160,7 @@ impl Resources {
             devices.push(OpenDevice::memory(handle, memory));
         }
         meters.set_ram(&ram);
-        for device in &devices {
+        for device in devices.iter() {
             attach(&meters, &disks, device);
         }
         Ok(Self {
@@ -178,6 +211,32 @@ impl Resources {
     pub(super) fn disconnect_serial(&self) {
         self.consoles.serial.input.connect(None);
     }
+}
+
+/// Opens the disks, volumes beside each other: each waits for replicas that do not answer.
+fn open_disks(spec: &VmSpec, disks: &Disks) -> Result<Devices, Error> {
+    let open = |index: usize, disk| OpenDevice::disk(&format!("/disks/{index}"), disk, disks);
+    std::thread::scope(|scope| {
+        let mut opening = VecDeque::new();
+        for (index, disk) in spec.disks.iter().enumerate() {
+            if matches!(disk.source, DiskSource::Volume(_)) {
+                let thread = std::thread::Builder::new().name("opening".to_owned());
+                let thread = thread.spawn_scoped(scope, move || open(index, disk));
+                opening.push_back(thread.map_err(Error::host("starting a thread"))?);
+            }
+        }
+        let mut devices = Devices::default();
+        for (index, disk) in spec.disks.iter().enumerate() {
+            let opened = match &disk.source {
+                DiskSource::Volume(_) => opening.pop_front().map(|thread| thread.join()),
+                _ => Some(Ok(open(index, disk))),
+            };
+            let panicked = || Error::host("opening a disk")(io::Error::other("it panicked"));
+            let opened = opened.and_then(Result::ok).ok_or_else(panicked)?;
+            devices.push(opened?);
+        }
+        Ok(devices)
+    })
 }
 
 fn open_kernel(kernel: &KernelBoot) -> Result<BootFiles, Error> {

@@ -82,6 +82,16 @@ impl OpenVolume {
         })
     }
 
+    /// It is to be closed soon: replicas that do not answer are left within seconds from now on.
+    pub(super) fn expect_close(&self) {
+        self.volume.expect_close();
+    }
+
+    /// Begins to close it, and does not wait for that.
+    pub(super) fn begin_close(&self) {
+        self.volume.begin_close();
+    }
+
     /// Closes it, so that the next to open it finds it clean; again does no harm. Blocks.
     pub(super) fn close(&self) {
         if let Err(error) = self.volume.close() {

@@ -257,11 +257,24 @@ impl Volume {
         self.call(|control| async move { control.reopen().await })
     }
 
+    /// Says that it is to be closed soon, at the end of a VM: from now on nothing is begun but the requests of its queues, and replicas that do not answer
+    /// are left after a few seconds, however long they would have had, so that the others can be closed.
+    pub fn expect_close(&self) {
+        self.control.expect_close();
+    }
+
+    /// Begins to [`close`](Self::close), which goes on by itself. Queues get errors soon.
+    pub fn begin_close(&self) {
+        let control = Arc::clone(&self.control);
+        // Never fails; and a replica that cannot be closed is told of.
+        drop(self.thread.run(async move { control.close().await }));
+    }
+
     /// Waits for what replicas were sent, and closes them: the next to open the volume finds them clean. Queues get errors from then on, also for what
     /// replicas have a part of: to have that done, wait for it before.
     ///
     /// # Errors
-    /// Never, so far; a replica that cannot be closed is not, and will be found unclean.
+    /// Never, so far; a replica that cannot be closed is not, and will be found unclean. Replicas that hang delay it by some seconds.
     pub fn close(&self) -> Result<(), VolumeError> {
         self.call(|control| async move { control.close().await })
     }

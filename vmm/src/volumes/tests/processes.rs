@@ -9,25 +9,31 @@ use std::time::{Duration, Instant};
 use paddock_api::jobs::{Job, JobState, Jobs};
 use paddock_api::journal::Journal;
 use paddock_api::service::Refusal;
-use paddock_api::spec;
+use paddock_api::spec::{self, VmSpec};
 use paddock_api::volume::{ReplicaMode, SnapshotRequest};
 use paddock_replica::data::Address;
 use paddock_replica::process::{Settings, run};
 use paddock_replica::volume::replica::Options;
-use paddock_storage::longhorn::{Volume, VolumeOptions};
+use paddock_storage::longhorn::{Nobody, Volume, VolumeOptions};
 use paddock_storage::testing;
 use paddock_storage::{Buffer, Disk, Operation};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::super::{DiskVolume, Watch};
 use super::told;
+use crate::disks::Disks;
+use crate::machine::devices::OpenDevice;
+use crate::machine::resources::Devices;
 
 const MIB: usize = 1 << 20;
 /// Bytes of a volume.
 const SIZE: usize = 64 * MIB;
 /// Nothing takes as long, on the slowest machine.
 const LONG: Duration = Duration::from_secs(120);
+/// How long the end of a VM may take.
+const END: Duration = Duration::from_secs(20);
 /// Where a process is told which replica it is: `PORT DIRECTORY`.
 const REPLICA: &str = "PADDOCK_TEST_REPLICA";
 /// Files that a replica receives at once.
@@ -180,6 +186,54 @@ async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         }
         assert!(start.elapsed() < LONG, "{what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The end of a VM with two volumes, one of which has a replica that hangs with a write.
+#[test]
+fn what_hangs_keeps_nothing_else_from_being_closed() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let replica = |number: usize| {
+        let directory = directory.path().join(number.to_string());
+        std::fs::create_dir(&directory).unwrap();
+        Replica::start(&directory)
+    };
+    let replicas: Vec<_> = (0..4).map(replica).collect();
+    let disks = Disks::nowhere();
+    let mut devices = Devices::default();
+    for (id, pair) in [("a", &replicas[..2]), ("b", &replicas[2..])] {
+        let addresses: Vec<_> = pair.iter().map(|one| one.address.to_string()).collect();
+        let volume = json!({"name": "v", "replicas": addresses, "timeout": 30});
+        let disk = json!({"id": id, "volume": volume});
+        let spec = json!({"boot": {"kernel": "/k"}, "disks": [disk]});
+        let spec = VmSpec::from_json(&spec.to_string()).unwrap();
+        devices.push(OpenDevice::disk("/disks/0", &spec.disks[0], &disks).unwrap());
+    }
+    let backend = devices[0].open_disk().unwrap().backend();
+    let mut queue = backend.open_queue(4).unwrap();
+    replicas[1].signal(Signal::STOP);
+    let writing = std::thread::spawn(move || {
+        let (offset, buffer) = (0, Buffer::from(vec![7; MIB]));
+        testing::run(&mut *queue, Operation::Write { offset, buffer })
+    });
+    // So that it is under way.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!writing.is_finished());
+    let start = Instant::now();
+    drop(devices);
+    let took = start.elapsed();
+    assert!(took < END, "{took:?}");
+    writing.join().unwrap().unwrap();
+    // They would be refused if they were open.
+    for good in [&replicas[..1], &replicas[2..]] {
+        let good = good.iter().map(|one| one.address.to_string().parse());
+        let options = VolumeOptions::new("v", good.collect::<Result<_, _>>().unwrap());
+        let volume = Volume::open(options, Arc::new(Nobody)).unwrap();
+        assert!(volume.is_compared());
+        for replica in volume.replicas() {
+            assert_eq!(replica.failure, None);
+        }
+        volume.close().unwrap();
     }
 }
 

@@ -4,6 +4,7 @@
 //! What changes the set of replicas, or comes between two requests on all of them, is done by one task at a time, which holds [`Admin`].
 
 pub(super) mod client;
+mod closing;
 mod expand;
 mod history;
 pub(super) mod limits;
@@ -35,7 +36,9 @@ use parking_lot::Mutex as SyncMutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Mutex, MutexGuard, Notify, mpsc::unbounded_channel};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use self::closing::Closing;
 use self::limits::Settings;
 use self::peer::Peer;
 use self::rebuild::Rebuild;
@@ -74,6 +77,8 @@ pub(super) struct Control {
     settings: SyncMutex<Settings>,
     /// How often the replicas were opened again. Locked while they are, and while a piece of them is compared.
     opening: Mutex<u32>,
+    /// It is to be closed.
+    closing: Closing,
     /// It was closed, or handed over.
     closed: AtomicBool,
 }
@@ -117,11 +122,24 @@ impl Control {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Takes the only permission to change something, while it is open.
+    /// Whether nothing is to be begun any more: it is closed, or is to be.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_closed() || self.closing.has_begun()
+    }
+
+    /// It is to be closed: nothing is begun any more but the requests of queues, and replicas that do not answer are left soon.
+    pub(super) fn expect_close(&self) {
+        self.closing.begin();
+    }
+
+    /// Takes the only permission to change something, while it is open and is to stay so.
     async fn administrate(&self) -> Result<MutexGuard<'_, Admin>, VolumeError> {
         let admin = self.admin.lock().await;
         if self.is_closed() {
             return Err(self.state_error("it is closed"));
+        }
+        if self.closing.has_begun() {
+            return Err(self.state_error("it is being closed"));
         }
         Ok(admin)
     }
@@ -184,14 +202,21 @@ impl Control {
 
     /// Waits until replicas have answered what they were sent, and closes them.
     pub(super) async fn close(&self) -> Result<(), VolumeError> {
+        // Those who wait for their turn are not let go first.
+        self.expect_close();
         let admin = self.admin.lock().await;
         if self.is_closed() {
             return Ok(());
         }
-        let frozen = self.shared.freeze().await;
+        let frozen = timeout(closing::REQUESTS, self.shared.freeze()).await.ok();
         let live = self.end(&admin);
         let mut closing = JoinSet::new();
-        if self.shared.primary().is_none() {
+        // Otherwise they stay open and unclean, so that whoever opens them next compares them.
+        if frozen.is_none() {
+            tracing::error!(volume = %self.options.name, "its requests do not end: its replicas are not closed, and will be compared the next time");
+        } else if self.shared.primary().is_some() {
+            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared: they will be the next time");
+        } else {
             for (member, peer) in live {
                 closing.spawn(async move {
                     let closed = match member.mode() {
@@ -202,9 +227,6 @@ impl Control {
                     (closed, peer)
                 });
             }
-        } else {
-            // They stay open and unclean, so that whoever opens them next compares them.
-            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared: they will be the next time");
         }
         while let Some(closed) = closing.join_next().await {
             if let Ok((Err(error), peer)) = closed {
@@ -330,6 +352,7 @@ pub(super) async fn open(
         rebuild: None,
         lost: None,
     };
+    let closing = Closing::new();
     let mut members = Vec::new();
     for replica in opened.replicas {
         let id = admin.next_id;
@@ -339,7 +362,8 @@ pub(super) async fn open(
         if replica.behind {
             member.fall_behind();
         }
-        admin.peers.insert(id, replica.peer);
+        let peer = replica.peer.hurried_by(closing.hurry());
+        admin.peers.insert(id, peer);
         members.push((member, replica.problem));
     }
     let handed_over = options.taking == Taking::HandedOver;
@@ -353,6 +377,7 @@ pub(super) async fn open(
         progress: SyncMutex::default(),
         settings: SyncMutex::default(),
         opening: Mutex::new(0),
+        closing,
         closed: AtomicBool::new(false),
     };
     // All of them first: who is left depends on who else is there.

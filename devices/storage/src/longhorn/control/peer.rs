@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::time::Duration;
 
 use paddock_longhorn::messages::{
@@ -19,6 +19,7 @@ use paddock_longhorn::sync_agent::sync_agent_service_client::SyncAgentServiceCli
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
+use super::closing::{self, Hurry};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::options::ReplicaAddress;
 
@@ -149,6 +150,8 @@ pub(crate) struct Peer {
     volume: String,
     replica: ReplicaServiceClient<Channel>,
     sync_agent: SyncAgentServiceClient<Channel>,
+    /// Shortens its deadlines once the volume is to be closed.
+    hurry: Option<Hurry>,
 }
 
 fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
@@ -173,7 +176,16 @@ impl Peer {
             volume: volume.to_owned(),
             replica: ReplicaServiceClient::new(channel(address.to_string())?),
             sync_agent: SyncAgentServiceClient::new(channel(address.sync_agent())?),
+            hurry: None,
         })
+    }
+
+    /// The same, whose calls but the last have shorter deadlines once the volume is to be closed.
+    pub(crate) fn hurried_by(self, hurry: Hurry) -> Self {
+        Self {
+            hurry: Some(hurry),
+            ..self
+        }
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -193,10 +205,21 @@ impl Peer {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, VolumeError> {
-        let status = match tokio::time::timeout(deadline, call).await {
+        let hurry = self.hurry.clone();
+        let hurried = async {
+            match hurry {
+                Some(hurry) => hurry.over().await,
+                None => pending().await,
+            }
+        };
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(deadline, call) => answer.map_err(|_| deadline),
+            () = hurried => Err(closing::PATIENCE),
+        };
+        let status = match answer {
             Ok(Ok(response)) => return Ok(response.into_inner()),
             Ok(Err(status)) => status,
-            Err(_) => Status::unavailable(format!("no answer within {} s", deadline.as_secs())),
+            Err(waited) => Status::unavailable(format!("no answer within {} s", waited.as_secs())),
         };
         let replica = self.address.clone();
         // What a replica says has no source here; what became of the connection has.
@@ -257,10 +280,15 @@ impl Peer {
         self.replica("opening it", CALL, call).await
     }
 
+    /// Not hurried: whoever closes a volume waits for this.
     pub(crate) async fn close(&self) -> Result<Info, VolumeError> {
+        let patient = Self {
+            hurry: None,
+            ..self.clone()
+        };
         let mut client = self.replica.clone();
         let call = client.replica_close(self.request(()));
-        self.replica("closing it", CALL_WHILE_FROZEN, call).await
+        patient.replica("closing it", CALL_WHILE_FROZEN, call).await
     }
 
     pub(crate) async fn reload(&self) -> Result<Info, VolumeError> {

@@ -89,6 +89,7 @@ impl Control {
             let id = admin.next_id;
             admin.next_id += 1;
             admin.peers.remove(&old.id);
+            let peer = peer.hurried_by(self.closing.hurry());
             admin.peers.insert(id, peer);
             let new = Member::new(id, old.address.clone(), Mode::ReadWrite);
             back.push((old.id, Arc::new(new)));
@@ -132,7 +133,7 @@ impl Control {
             // A clock that was set back is no reason to wait.
             let since = SystemTime::now().duration_since(last);
             let over = since.map_or(true, |since| since >= self.options.timeout);
-            if over || self.is_closed() || answers.into_iter().all(|ready| ready) {
+            if over || self.is_ending() || answers.into_iter().all(|ready| ready) {
                 return;
             }
             sleep(AGAIN).await;

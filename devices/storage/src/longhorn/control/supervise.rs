@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Control;
 use super::client::DataClient;
+use super::closing;
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Member, Mode};
 use crate::longhorn::shared::Event;
@@ -113,7 +114,12 @@ impl Control {
             if member.mode() == Mode::Failed {
                 continue;
             }
-            if let Some(reason) = member.silence(now, self.patience(&member)) {
+            let patience = self.patience(&member);
+            let patience = match self.closing.is_overdue() {
+                true => patience.min(closing::PATIENCE),
+                false => patience,
+            };
+            if let Some(reason) = member.silence(now, patience) {
                 self.shared.fail(&member, &reason);
             }
         }
@@ -128,7 +134,7 @@ async fn ping_for_ever(control: Weak<Control>, member: Weak<Member>) {
         let (Some(control), Some(member)) = (control.upgrade(), member.upgrade()) else {
             return;
         };
-        if member.mode() == Mode::Failed || control.is_closed() {
+        if member.mode() == Mode::Failed || control.is_ending() {
             return;
         }
         let patience = control.patience(&member);

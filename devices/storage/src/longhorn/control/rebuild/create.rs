@@ -32,7 +32,7 @@ impl Control {
     ) -> Result<Created, VolumeError> {
         // One after the other, and without the permission that others wait for: a replica that is none of ours yet may take its time.
         let _adding = self.adding.lock().await;
-        let peer = Peer::new(address, &self.options.name)?;
+        let peer = Peer::new(address, &self.options.name)?.hurried_by(self.closing.hurry());
         let snapshot = NewSnapshot {
             name: time::unique_name(),
             user_created: false,

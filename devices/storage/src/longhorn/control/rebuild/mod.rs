@@ -102,7 +102,7 @@ impl Control {
             tokio::select! {
                 transferred = &mut transfer => return transferred,
                 () = sleep(PROGRESS) => {
-                    if member.mode() == Mode::Failed || self.is_closed() {
+                    if member.mode() == Mode::Failed || self.is_ending() {
                         return Err(self.state_error("the rebuild was given up"));
                     }
                     if let Ok(status) = peer.rebuild_status().await {

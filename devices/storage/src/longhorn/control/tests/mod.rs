@@ -1,6 +1,7 @@
 //! Volumes on replicas in memory, whose control services a test has refuse, hang, or be late.
 
 mod all;
+mod close;
 mod compare;
 mod fake;
 mod hand_over;
