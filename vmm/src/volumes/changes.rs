@@ -7,7 +7,7 @@ use std::time::Duration;
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::service::Refusal;
 use paddock_api::spec;
-use paddock_storage::longhorn::{Activity, Mode, ReplicaAddress, VolumeError};
+use paddock_storage::longhorn::{Activity, Mode, ReplicaAddress, VolumeError, VolumeHandle};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{DiskVolume, parsed, refusal};
@@ -67,14 +67,17 @@ impl DiskVolume {
         name: &str,
         jobs: &Jobs,
     ) -> Result<Job, Refusal> {
-        let snapshots = self.within(self.handle.snapshots()).await?;
+        let list = |handle: VolumeHandle| async move { handle.snapshots().await };
+        let snapshots = self.within(list).await?;
         if !snapshots.iter().any(|snapshot| snapshot.name == name) {
             let told = format!("volume {} has no such snapshot", self.handle.name());
             return Err(Refusal::NoSnapshot(told));
         }
         let (kind, phase) = (JobKind::RemoveSnapshot, JobPhase::Purging);
         let (place, job) = self.begin(kind, phase, PER_CENT, jobs)?;
-        let removed = self.within(self.handle.remove_snapshot(name.to_owned()));
+        let name = name.to_owned();
+        let remove = |handle: VolumeHandle| async move { handle.remove_snapshot(name).await };
+        let removed = self.within(remove);
         if let Err(refused) = removed.await {
             drop(place);
             job.fail(refused.to_string());

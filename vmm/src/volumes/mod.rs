@@ -112,7 +112,8 @@ impl DiskVolume {
     /// # Errors
     /// When no replica can be asked.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Refusal> {
-        let snapshots = self.within(self.handle.snapshots()).await?;
+        let list = |handle: VolumeHandle| async move { handle.snapshots().await };
+        let snapshots = self.within(list).await?;
         Ok(snapshots.into_iter().map(snapshot).collect())
     }
 
@@ -122,8 +123,9 @@ impl DiskVolume {
     /// When there cannot be one of this name, or a replica is rebuilt.
     pub async fn take_snapshot(&self, request: SnapshotRequest) -> Result<SnapshotTaken, Refusal> {
         let labels = request.labels.into_iter().collect();
-        let taken = self.within(self.handle.snapshot(request.name, labels));
-        let taken = taken.await?;
+        let take =
+            |handle: VolumeHandle| async move { handle.snapshot(request.name, labels).await };
+        let taken = self.within(take).await?;
         tracing::info!(
             disk = self.disk,
             snapshot = taken.name,
@@ -145,20 +147,28 @@ impl DiskVolume {
         address: &spec::ReplicaAddress,
     ) -> Result<Vec<Replica>, Refusal> {
         let address = parsed(address)?;
-        self.within(self.handle.remove_replica(address)).await?;
+        let remove = |handle: VolumeHandle| async move { handle.remove_replica(address).await };
+        self.within(remove).await?;
         Ok(self.replicas())
     }
 
-    /// Waits for what the volume does, as long as a client may.
-    async fn within<T>(
-        &self,
-        call: impl Future<Output = Result<T, VolumeError>>,
-    ) -> Result<T, Refusal> {
-        let Ok(_place) = self.places.try_acquire() else {
+    /// Waits for what the volume does, as long as a client may. It goes on all the same, and has its place until it is done.
+    async fn within<T, F>(&self, call: impl FnOnce(VolumeHandle) -> F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, VolumeError>> + Send + 'static,
+    {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return Err(Refusal::Busy);
         };
-        match tokio::time::timeout(DEADLINE, call).await {
-            Ok(result) => result.map_err(|error| refusal(&error)),
+        let call = call(self.handle.clone());
+        let calling = tokio::spawn(async move {
+            let _until_then = place;
+            call.await
+        });
+        match tokio::time::timeout(DEADLINE, calling).await {
+            Ok(Ok(result)) => result.map_err(|error| refusal(&error)),
+            Ok(Err(error)) => Err(Refusal::HostFailed(error.to_string())),
             Err(_) => Err(Refusal::ReplicaError(format!(
                 "volume {}: its replicas have not done it within {DEADLINE:?}; they may yet",
                 self.handle.name()

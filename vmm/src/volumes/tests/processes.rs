@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::super::{DiskVolume, Watch};
+use super::super::{AT_ONCE, DiskVolume, Watch};
 use super::told;
 use crate::disks::Disks;
 use crate::machine::devices::OpenDevice;
@@ -187,6 +187,31 @@ async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < LONG, "{what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+#[tokio::test]
+async fn calls_that_nobody_waits_for_any_more_have_their_places_until_they_are_done() {
+    let bench = Bench::start(2);
+    let volume = &bench.volume;
+    let (go_on, wait) = tokio::sync::watch::channel(());
+    for _ in 0..AT_ONCE {
+        let mut wait = wait.clone();
+        let hangs = volume.within(|_| async move {
+            let _ = wait.changed().await;
+            Ok(())
+        });
+        let gone = tokio::time::timeout(Duration::from_millis(20), hangs).await;
+        gone.unwrap_err();
+    }
+    let refused = volume.snapshots().await;
+    assert!(matches!(refused, Err(Refusal::Busy)), "{refused:?}");
+    drop(go_on);
+    until("a place", || {
+        (volume.places.available_permits() == AT_ONCE).then_some(())
+    })
+    .await;
+    assert_eq!(volume.snapshots().await.unwrap(), []);
+    bench.open.close().unwrap();
 }
 
 /// The end of a VM with two volumes, one of which has a replica that hangs with a write.
