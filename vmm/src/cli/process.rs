@@ -162,6 +162,27 @@ impl Ending {
         step.map_or(Ok(()), |step| self.take(step))
     }
 
+    /// Waits for what the VM holds though it has ended: a step that was left behind may open volumes yet, whose replicas are closed then, as it does for what
+    /// the guest printed last. A signal, or the time that the end has, ends that.
+    pub async fn release(&self, signals: &mut Signals) {
+        let deadline = self.shutdown.release_by(Instant::now());
+        let waiting = tokio::time::timeout_at(deadline.into(), self.vm.released());
+        tokio::pin!(waiting);
+        let released = loop {
+            tokio::select! {
+                released = &mut waiting => break released.is_ok(),
+                meaning = signals.next() => if meaning != Meaning::Resumed {
+                    break false;
+                },
+            }
+        };
+        if !released {
+            tracing::warn!(
+                "the process ends with something of the VM still open; replicas of a volume have to be started anew"
+            );
+        }
+    }
+
     fn take(&mut self, step: Step) -> Result<(), Stuck> {
         match step {
             Step::PowerButton => {

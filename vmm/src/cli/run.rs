@@ -200,7 +200,10 @@ impl Attendant<'_> {
         let mut driver = Box::pin(driver.run());
         loop {
             tokio::select! {
-                outcome = &mut driver => return Ok(outcome?),
+                outcome = &mut driver => {
+                    self.ending.release(&mut signals).await;
+                    return Ok(outcome?);
+                }
                 meaning = signals.next() => match meaning {
                     Meaning::End => {
                         self.herald.stopping(self.ending.most());

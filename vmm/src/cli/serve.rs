@@ -24,9 +24,6 @@ use crate::slot::VmSlot;
 use crate::systemd::herald::{Herald, Role};
 use crate::systemd::inherited::inherited;
 
-/// How long the end waits for what the guest printed last to be written to the consoles' files.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
-
 /// Why `paddock serve` failed.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
@@ -107,22 +104,21 @@ async fn attend(
     let Some(vm) = slot.vm() else {
         return Ok(());
     };
+    let mut ending = Ending::new(vm.clone(), grace);
     if vm.state() != VmState::Ended {
-        end(&vm, meaning, signals, grace).await?;
+        end(&vm, &mut ending, meaning, &mut signals).await?;
     }
-    // What is left behind on a dead disk goes with the process.
-    let _ = tokio::time::timeout(FLUSH_DEADLINE, vm.released()).await;
+    ending.release(&mut signals).await;
     Ok(())
 }
 
 /// Brings the VM to its end, as the first signal and those after it say.
 async fn end(
     vm: &VmHandle,
+    ending: &mut Ending,
     first: Meaning,
-    mut signals: Signals,
-    grace: Duration,
+    signals: &mut Signals,
 ) -> Result<(), Stuck> {
-    let mut ending = Ending::new(vm.clone(), grace);
     let mut meaning = Some(first);
     loop {
         match meaning.take() {

@@ -84,6 +84,15 @@ impl Shutdown {
         }
     }
 
+    /// When what the VM still holds is not waited for any more, now that it has ended.
+    #[must_use]
+    pub fn release_by(&self, now: Instant) -> Instant {
+        match self.state {
+            State::Running | State::Asked(_) => now + STOP_DEADLINE,
+            State::Stopping(at) => at,
+        }
+    }
+
     /// The deadline has come.
     pub fn timeout(&mut self, now: Instant) -> Option<Step> {
         if self.deadline().is_none_or(|at| now < at) {
@@ -111,6 +120,19 @@ mod tests {
         let last = start + GRACE + STOP_DEADLINE;
         assert_eq!(shutdown.deadline(), Some(last));
         assert_eq!(shutdown.timeout(last), Some(Step::GiveUp));
+    }
+
+    #[test]
+    fn what_is_held_at_the_end_is_waited_for_as_long_as_the_end_itself() {
+        let now = Instant::now();
+        let mut shutdown = Shutdown::new(GRACE);
+        assert_eq!(shutdown.release_by(now), now + STOP_DEADLINE);
+        shutdown.interrupt(now);
+        let later = now + GRACE / 2;
+        assert_eq!(shutdown.release_by(later), later + STOP_DEADLINE);
+        shutdown.stop(later);
+        let last = later + STOP_DEADLINE;
+        assert_eq!(shutdown.release_by(last - GRACE / 30), last);
     }
 
     #[test]
