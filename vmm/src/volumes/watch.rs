@@ -12,9 +12,6 @@ use paddock_devices::virtio::blk::ConfigBell;
 use paddock_storage::longhorn::{Activity, Listener, Mode, Progress, ReplicaStatus, Taken};
 use parking_lot::Mutex;
 
-/// The most bytes of a failure's reason that an event tells.
-const MAX_REASON: usize = 1000;
-
 /// What has become of a volume's replicas and snapshots since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
@@ -204,18 +201,10 @@ impl Listener for Watch {
     }
 }
 
-/// Why a replica failed, not longer than people read.
+/// Why a replica failed.
 pub(super) fn reason(status: &ReplicaStatus) -> String {
     let reason = status.failure.as_ref().map(|failure| &failure.reason);
-    let mut reason = reason.cloned().unwrap_or_default();
-    if reason.len() > MAX_REASON {
-        let end = (0..=MAX_REASON)
-            .rev()
-            .find(|at| reason.is_char_boundary(*at));
-        reason.truncate(end.unwrap_or(0));
-        reason.push('…');
-    }
-    reason
+    reason.cloned().unwrap_or_default()
 }
 
 pub(super) fn milliseconds(time: Duration) -> u64 {

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::text::shortened;
+
 /// How many times as long as for any answer one is waited for while others come: a replica may be slow, and do what it is asked in any order.
 const OVERDUE: u32 = 4;
 
@@ -41,7 +43,7 @@ impl Mode {
 /// Why and when a replica failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// For people.
+    /// For people, who may have it from the replica: some 1000 bytes at most.
     pub reason: String,
     /// When it was noticed.
     pub at: SystemTime,
@@ -129,7 +131,7 @@ impl Member {
         }
         first();
         *failure = Some(Failure {
-            reason: reason.to_owned(),
+            reason: shortened(reason.to_owned()),
             at: SystemTime::now(),
         });
         self.mode.store(Mode::Failed as u8, Ordering::SeqCst);

@@ -33,6 +33,7 @@ mod ranges;
 mod shared;
 mod socket;
 mod status;
+mod text;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -1,6 +1,7 @@
 //! The control service of one replica, as an engine calls it: each call has a deadline, and says which volume is meant.
 //!
-//! What it answers is not trusted further than to be looked at: numbers are read with care, and replies are of bounded size.
+//! What it answers is not trusted further than to be looked at: numbers are read with care, replies are of bounded size, and of texts for people only
+//! the beginning is kept.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -22,6 +23,7 @@ use tonic::{Code, Request, Response, Status};
 use super::closing::{self, Hurry};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::options::ReplicaAddress;
+use crate::longhorn::text::shortened;
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -91,7 +93,7 @@ impl From<Replica> for Info {
             (name, disk)
         });
         Self {
-            state: replica.state,
+            state: shortened(replica.state),
             dirty: replica.dirty,
             rebuilding: replica.rebuilding,
             // Nothing has that size; it is found to be wrong where sizes are compared.
@@ -228,12 +230,12 @@ impl Peer {
             true => VolumeError::Unreachable {
                 replica,
                 action,
-                problem: innermost(&status),
+                problem: shortened(innermost(&status)),
             },
             false => VolumeError::Refused {
                 replica,
                 action,
-                problem: status.message().to_owned(),
+                problem: shortened(status.message().to_owned()),
             },
         })
     }
@@ -417,8 +419,14 @@ impl Peer {
     pub(crate) async fn purge_status(&self) -> Result<PurgeStatus, VolumeError> {
         let mut client = self.sync_agent.clone();
         let call = client.snapshot_purge_status(self.request(()));
-        self.call("asking how far its purge is", CALL_WHILE_FROZEN, call)
-            .await
+        let status = self
+            .call("asking how far its purge is", CALL_WHILE_FROZEN, call)
+            .await?;
+        Ok(PurgeStatus {
+            error: shortened(status.error),
+            state: shortened(status.state),
+            ..status
+        })
     }
 
     /// Has this replica receive a file that another sends.
@@ -478,8 +486,14 @@ impl Peer {
     pub(crate) async fn rebuild_status(&self) -> Result<RebuildStatus, VolumeError> {
         let mut client = self.sync_agent.clone();
         let call = client.replica_rebuild_status(self.request(()));
-        self.call("asking for its progress", CALL_WHILE_FROZEN, call)
-            .await
+        let status = self
+            .call("asking for its progress", CALL_WHILE_FROZEN, call)
+            .await?;
+        Ok(RebuildStatus {
+            error: shortened(status.error),
+            state: shortened(status.state),
+            ..status
+        })
     }
 }
 

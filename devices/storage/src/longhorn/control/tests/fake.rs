@@ -37,6 +37,8 @@ pub(super) const SECOND: i64 = 1_000_000_000;
 pub(super) enum Manner {
     /// Nothing, and says so.
     Refuse,
+    /// Nothing, and says why at length.
+    Rant,
     /// Nothing, and never says anything.
     Hang,
     /// It does not know of such a call.
@@ -70,6 +72,8 @@ pub(super) struct State {
     /// Files that are not in the chain.
     pub others: Vec<String>,
     pub unmap_marks: bool,
+    /// What it says that it is, and why its last purge failed, if not what it should.
+    pub says: Option<String>,
     pub max_snapshots: i32,
     /// What it was asked, the first first.
     pub calls: Vec<&'static str>,
@@ -100,6 +104,7 @@ impl State {
             marked: Vec::new(),
             others: Vec::new(),
             unmap_marks: false,
+            says: None,
             max_snapshots: 250,
             calls: Vec::new(),
             manners: HashMap::new(),
@@ -155,7 +160,7 @@ impl State {
             head: self.head_file(),
             size: self.bytes.len().to_string(),
             sector_size: 512,
-            state: self.state().to_owned(),
+            state: self.says.clone().unwrap_or(self.state().to_owned()),
             revision_counter_disabled: self.counter.is_none(),
             ..m::Replica::default()
         };

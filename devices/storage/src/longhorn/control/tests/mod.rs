@@ -15,6 +15,7 @@ mod services;
 mod silence;
 #[cfg(feature = "controller")]
 mod tools;
+mod words;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -11,6 +11,9 @@ use tonic::{Request, Response, Status};
 
 use super::fake::{Manner, State, now};
 
+/// Letters of a replica that says more than anybody reads, and not more than gRPC has headers for.
+const RANT: usize = 1000;
+
 type Reply<T> = Result<Response<T>, Status>;
 
 #[derive(Clone)]
@@ -34,6 +37,7 @@ impl Services {
             Some(Manner::Refuse) => Err(Status::unknown("it will not")),
             #[cfg(feature = "controller")]
             Some(Manner::Unknown) => Err(Status::unimplemented("unknown method")),
+            Some(Manner::Rant) => Err(Status::unknown("ü".repeat(RANT))),
             Some(Manner::Hang) => std::future::pending().await,
             Some(Manner::DoneLate(late)) => {
                 let done = act(&mut state.lock());
