@@ -288,7 +288,10 @@ pub(crate) enum NotRead {
 pub(crate) enum NoOpenDisk {
     #[response(status = 404, description = "There is no VM, or no such disk.")]
     None(Problem),
-    #[response(status = 409, description = "The disk is not open.")]
+    #[response(
+        status = 409,
+        description = "The disk is not open, or its volume is being changed or compared, or is otherwise not in a state for that."
+    )]
     Closed(Problem),
 }
 

@@ -26,6 +26,7 @@ use crate::spec::{DiskLimits, read_json};
         (status = 200, description = "The disk, as it now is.", body = Disk),
         (status = 422, description = "The disk cannot be like that; `errors` has every reason.", body = Problem),
         (status = 500, description = "The host failed to resize it, or did not get it done in time.", body = Problem),
+        (status = 502, description = "The replicas of its volume could not be asked, or did not do it.", body = Problem),
         NoOpenDisk,
         NotServed,
         NotRead,

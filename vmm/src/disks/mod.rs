@@ -27,7 +27,7 @@ pub use self::open::OpenDisk;
 use self::open::{in_words, limits, milliseconds};
 use crate::driver::Held;
 use crate::error::chain;
-use crate::volumes::{DiskVolume, Watch};
+use crate::volumes::{DiskVolume, Watch, refusal};
 
 /// How long the host may take to resize a disk.
 const RESIZE_DEADLINE: Duration = Duration::from_secs(20);
@@ -296,9 +296,15 @@ fn resize(disk: &OpenDisk, size: Option<u64>, journal: &Journal) -> Result<(), R
     Ok(())
 }
 
-/// Whether the size is wrong, or the host.
+/// Whether the size is wrong, the volume not ready for it, or the host.
 fn not_resized(error: &ResizeError) -> Refusal {
     use io::ErrorKind::{FileTooLarge, InvalidInput, QuotaExceeded, StorageFull};
+    if let ResizeError::Io(error) = error {
+        let volume = error.get_ref().and_then(|source| source.downcast_ref());
+        if let Some(error) = volume {
+            return refusal(error);
+        }
+    }
     let detail = chain(error);
     match error {
         ResizeError::Io(error) => match error.kind() {

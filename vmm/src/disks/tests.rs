@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use paddock_api::disk::FailureHandling;
 use paddock_api::spec::ByteSize;
+use paddock_storage::longhorn::VolumeError;
 use paddock_storage::testing::{Fault, MemoryDisk};
 use paddock_storage::{Capabilities, DiskQueue, IoError, Operation, Request};
 
@@ -175,6 +176,20 @@ fn a_host_that_fails_is_not_a_wrong_size() {
         let refused = refusal(errno);
         assert!(matches!(refused, Refusal::HostFailed(_)), "{refused:?}");
     }
+    let volume = |error: VolumeError| not_resized(&io::Error::other(error).into());
+    let busy = volume(VolumeError::State {
+        volume: "v".to_owned(),
+        problem: "a replica is being rebuilt".to_owned(),
+    });
+    assert!(
+        matches!(&busy, Refusal::VolumeState(told) if told.contains("rebuilt")),
+        "{busy:?}"
+    );
+    let refused = volume(VolumeError::Host {
+        volume: "v".to_owned(),
+        problem: "no".to_owned(),
+    });
+    assert!(matches!(refused, Refusal::ReplicaError(_)), "{refused:?}");
     let smaller = ResizeError::Smaller { size: 2, wanted: 1 };
     assert!(matches!(not_resized(&smaller), Refusal::DiskSize(_)));
 }

@@ -182,7 +182,8 @@ fn parsed(address: &spec::ReplicaAddress) -> Result<ReplicaAddress, Refusal> {
     parsed.map_err(|error| refusal(&error))
 }
 
-fn refusal(error: &VolumeError) -> Refusal {
+/// What an API client is told of what a volume did not do.
+pub(crate) fn refusal(error: &VolumeError) -> Refusal {
     let told = error.to_string();
     match error {
         VolumeError::State { .. } | VolumeError::Options { .. } | VolumeError::Address { .. } => {

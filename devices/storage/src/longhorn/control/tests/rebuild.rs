@@ -3,11 +3,36 @@
 use super::super::Control;
 use super::fake::Manner::{DoneLate, Hang, Refuse};
 use super::*;
+use crate::ResizeError;
 
 use Mode::{Failed, ReadWrite, WriteOnly};
 
 /// What nobody waits longer for who wants to begin or to end: less than any call may take.
 const SHORT: Duration = Duration::from_millis(1500);
+
+#[test]
+fn a_size_that_is_refused_meanwhile_says_why() {
+    let mut set = Set::holding(1, 2);
+    let volume = set.open();
+    let new = set.add();
+    new.set("fetch", Hang);
+    let address = new.address.clone();
+    std::thread::scope(|scope| {
+        let adding = scope.spawn(|| volume.add_replica(address.clone()));
+        wait_until("is rebuilt", || modes(&volume) == [ReadWrite, WriteOnly]);
+        let resized = volume.resize(Some(2 * SIZE as u64));
+        let Err(ResizeError::Io(error)) = resized else {
+            panic!("{resized:?}");
+        };
+        let error = error.get_ref().and_then(|source| source.downcast_ref());
+        assert!(
+            matches!(error, Some(VolumeError::State { problem, .. }) if problem.contains("rebuilt")),
+            "{error:?}"
+        );
+        volume.close().expect("closed");
+        assert!(adding.join().expect("an end").is_err());
+    });
+}
 
 #[test]
 fn files_are_not_passed_on_that_no_replica_has() {
