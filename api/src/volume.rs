@@ -79,8 +79,8 @@ pub struct Replica {
 /// A disk's replicated volume, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeState {
-    /// Its replicas: those of the spec, without the ones that could not be reached when it was opened or were removed since, and those that were added
-    /// since.
+    /// Its replicas: those of the spec, without the ones that were removed since, and those that were added since. One that could not be used when the volume
+    /// was opened is among them, as failed.
     pub replicas: Vec<Replica>,
     /// How far the comparison of the replicas is, which were not closed when the volume was last used. Only one of them is read meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -93,6 +93,11 @@ pub struct Volume {
     pub controller: Option<SocketAddr>,
 }
 
+impl Volume {
+    /// The most replicas of a volume.
+    pub const MAX_REPLICAS: usize = 16;
+}
+
 /// A volume behind a running engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

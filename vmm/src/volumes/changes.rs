@@ -7,7 +7,9 @@ use std::time::Duration;
 use paddock_api::jobs::{Job, JobHandle, JobKind, JobPhase, Jobs};
 use paddock_api::service::Refusal;
 use paddock_api::spec;
-use paddock_storage::longhorn::{Activity, Mode, ReplicaAddress, VolumeError, VolumeHandle};
+use paddock_storage::longhorn::{
+    Activity, Mode, ReplicaAddress, ReplicaStatus, VolumeError, VolumeHandle,
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{DiskVolume, parsed, refusal};
@@ -43,11 +45,8 @@ impl DiskVolume {
             let name = self.handle.name();
             Err(Refusal::VolumeState(format!("volume {name}: {problem}")))
         };
-        let replicas = self.handle.replicas();
-        if replicas.iter().any(|replica| replica.address == address) {
-            return state(&format!(
-                "it has a replica {address} already; remove that first"
-            ));
+        if let Some(problem) = in_the_way(&self.handle.replicas(), &address) {
+            return state(&problem);
         }
         if self.progress_of(Activity::Resync).is_some() {
             return state("its replicas are being compared; wait for that");
@@ -112,6 +111,18 @@ impl DiskVolume {
         let mut replicas = replicas.iter();
         replicas.any(|replica| replica.address == *address && replica.mode == mode)
     }
+}
+
+/// Why a replica cannot be added to these.
+pub(super) fn in_the_way(replicas: &[ReplicaStatus], address: &ReplicaAddress) -> Option<String> {
+    let most = spec::Volume::MAX_REPLICAS;
+    if replicas.iter().any(|replica| replica.address == *address) {
+        let problem = format!("it has a replica {address} already; remove that first");
+        return Some(problem);
+    }
+    (replicas.len() >= most).then(|| {
+        format!("it has {most} replicas, those that failed included, and no more may be; remove one first")
+    })
 }
 
 /// Adds a replica, to the end of the job.

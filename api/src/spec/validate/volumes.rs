@@ -12,7 +12,6 @@ use super::super::volume::{LonghornSocket, LonghornSocketConfig, Volume, VolumeC
 use super::console::socket_path;
 use super::{at_most, optional, path};
 
-const MAX_REPLICAS: usize = 16;
 /// Replicas store so many bytes as one.
 const SECTOR: ByteSize = ByteSize::from_bytes(4096);
 const MAX_SIZE: ByteSize = ByteSize::from_bytes(1 << 60);
@@ -72,7 +71,7 @@ fn replicas(
     at: &JsonPointer,
     problems: &mut Problems,
 ) -> Option<Vec<ReplicaAddress>> {
-    at_most(problems, at, texts.len(), MAX_REPLICAS, "replicas")?;
+    at_most(problems, at, texts.len(), Volume::MAX_REPLICAS, "replicas")?;
     let parse = |(index, text): (usize, &String)| problems.check(&at.index(index), text.parse());
     let replicas: Vec<Option<ReplicaAddress>> = texts.iter().enumerate().map(parse).collect();
     replicas.into_iter().collect()
@@ -153,7 +152,7 @@ pub(super) fn shared_volumes(disks: &[DiskConfig], at: &JsonPointer, problems: &
     for (index, disk) in disks.iter().enumerate() {
         let at = at.index(index);
         let volume = disk.volume.iter();
-        let volume = volume.filter(|volume| volume.replicas.len() <= MAX_REPLICAS);
+        let volume = volume.filter(|volume| volume.replicas.len() <= Volume::MAX_REPLICAS);
         let replicas = volume.flat_map(|volume| &volume.replicas);
         for (place, text) in replicas.enumerate() {
             let here = at.key("volume").key("replicas").index(place);

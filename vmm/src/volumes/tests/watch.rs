@@ -9,6 +9,7 @@ use paddock_storage::longhorn::{
     Activity, Failure, Listener, Mode, Progress, ReplicaStatus, Taken,
 };
 
+use super::super::changes::in_the_way;
 use super::super::watch::{Tally, Watch};
 use super::{events, told};
 
@@ -95,6 +96,19 @@ fn failures_have_their_reason_and_say_whether_a_rebuild_ended_so() {
         .collect();
     assert_eq!(failed[0], ("b is gone".to_owned(), true));
     assert_eq!(failed[1], ("a is gone".to_owned(), false));
+}
+
+#[test]
+fn a_volume_has_no_more_replicas_than_a_spec_may_name() {
+    let addresses: Vec<String> = (0..17).map(|number| format!("h{number}")).collect();
+    let told: Vec<_> = addresses.iter().map(|host| (host.as_str(), Rw)).collect();
+    let [some, all] = [15, 16].map(|count| replicas(&told[..count]));
+    let last = "h16:1".parse().unwrap();
+    assert_eq!(in_the_way(&some, &last), None);
+    let problem = in_the_way(&all, &last).unwrap();
+    assert!(problem.contains("16 replicas"), "{problem}");
+    let known = in_the_way(&some, &"h3:1".parse().unwrap()).unwrap();
+    assert!(known.contains("h3:1 already"), "{known}");
 }
 
 #[test]

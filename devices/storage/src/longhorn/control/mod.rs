@@ -285,7 +285,11 @@ impl ControlThread {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("volume".to_owned())
-            .spawn(move || runtime.block_on(stopped.notified()))?;
+            .spawn(move || {
+                runtime.block_on(stopped.notified());
+                // A name server that does not answer is not waited for.
+                runtime.shutdown_background();
+            })?;
         Ok(Self {
             handle,
             stop,
