@@ -387,6 +387,24 @@ fn no_snapshot_is_removed_where_replicas_miss_something() {
 }
 
 #[test]
+fn a_replica_that_did_not_go_back_is_rebuilt() {
+    let mut replicas = Replicas::start("back");
+    replicas.well("create", &["--size", "8M"]);
+    replicas.write(MIB, 1);
+    replicas.well("snapshot create", &["first"]);
+    replicas.write(MIB, 2);
+    replicas.list[1].kill();
+    let lost = replicas.list[1].control().to_string();
+    replicas.fails("snapshot revert", &["first"], &[&lost, "rebuild these"]);
+    replicas.list[1].restart();
+    assert_eq!(replicas.standings(), ["complete", "stale", "complete"]);
+    replicas.read(0, MIB, 1);
+    replicas.well("rebuild", &[]);
+    replicas.well("check", &[]);
+    replicas.read(0, MIB, 1);
+}
+
+#[test]
 fn what_differs_is_found_and_mended() {
     let mut replicas = Replicas::start("differences");
     replicas.well("create", &["--size", "8M"]);
