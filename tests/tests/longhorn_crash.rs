@@ -21,6 +21,7 @@ use paddock_storage::longhorn::{Mode, Nobody, ReplicaAddress, Volume, VolumeOpti
 use paddock_storage::{Buffer, Disk, Operation, Request};
 use paddock_tests::longhorn::{Replica, ReplicaOptions, directory, own_replica, volume_name};
 use paddock_tests::within;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// As `volume-writer` has them.
@@ -56,8 +57,8 @@ impl World {
         }
     }
 
-    /// Has an engine write for a while, and kills it.
-    fn crash(&mut self, after: Duration) {
+    /// Has an engine write until somebody ends it.
+    fn crash(&mut self, end: impl FnOnce(Child) + Send + 'static) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_volume-writer"));
         command
             .args([&self.volume, &BLOCKS.to_string(), &SEED.to_string()])
@@ -66,7 +67,7 @@ impl World {
         let mut writer = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
         let first = lines.next().expect("it writes").unwrap();
-        let killer = thread::spawn(move || kill(writer, after));
+        let killer = thread::spawn(move || end(writer));
         self.note(&first);
         // The last line may be cut off.
         for line in lines.map_while(Result::ok) {
@@ -209,7 +210,7 @@ fn crash_again_and_again(mut world: World, rounds: usize) {
     for round in 0..rounds {
         // From the first requests on to some hundreds of them, never the same moment.
         let after = Duration::from_micros(u64::try_from(round * 7919 % 150_000).unwrap());
-        world.crash(after);
+        world.crash(move |writer| kill(writer, after));
         world.restart();
         world.check(round);
     }
@@ -231,4 +232,25 @@ fn a_hundred_crashes_of_the_engine_on_paddocks_replicas() {
 fn crashes_of_the_engine_on_longhorns_replicas() {
     let world = World::new("crashes-go", ReplicaOptions::of);
     crash_again_and_again(world, 20);
+}
+
+/// A process that is stopped, as its host is when that is a VM that is moved, has heard nothing meanwhile: it is no replica's fault.
+#[test]
+fn an_engine_that_stood_still_gives_nobody_up() {
+    let mut world = World::new("standstill", |volume| ReplicaOptions {
+        program: own_replica(),
+        ..ReplicaOptions::of(volume)
+    });
+    world.crash(|writer| {
+        thread::sleep(Duration::from_millis(500));
+        let pid = Pid::from_child(&writer);
+        kill_process(pid, Signal::STOP).unwrap();
+        // Longer than the last replica may be silent.
+        thread::sleep(Duration::from_secs(20));
+        kill_process(pid, Signal::CONT).unwrap();
+        // Whoever has no replica any more ends by itself.
+        kill(writer, Duration::from_secs(3));
+    });
+    world.restart();
+    world.check(0);
 }

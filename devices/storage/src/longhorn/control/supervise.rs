@@ -5,7 +5,7 @@
 //! alive. Neither do answers to other requests keep a stuck one alive for ever: that one has four times as long. Pings find those that die while nobody asks.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -19,6 +19,9 @@ use crate::longhorn::shared::Event;
 
 /// How often silence is looked for.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// So long after the last look, this process has stood still: it was stopped, or its host was.
+const LATE: Duration = Duration::from_secs(3);
 
 /// How often a replica is pinged.
 const PING: Duration = Duration::from_secs(2);
@@ -78,8 +81,18 @@ async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
 async fn look(control: Weak<Control>) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Instant::now();
     loop {
         ticks.tick().await;
+        let since = std::mem::replace(&mut last, Instant::now()).elapsed();
+        if since > LATE {
+            // What came meanwhile, queues read in the time until the next look.
+            tracing::warn!(
+                ?since,
+                "this process stood still; replicas are not judged by that"
+            );
+            continue;
+        }
         let Some(control) = control.upgrade() else {
             return;
         };
