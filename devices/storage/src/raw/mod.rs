@@ -17,7 +17,7 @@ mod uring;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -80,6 +80,17 @@ impl RawOptions {
             pad: false,
         }
     }
+}
+
+/// Opens a file or block device to read it, whatever is in it: as a disk that is only read, so that nobody writes it while it is open.
+///
+/// # Errors
+/// Says what is wrong with it, and what to do: among others where a VM writes it. What is neither a file nor a block device is not waited for.
+pub fn open_to_read(path: &Path) -> Result<File, OpenError> {
+    open::open_locked(&RawOptions {
+        read_only: true,
+        ..RawOptions::new(path)
+    })
 }
 
 /// What queues and their tasks need of an open image.

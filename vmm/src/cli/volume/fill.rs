@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use paddock_storage::longhorn::{Mode, Volume, VolumeOptions};
-use paddock_storage::{Buffer, Completion, Disk, DiskQueue, Operation, Request};
+use paddock_storage::{Buffer, Completion, Disk, DiskQueue, Operation, Request, raw};
 
 use super::open::{Stage, close, open};
 use super::{Session, VolumeFailure};
@@ -32,7 +32,7 @@ const FORMATS: [(&[u8], &str); 3] = [
     (b"vhdxfile", "vhdx"),
 ];
 
-/// A raw image, or a block device.
+/// A raw image, or a block device. Nobody writes it meanwhile.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
@@ -48,11 +48,7 @@ impl Image {
             problem,
         };
         let fail = |error: io::Error| wrong(error.to_string());
-        let mut file = File::open(path).map_err(fail)?;
-        let kind = file.metadata().map_err(fail)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(wrong("it is no file and no block device".to_owned()));
-        }
+        let mut file = raw::open_to_read(path).map_err(VolumeFailure::Open)?;
         let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
         if size == 0 {
             return Err(wrong("it is empty".to_owned()));
@@ -216,6 +212,7 @@ fn write(session: &Session, volume: &Volume, image: &Image) -> Result<(), Volume
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use paddock_storage::{RawDisk, RawOptions};
     use proptest::prelude::*;
 
     use super::*;
@@ -239,8 +236,28 @@ mod tests {
         assert!(empty.ends_with("it is empty"), "{empty}");
         assert!(Image::open(directory.path()).is_err());
         assert!(Image::open(&directory.path().join("none")).is_err());
+        // One that nobody writes to would be waited for.
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        let told = Image::open(&pipe).unwrap_err().to_string();
+        assert!(told.contains("neither a regular file nor"), "{told}");
         let (_directory, path) = image(b"QFI");
         assert_eq!(Image::open(&path).unwrap().size(), 3);
+    }
+
+    #[test]
+    fn an_image_that_is_written_is_refused() {
+        let (_directory, path) = image(&[1; 4096]);
+        let disk = RawDisk::open(&RawOptions::new(&path)).unwrap();
+        let told = Image::open(&path).unwrap_err().to_string();
+        assert!(
+            told.contains("is being written by another process"),
+            "{told}"
+        );
+        drop(disk);
+        let image = Image::open(&path).unwrap();
+        assert!(RawDisk::open(&RawOptions::new(&path)).is_err());
+        drop(image);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod snapshot;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
+use paddock_storage::OpenError;
 use paddock_storage::longhorn::VolumeError;
 use serde::Serialize;
 
@@ -37,6 +38,9 @@ enum VolumeFailure {
     /// The volume or one of its replicas is in the way.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// The image cannot be opened.
+    #[error(transparent)]
+    Open(OpenError),
     /// The image cannot be read.
     #[error("image {}: {problem}", path.display())]
     Image {
