@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -31,11 +32,14 @@ const SIZE: u64 = 4 << 20;
 const SEED: u64 = 77;
 const SOON: Duration = Duration::from_secs(30);
 
-/// A volume, and what may be in each of its blocks.
+/// Sectors of a block.
+const SECTORS: u64 = BLOCK / SECTOR as u64;
+
+/// A volume, and what may be in each of its sectors.
 struct World {
     volume: String,
     replicas: Vec<Replica>,
-    /// The generations that each sector of a block may have; 0 stands for zeros, which all begins with.
+    /// The generations that each sector may have, by its number; 0 stands for zeros, which all begins with.
     may_be: BTreeMap<u64, Vec<u64>>,
     generation: u64,
     _directory: TempDir,
@@ -84,13 +88,17 @@ impl World {
                     return;
                 };
                 self.generation = generation;
-                let may_be = self.may_be.entry(block).or_insert_with(|| vec![0]);
-                may_be.push(generation);
+                for sector in sectors(block) {
+                    let may_be = self.may_be.entry(sector).or_insert_with(|| vec![0]);
+                    may_be.push(generation);
+                }
             }
             ["done", block] => {
                 let Ok(block) = block.parse() else { return };
-                let may_be: &mut Vec<u64> = self.may_be.get_mut(&block).unwrap();
-                may_be.drain(..may_be.len() - 1);
+                for sector in sectors(block) {
+                    let may_be: &mut Vec<u64> = self.may_be.get_mut(&sector).unwrap();
+                    may_be.drain(..may_be.len() - 1);
+                }
             }
             _ => {}
         }
@@ -111,8 +119,9 @@ impl World {
         addresses.collect::<Result<_, _>>().unwrap()
     }
 
-    /// Opens the volume, looks at every block several times, and at the replicas once they have been compared.
-    fn check(&self, round: usize) {
+    /// Opens the volume, looks at every block several times, and at the replicas once they have been compared. What was read once is all that may be read
+    /// from then on, until it is written anew.
+    fn check(&mut self, round: usize) {
         let options = VolumeOptions::new(&self.volume, self.addresses());
         let volume = Volume::open(options, Arc::new(Nobody)).unwrap();
         let good = volume.replicas();
@@ -121,21 +130,20 @@ impl World {
             "{good:?}"
         );
         let first = read_all(&volume);
-        for (block, generations) in &self.may_be {
-            let start = usize::try_from(block * BLOCK).unwrap();
-            let bytes = &first[start..start + usize::try_from(BLOCK).unwrap()];
-            for (sector, offset) in bytes.chunks(SECTOR).zip((block * BLOCK..).step_by(SECTOR)) {
-                let is = |generation: &u64| match generation {
-                    0 => sector.iter().all(|byte| *byte == 0),
-                    _ => blocks::check(sector, offset, stamp(*generation)).is_ok(),
-                };
+        for (number, generations) in &mut self.may_be {
+            let offset = number * SECTOR as u64;
+            let start = usize::try_from(offset).unwrap();
+            let sector = &first[start..start + SECTOR];
+            let is = |generation: &u64| match generation {
+                0 => sector.iter().all(|byte| *byte == 0),
+                _ => blocks::check(sector, offset, stamp(*generation)).is_ok(),
+            };
+            let Some(found) = generations.iter().copied().find(is) else {
                 let last = stamp(*generations.last().unwrap());
-                assert!(
-                    generations.iter().any(is),
-                    "round {round}: one of {generations:?}, but {:?}",
-                    blocks::check(sector, offset, last)
-                );
-            }
+                let found = blocks::check(sector, offset, last);
+                panic!("round {round}: one of {generations:?}, but {found:?}");
+            };
+            *generations = vec![found];
         }
         for _ in 0..2 {
             let again = read_all(&volume);
@@ -165,6 +173,11 @@ impl World {
         }
         volume.close().unwrap();
     }
+}
+
+/// The numbers of a block's sectors.
+fn sectors(block: u64) -> Range<u64> {
+    block * SECTORS..(block + 1) * SECTORS
 }
 
 fn kill(mut writer: Child, after: Duration) {
