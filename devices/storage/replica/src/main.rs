@@ -34,6 +34,8 @@ enum Command {
     /// With --listen HOST:P it takes control calls (gRPC) on port P, data on P+1, calls of the sync agent on P+2, and receives the files of a
     /// rebuild on the ports from P+3 on. There is no authentication: listen only where nobody else is.
     ///
+    /// The directory has to be on a file system with O_DIRECT and FIEMAP, such as ext4 or XFS.
+    ///
     /// At the end what was written is on stable storage, and the replica stays as open as an engine left it: only an engine closes it.
     Replica(ReplicaArgs),
 }
