@@ -13,13 +13,14 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use paddock_probe::blocks;
-use paddock_storage::longhorn::{Nobody, Volume, VolumeOptions};
-use paddock_tests::files;
+use paddock_storage::longhorn::{Nobody, ReplicaAddress, Volume, VolumeOptions};
 use paddock_tests::longhorn::{
     BLOCK, Replica, ReplicaOptions, User, directory, own_replica, stamp, volume_name,
 };
+use paddock_tests::{files, within};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -155,6 +156,35 @@ impl Replicas {
         volume.close().unwrap();
     }
 
+    /// A byte, as each of the replicas has it.
+    #[track_caller]
+    fn byte(&self, offset: u64) -> u8 {
+        let volume = self.open();
+        let bytes = self.list.iter().map(|replica| {
+            let mut sector = [0; 512];
+            let start = offset - offset % 512;
+            replica.connect().read(start, &mut sector).unwrap();
+            sector[usize::try_from(offset - start).unwrap()]
+        });
+        let bytes: Vec<u8> = bytes.collect();
+        volume.close().unwrap();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:?}");
+        bytes[0]
+    }
+
+    /// The second one ends while the volume is used, misses a write, and comes back when it was closed.
+    fn lose_one(&mut self) -> String {
+        let volume = self.open();
+        let mut user = User::new(&volume);
+        user.write(0, MIB, 1).unwrap();
+        self.list[1].kill();
+        user.write(0, MIB, 2).unwrap();
+        drop(user);
+        volume.close().unwrap();
+        self.list[1].restart();
+        self.list[1].control().to_string()
+    }
+
     /// An image with blocks of generation 1 at its beginning, and far behind.
     fn image(&self) -> String {
         let path = self.directory.path().join("image.raw");
@@ -184,6 +214,7 @@ fn a_volume_is_made_of_an_image_and_goes_back_to_a_snapshot() {
     let block = BLOCK as u64;
     replicas.read(0, MIB, 1);
     replicas.read(FAR, FAR + 4 * block, 1);
+    assert_eq!(replicas.byte(16 * MIB + 511), 7);
     let far = fs::metadata(replicas.path(0).join("volume-head-000.img")).unwrap();
     let used = std::os::unix::fs::MetadataExt::blocks(&far) * 512;
     assert!(used < 3 * MIB, "holes became {used} bytes");
@@ -448,4 +479,120 @@ fn replicas_that_were_not_closed_are_made_the_same() {
     replicas.well("check --repair", &[]);
     assert_eq!(replicas.standings(), ["complete"; 3]);
     replicas.read(0, MIB, 1);
+}
+
+#[test]
+fn one_that_ended_while_the_volume_was_used_is_rebuilt() {
+    for opened in ["", "check --repair", "snapshot create"] {
+        let mut replicas = Replicas::start("mixed");
+        replicas.well("create", &["--size", "8M"]);
+        let lost = replicas.lose_one();
+        assert_eq!(replicas.standings(), ["complete", "unclean", "complete"]);
+        let told = replicas.well("inspect", &[]);
+        assert!(told.contains("not closed"), "{told}");
+        replicas.fails("check", &[], &[&lost, "paddock volume rebuild"]);
+        assert_eq!(replicas.standings(), ["complete", "unclean", "complete"]);
+        if !opened.is_empty() {
+            // What opened it does not leave it open.
+            replicas.fails(opened, &[], &[&lost, "paddock volume rebuild"]);
+            assert_eq!(replicas.standings(), ["complete", "incomplete", "complete"]);
+        }
+        let told = replicas.well("rebuild", &[]);
+        assert!(told.contains(&format!("{lost} is rebuilt")), "{told}");
+        replicas.well("check", &[]);
+        replicas.read(0, MIB, 2);
+    }
+}
+
+#[test]
+fn the_only_good_one_is_not_overwritten_with_one_that_was_not_closed() {
+    let mut replicas = Replicas::start("sources");
+    replicas.well("create", &["--size", "8M"]);
+    let lost = replicas.lose_one();
+    let good = [0, 2].map(|number: usize| replicas.list[number].control().to_string());
+    let refused = format!("{} would be overwritten", good.join(","));
+    let anew = ["--anew", &good.join(",")];
+    replicas.fails("rebuild", &anew, &[&lost, &refused]);
+    assert_eq!(replicas.standings(), ["complete", "unclean", "complete"]);
+    replicas.well("rebuild", &["--anew", &lost]);
+    replicas.well("check", &[]);
+    replicas.read(0, MIB, 2);
+}
+
+#[test]
+fn one_of_another_volume_is_not_taken_for_a_better_one() {
+    let mut replicas = Replicas::start("strangers");
+    replicas.well("create", &["--size", "8M"]);
+    replicas.write(MIB, 1);
+    let options = ReplicaOptions {
+        // It was not told whose it is.
+        volume: String::new(),
+        revision_counter: true,
+        ..ReplicaOptions::by(own_replica(), "")
+    };
+    let path = replicas.directory.path().join("stranger");
+    let stranger = Replica::start(&path, 8 * MIB, options);
+    let address: ReplicaAddress = stranger.address().parse().unwrap();
+    let open = || {
+        let options = VolumeOptions::new("stranger", vec![address.clone()]);
+        Volume::open(options, Arc::new(Nobody)).unwrap()
+    };
+    let volume = open();
+    let mut user = User::new(&volume);
+    user.write(0, 4 * MIB, 3).unwrap();
+    drop(user);
+    volume.close().unwrap();
+    replicas.list.push(stranger);
+    let overwritten = replicas.addresses()[..3].join(",");
+    let ask = format!("--anew {overwritten}");
+    replicas.fails("rebuild", &[], &["has seen", &ask]);
+    let complete = ["stale", "stale", "stale", "complete"];
+    assert_eq!(replicas.standings(), complete);
+    // Not closed, it is not known to have seen more before it is opened.
+    let volume = open();
+    let mut user = User::new(&volume);
+    user.write(0, MIB, 4).unwrap();
+    drop(user);
+    drop(volume);
+    replicas.list[3].restart();
+    let unclean = ["complete", "complete", "complete", "unclean"];
+    assert_eq!(replicas.standings(), unclean);
+    replicas.fails(
+        "rebuild",
+        &[],
+        &["would be overwritten", "nothing was rebuilt"],
+    );
+    replicas.list[3].restart();
+    assert_eq!(replicas.standings(), unclean);
+    replicas.list.pop();
+    replicas.well("check", &[]);
+    replicas.read(0, MIB, 1);
+}
+
+#[test]
+fn a_rebuild_tells_of_a_source_that_ends_meanwhile() {
+    let mut replicas = Replicas::start("sources-end");
+    replicas.well("create", &["--size", "64M"]);
+    replicas.write(32 * MIB, 1);
+    replicas.list[0].kill();
+    fs::remove_dir_all(replicas.path(0)).unwrap();
+    replicas.list[0].restart();
+    let addresses = replicas.addresses().join(",");
+    let rebuild = Command::new(files::paddock())
+        .args(["volume", "rebuild", &replicas.volume, "--replica"])
+        .arg(addresses)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let rebuild = rebuild.unwrap();
+    let meta = replicas.path(0).join("volume.meta");
+    let begun = || fs::read_to_string(&meta).is_ok_and(|m| m.contains("\"Rebuilding\":true"));
+    assert!(within(Duration::from_secs(30), begun));
+    replicas.list[2].kill();
+    let done = rebuild.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    let lost = replicas.list[2].control().to_string();
+    let told = String::from_utf8(done.stderr).unwrap();
+    assert!(told.contains(&lost), "{told}");
 }

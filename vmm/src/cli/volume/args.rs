@@ -13,27 +13,33 @@ use crate::cli::args::LogLevel;
 pub const NOTES: &str = "\
 Volumes and replicas
   A volume is kept by replica processes, best on several hosts: Longhorn's, or paddock-replica. Each serves a directory on three ports, of which the \
-first is named. They have no authentication: let them listen only where nobody else is. Every command names all of the volume's replicas, those that are lost included.
+first is named. They have no authentication: let them listen only where nobody else is, and tell each the volume's name, so that one of another \
+volume is refused. Every command names all of the volume's replicas, those that are lost included.
+  A replica's directory has to be on a file system with O_DIRECT and FIEMAP, such as ext4 or XFS.
   The VM that uses a volume has the engine that writes to all of its replicas (`paddock run --disk volume=NAME,replica=HOST:PORT,…`). \
 These commands are for the time when none does: a replica that is open is refused.
-  A replica that was not closed, because its VM was killed, is in its process's memory still open: start that process anew. `paddock volume check --repair` \
-then makes such replicas the same; so does the next VM, while it runs.
+  A replica that was not closed, because its VM was killed, is in its process's memory still open: start that process anew. Where none of the replicas was \
+closed, `paddock volume check --repair` then makes them the same; so does the next VM, while it runs. Where others were, that one failed before, and \
+`paddock volume rebuild` gives it what it may miss.
   Replicas count the writes they have seen, unless they are told not to, and one that missed some is known by that and not used until it is rebuilt. \
 Where it comes back alone, nobody knows that it missed any: name all of them, and look whether the others come back, too.
 
 Exit status
-  0  done; from check: all replicas are the same
+  0  done; from check: all replicas are the same; from inspect: the replicas were asked, whatever they have
   1  an error, or something was found that is not as it should be
   2  the command line is wrong
 
 Examples
-  for n in 1 2 3; do
-      paddock-replica --volume-name data replica --listen 127.0.0.1:${n}0000 /srv/replica$n &
-  done
-  replicas=127.0.0.1:10000,127.0.0.1:20000,127.0.0.1:30000
+  Each replica is a service of its own; to try it out, start each of these three in a terminal of its own:
 
+  paddock-replica --volume-name data replica --listen 127.0.0.1:10000 /srv/replica1
+  paddock-replica --volume-name data replica --listen 127.0.0.1:20000 /srv/replica2
+  paddock-replica --volume-name data replica --listen 127.0.0.1:30000 /srv/replica3
+
+  Then, in a fourth, a volume of zeros; with `--from debian.raw` instead of `--size 10G` it holds what that image does:
+
+  replicas=127.0.0.1:10000,127.0.0.1:20000,127.0.0.1:30000
   paddock volume create data --size 10G --replica $replicas
-  paddock volume create root --from debian.raw --replica $replicas
   paddock volume inspect data --replica $replicas
   paddock volume snapshot create data before-upgrade --replica $replicas
   paddock volume snapshot remove data before-upgrade --replica $replicas
@@ -75,7 +81,8 @@ pub enum VolumeCommand {
     Create(CreateArgs),
     /// Show the replicas: what each has, and which miss something
     ///
-    /// Nothing is changed. What is in a replica that was not closed is not looked at, for looking would make it seem clean.
+    /// Nothing is changed, and whatever is found, the exit status is 0. What is in a replica that was not closed is not looked at, for looking would make
+    /// it seem clean.
     Inspect(WhichArgs),
     /// Its snapshots: take, list, go back to one, remove one
     #[command(subcommand)]
@@ -83,7 +90,8 @@ pub enum VolumeCommand {
     /// Give replicas that miss something, or everything, what the others have
     ///
     /// What an engine would leave out is rebuilt: replicas that missed writes, that were not rebuilt to the end, and those that have no files, because they
-    /// replace one that is lost. At least one replica has to be complete. What a rebuilt replica had of its own is gone.
+    /// replace one that is lost. At least one replica has to be complete. What a rebuilt replica had of its own is gone: where more replicas would be
+    /// overwritten than are there to rebuild from, or one does not look like the others' volume, --anew has to name them.
     Rebuild(RebuildArgs),
     /// Read all replicas and compare them
     ///
@@ -191,7 +199,7 @@ pub struct RebuildArgs {
     #[command(flatten)]
     pub which: WhichArgs,
 
-    /// Rebuild this one of them, even if it seems complete
+    /// Rebuild this one of them, even if it seems complete, or seems to be another volume's
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', action = clap::ArgAction::Append)]
     pub anew: Vec<ReplicaAddress>,
 }
@@ -307,6 +315,7 @@ mod tests {
             "Exit status",
             "check --repair",
             "rebuild",
+            "FIEMAP",
         ] {
             assert!(help.contains(text), "{text} is not in\n{help}");
         }

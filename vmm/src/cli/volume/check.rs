@@ -70,10 +70,16 @@ pub fn check(session: &Session, args: &CheckArgs) -> Result<(), VolumeFailure> {
 
 /// What is the matter with those that are not complete.
 pub(super) fn problems(found: &[Found]) -> Vec<String> {
+    let any_closed = found.iter().any(|f| f.standing == Standing::Complete);
     let found = found.iter().filter(|f| f.standing != Standing::Complete);
     let told = found.map(|found| {
         let fix = match found.standing {
-            Standing::Unclean => "; paddock volume check --repair makes it and the others the same",
+            Standing::Unclean if any_closed => {
+                ", and others were: it may miss what they have; paddock volume rebuild gives it that"
+            }
+            Standing::Unclean => {
+                "; paddock volume check --repair makes those the same that were not closed"
+            }
             Standing::Stale | Standing::Incomplete | Standing::Empty => {
                 "; paddock volume rebuild gives it what it lacks"
             }
@@ -160,6 +166,8 @@ mod tests {
             let told = problems(&[found(standing)]);
             assert!(told[0].contains(fix), "{told:?}");
         }
+        let told = problems(&[found(Standing::Unclean), found(Standing::Complete)]);
+        assert!(told[0].contains("volume rebuild"), "{told:?}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub fn create(session: &Session, args: &CreateArgs) -> Result<(), VolumeFailure>
     let image = args.from.as_deref().map(Image::open).transpose()?;
     let size = size(args, image.as_ref())?;
     let options = args.which.options();
+    session.ensure_wanted()?;
     Offline::new(options.clone())?.create(size)?;
     if let Some(image) = &image {
         let size = Some(size);

@@ -33,7 +33,7 @@ impl Interrupt {
                         Meaning::Resumed => {}
                         Meaning::End if !seen.0.swap(true, Ordering::SeqCst) => {
                             logging::tell(
-                                "interrupted: closing the replicas; once more ends at once",
+                                "interrupted: it ends as soon as its replicas are closed; once more ends at once",
                             );
                         }
                         Meaning::End | Meaning::EndNow => exit(Status::Error as i32),

@@ -11,6 +11,7 @@ mod fill;
 mod inspect;
 mod interrupt;
 mod open;
+mod plan;
 mod rebuild;
 mod removal;
 mod render;
@@ -81,6 +82,14 @@ struct Session {
 }
 
 impl Session {
+    /// Ends a command that is not wanted any more, where nothing is open.
+    fn ensure_wanted(&self) -> Result<(), VolumeFailure> {
+        match self.interrupt.is_wanted() {
+            true => Err(VolumeFailure::Found("interrupted".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// Prints what came of a command: a page for people, or `json`.
     fn print(
         &self,

@@ -6,7 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use paddock_api::jobs::JobProgress;
-use paddock_storage::longhorn::{Found, Nobody, Offline, Standing, Volume, VolumeOptions};
+use paddock_storage::longhorn::{
+    Found, Nobody, Offline, ReplicaAddress, Standing, Volume, VolumeOptions,
+};
 
 use super::{Session, VolumeFailure};
 use crate::cli::ctl::progress::{Counted, Progress};
@@ -83,6 +85,7 @@ pub fn describe(found: &Found) -> String {
 
 /// Opens a volume, and waits until its replicas are known to have the same.
 pub fn open(session: &Session, options: VolumeOptions) -> Result<Volume, VolumeFailure> {
+    session.ensure_wanted()?;
     let volume = Volume::open(options, Arc::new(Nobody))?;
     let mut stage = Stage::start("comparing the replicas, which were not closed");
     let mut last = (0, Instant::now());
@@ -102,21 +105,49 @@ pub fn open(session: &Session, options: VolumeOptions) -> Result<Volume, VolumeF
         stage.tell(percent.into(), 100);
         thread::sleep(TICK);
     }
+    if let Err(unwanted) = session.ensure_wanted() {
+        close(&volume)?;
+        return Err(unwanted);
+    }
     Ok(volume)
+}
+
+/// The replicas that an engine has left, with the reason.
+pub fn failed(volume: &Volume) -> impl Iterator<Item = (ReplicaAddress, String)> {
+    volume.replicas().into_iter().filter_map(|replica| {
+        let reason = replica.failure?.reason;
+        let address = replica.address;
+        let reason = match reason.starts_with(&format!("replica {address}")) {
+            true => reason,
+            false => format!("replica {address}: {reason}"),
+        };
+        Some((address, reason))
+    })
+}
+
+/// Closes those that failed, or were left, and are still open, as ones that are to be rebuilt. An engine leaves them open; then nobody could rebuild them
+/// until their processes were started anew.
+pub fn give_back(volume: &Volume) -> Result<(), VolumeFailure> {
+    let left: Vec<ReplicaAddress> = failed(volume).map(|(address, _)| address).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    let options = VolumeOptions::new(volume.name(), left);
+    for found in Offline::new(options)?.survey()? {
+        // None was before the volume was opened.
+        if found.standing == Standing::InUse {
+            volume.remove_replica(&found.address)?;
+        }
+    }
+    Ok(())
 }
 
 /// Closes a volume; its replicas that failed are the error.
 pub fn close(volume: &Volume) -> Result<(), VolumeFailure> {
-    let failed = volume.replicas().into_iter().filter_map(|replica| {
-        let reason = replica.failure?.reason;
-        let address = replica.address;
-        Some(match reason.starts_with(&format!("replica {address}")) {
-            true => reason,
-            false => format!("replica {address}: {reason}"),
-        })
-    });
-    let failed: Vec<String> = failed.collect();
+    let failed: Vec<String> = failed(volume).map(|(_, reason)| reason).collect();
+    let given_back = give_back(volume);
     volume.close()?;
+    given_back?;
     match failed.is_empty() {
         true => Ok(()),
         false => Err(VolumeFailure::Found(format!(

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use paddock_storage::longhorn::{Found, Mode, ReplicaAddress, Standing, Volume};
+use paddock_storage::longhorn::{
+    Found, Mode, Offline, ReplicaAddress, ReplicaStatus, Standing, Volume, VolumeOptions,
+};
 use serde_json::json;
 
 use super::args::RebuildArgs;
-use super::open::{Stage, attend, describe, open, survey_unused};
+use super::open::{Stage, attend, describe, failed, give_back, open, survey_unused};
+use super::plan::Plan;
 use super::{Session, VolumeFailure};
 use crate::cli::ctl::render;
 
 /// Gives those what they lack that lack something.
 pub fn rebuild(session: &Session, args: &RebuildArgs) -> Result<(), VolumeFailure> {
-    let mut options = args.which.options();
+    let options = args.which.options();
     for address in &args.anew {
         if !options.replicas.contains(address) {
             return Err(VolumeFailure::Usage(format!(
@@ -21,64 +24,97 @@ pub fn rebuild(session: &Session, args: &RebuildArgs) -> Result<(), VolumeFailur
         }
     }
     let found = survey_unused(&options)?;
-    ensure_source(&found, &args.anew)?;
-    let is_lost = |found: &&Found| !has_all(found) || args.anew.contains(&found.address);
-    let lost = found.iter().filter(is_lost);
-    let mut lost: Vec<_> = lost.map(|found| found.address.clone()).collect();
-    options.replicas.retain(|replica| !lost.contains(replica));
-
-    let volume = open(session, options)?;
-    let replicas = volume.replicas().into_iter();
-    let failed = replicas.filter(|replica| replica.mode == Mode::Failed);
-    let failed: Vec<ReplicaAddress> = failed.map(|replica| replica.address).collect();
-    lost.extend(failed.iter().cloned());
+    let plan = Plan::new(&found, &args.anew)?;
+    let sources = plan.sources().iter().map(|found| found.address.clone());
+    let sources = VolumeOptions {
+        replicas: sources.collect(),
+        ..options.clone()
+    };
+    let volume = open(session, sources)?;
+    let left: Vec<ReplicaAddress> = failed(&volume).map(|(address, _)| address).collect();
+    let plan = match plan.without(&left) {
+        Ok(plan) => plan,
+        Err(refusal) => return Err(give_up(volume, &found, refusal)),
+    };
     let mut rebuilt = Vec::new();
-    let mut problems = Vec::new();
-    for address in lost {
-        if let Some(gone) = unreachable(&found, &address) {
-            problems.push(describe(gone));
-            continue;
-        }
-        if session.interrupt.is_wanted() {
-            problems.push(format!("replica {address}: it is not rebuilt: interrupted"));
-            continue;
-        }
-        match add(session, &volume, &address, failed.contains(&address)) {
-            Ok(took) => rebuilt.push((address, took)),
-            Err(error) => problems.push(super::told(&error)),
+    let mut problems = Problems::default();
+    for found in plan.lost() {
+        let address = &found.address;
+        if matches!(found.standing, Standing::Unreachable | Standing::Broken) {
+            problems.add(address, describe(found));
+        } else if session.interrupt.is_wanted() {
+            let problem = format!("replica {address}: it is not rebuilt: interrupted");
+            problems.add(address, problem);
+        } else {
+            match add(session, &volume, address, left.contains(address)) {
+                Ok(took) => rebuilt.push((address.clone(), took)),
+                Err(error) => problems.add(address, super::told(&error)),
+            }
         }
     }
+    for (address, reason) in failed(&volume) {
+        problems.add(&address, reason);
+    }
+    let given_back = give_back(&volume);
     volume.close()?;
+    given_back?;
+    // One may have ended just now, with nothing left to notice it by.
+    for found in Offline::new(options)?.survey()? {
+        if found.standing != Standing::Complete {
+            problems.add(&found.address, describe(&found));
+        }
+    }
     print(session, args, &rebuilt)?;
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(VolumeFailure::Found(problems.join("\n"))),
+    problems.told()
+}
+
+/// What is told of replicas: of each the first.
+#[derive(Debug, Default)]
+struct Problems(Vec<(ReplicaAddress, String)>);
+
+impl Problems {
+    fn add(&mut self, address: &ReplicaAddress, problem: String) {
+        if !self.0.iter().any(|(known, _)| known == address) {
+            self.0.push((address.clone(), problem));
+        }
+    }
+
+    fn told(self) -> Result<(), VolumeFailure> {
+        let lines: Vec<String> = self.0.into_iter().map(|(_, problem)| problem).collect();
+        match lines.is_empty() {
+            true => Ok(()),
+            false => Err(VolumeFailure::Found(lines.join("\n"))),
+        }
     }
 }
 
-fn unreachable<'a>(found: &'a [Found], address: &ReplicaAddress) -> Option<&'a Found> {
-    let mut gone = found
-        .iter()
-        .filter(|f| matches!(f.standing, Standing::Unreachable | Standing::Broken));
-    gone.find(|found| found.address == *address)
-}
-
-/// Whether it has everything, as far as is known.
-fn has_all(found: &Found) -> bool {
-    matches!(found.standing, Standing::Complete | Standing::Unclean)
-}
-
-/// There has to be one that has everything: an engine that is given an incomplete one alone takes that.
-fn ensure_source(found: &[Found], anew: &[ReplicaAddress]) -> Result<(), VolumeFailure> {
-    let is_source = |found: &Found| has_all(found) && !anew.contains(&found.address);
-    if found.iter().any(is_source) {
-        return Ok(());
+/// Lets go of the replicas, of which none was overwritten, and has them found as they were. Closed, one that was not would look as if it had been.
+fn give_up(volume: Volume, found: &[Found], refusal: VolumeFailure) -> VolumeFailure {
+    let standing = |address: &ReplicaAddress| {
+        let mut found = found.iter().filter(|found| found.address == *address);
+        found.next().map(|found| found.standing)
+    };
+    let replicas = volume.replicas().into_iter();
+    let (used, left): (Vec<_>, Vec<_>) = replicas.partition(|r| r.mode != Mode::Failed);
+    let was_closed = |r: &ReplicaStatus| standing(&r.address) == Some(Standing::Complete);
+    let mut open = left;
+    open.retain(|replica| standing(&replica.address) == Some(Standing::Unclean));
+    if used.iter().any(was_closed) {
+        if let Err(error) = volume.close() {
+            return error.into();
+        }
+    } else {
+        drop(volume);
+        open.extend(used);
     }
-    let lines: Vec<String> = found.iter().map(describe).collect();
-    Err(VolumeFailure::Found(format!(
-        "no replica is left that has everything, and could be rebuilt from\n{}",
-        lines.join("\n")
-    )))
+    if open.is_empty() {
+        return refusal;
+    }
+    let open: Vec<String> = open.iter().map(|r| r.address.to_string()).collect();
+    VolumeFailure::Found(format!(
+        "{refusal}\n  nothing was rebuilt; {}: not closed, as before; start the process anew",
+        open.join(", ")
+    ))
 }
 
 /// Rebuilds one. Returns how long it took.
@@ -129,39 +165,4 @@ fn print(
             page.sentence(&format!("replica {address} is rebuilt, in {took}"));
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn found(address: &str, standing: Standing) -> Found {
-        Found {
-            address: address.parse().unwrap(),
-            standing,
-            problem: Some("it misses something".to_owned()),
-            size: None,
-            inside: None,
-        }
-    }
-
-    #[test]
-    fn what_is_rebuilt_from_has_everything() {
-        let a = found("a:1", Standing::Complete);
-        for standing in [
-            Standing::Incomplete,
-            Standing::Stale,
-            Standing::Empty,
-            Standing::Broken,
-            Standing::Unreachable,
-        ] {
-            let set = [a.clone(), found("b:1", standing)];
-            assert!(ensure_source(&set, &[]).is_ok(), "{standing:?}");
-            let error = ensure_source(&set, std::slice::from_ref(&a.address));
-            let error = error.unwrap_err().to_string();
-            assert!(error.contains("no replica is left"), "{error}");
-        }
-        let set = [a.clone(), found("b:1", Standing::Unclean)];
-        assert!(ensure_source(&set, &[a.address]).is_ok());
-    }
 }

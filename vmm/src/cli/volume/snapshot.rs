@@ -26,6 +26,7 @@ pub fn create(session: &Session, args: &SnapshotCreateArgs) -> Result<(), Volume
 /// Lists them.
 pub fn list(session: &Session, args: &WhichArgs) -> Result<(), VolumeFailure> {
     let found = Offline::new(args.options())?.survey()?;
+    session.ensure_wanted()?;
     let complete = |used: Standing| {
         let mut found = found.iter().filter(move |f| f.standing == used);
         found.find_map(|found| found.inside.as_ref())
