@@ -1,7 +1,7 @@
 //! Snapshots: taken on all replicas between two requests, listed, and gone back to.
 
-use std::collections::HashMap;
-use std::time::Instant;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use super::expand::each;
 use super::peer::{Info, NewSnapshot, Peer};
@@ -18,6 +18,9 @@ const MAX_NAME: usize = 200;
 
 /// The most bytes of a file's name, before what comes behind that of its description.
 const MAX_FILE: usize = 240;
+
+/// How often it is looked whether the next second has come.
+const PART_OF_A_SECOND: Duration = Duration::from_millis(50);
 
 pub(super) fn file_of(name: &str) -> String {
     format!("{PREFIX}{name}{SUFFIX}")
@@ -185,11 +188,19 @@ impl Control {
                 name: name.to_owned(),
             });
         }
-        let created = time::now();
         // One that did not go back may look the same: its head is where it was.
         let mut heads = HashMap::new();
+        let mut made = HashSet::new();
         for (_, peer) in self.live(&admin) {
-            heads.insert(peer.address.clone(), peer.get().await?.head);
+            let info = peer.get().await?;
+            made.extend(info.disks.get(&info.head).map(|head| head.created.clone()));
+            heads.insert(peer.address.clone(), info.head);
+        }
+        // The next to open the volume tells heads apart by when they were made, in whole seconds.
+        let mut created = time::now();
+        while made.contains(&created) {
+            tokio::time::sleep(PART_OF_A_SECOND).await;
+            created = time::now();
         }
         let back = |peer: &Peer, info: &Info| {
             let before = heads.get(&peer.address);

@@ -140,3 +140,17 @@ fn a_snapshot_takes_as_long_as_nothing_is_sent() {
     });
     assert!(taken.frozen >= Duration::from_millis(100), "{taken:?}");
 }
+
+#[test]
+fn one_that_went_back_at_once_has_a_head_of_another_second() {
+    let set = Set::holding(2, 2);
+    let volume = set.open();
+    let taken = volume.snapshot(Some("s".to_owned()), HashMap::new());
+    taken.expect("a snapshot");
+    let before = set.replicas[0].state().head_created;
+    volume.revert("s").expect("back");
+    for replica in &set.replicas {
+        assert_ne!(replica.state().head_created, before);
+    }
+    volume.close().expect("closed");
+}
