@@ -2,6 +2,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use paddock_probe::blocks::{self, Stamp};
@@ -27,6 +30,43 @@ pub fn write(vm: &Vm, area: &Area) {
     let all = area.count.is_none_or(|count| count == written.blocks);
     assert!(written.is_clean() && all, "{written:?}");
     assert_eq!(written.cpus, [0, 1, 2, 3], "every queue was used");
+}
+
+/// Has a guest write an area again and again, each time with the next generation, until something is done to what is below; once more then. Returns the
+/// area as it was written last.
+///
+/// # Panics
+/// When it sees an error, or not all queues were used.
+pub fn write_during(vm: &Vm, area: &Area, disturb: impl FnOnce()) -> Area {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut area = area.clone();
+            loop {
+                // Before: what is written last has seen it all.
+                let last = over.load(Ordering::SeqCst);
+                write(vm, &area);
+                if last {
+                    return area;
+                }
+                area.generation += 1;
+            }
+        });
+        let end = End(&over);
+        disturb();
+        drop(end);
+        let written = writer.join();
+        written.unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// Ends the writing, also where a test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Has a guest read back what was written.

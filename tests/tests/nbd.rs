@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread::{self, sleep};
+use std::thread::sleep;
 use std::time::Duration;
 
 use paddock_probe::protocol::Area;
@@ -86,11 +86,10 @@ fn killed_under_writes(command: &[&str], socket_flag: &str) {
     let found = &vm.info().disks[0];
     assert_eq!((found.size, found.queues), (SIZE, 4));
     let area = Area {
-        count: Some(amount(2000, 8000)),
+        count: Some(amount(1000, 8000)),
         ..Area::new("/dev/vda", SIZE, 42)
     };
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| blocks::write(&vm, &area));
+    let area = blocks::write_during(&vm, &area, || {
         for _ in 0..2 {
             sleep(Duration::from_millis(300));
             server.kill();
@@ -98,7 +97,6 @@ fn killed_under_writes(command: &[&str], socket_flag: &str) {
             sleep(Duration::from_millis(300));
             server.restart();
         }
-        writer.join().unwrap();
     });
     blocks::verify(&vm, &area);
     vm.power_off();

@@ -9,6 +9,7 @@
 )]
 
 use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,15 @@ use paddock_longhorn::messages as m;
 use paddock_probe::protocol::Area;
 use paddock_tests::host::{FileSystem, run};
 use paddock_tests::longhorn::{Replica, ReplicaOptions, own_replica};
-use paddock_tests::{Vm, amount, blocks};
+use paddock_tests::{Vm, amount, blocks, files, within};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
+
+/// How long replicas may take to be found failed, or to be compared.
+const SOON: Duration = Duration::from_secs(60);
 
 /// A volume on replicas of ours.
 struct Volume {
@@ -61,6 +65,57 @@ impl Volume {
             replica.restart();
         }
     }
+
+    fn addresses(&self, numbers: &[usize]) -> String {
+        let addresses = numbers.iter().map(|&number| &self.replicas[number]);
+        let addresses: Vec<_> = addresses.map(|r| r.control().to_string()).collect();
+        addresses.join(",")
+    }
+
+    /// Runs `paddock volume`, which has to go well, on some of the replicas. No VM has them open.
+    #[track_caller]
+    fn paddock(&self, command: &str, numbers: &[usize], more: &[&str]) -> String {
+        let addresses = self.addresses(numbers);
+        let done = Command::new(files::paddock())
+            .args(["volume", command, "guest", "--replica", &addresses])
+            .args(more)
+            .output();
+        let done = done.unwrap();
+        assert!(done.status.success(), "{command}: {done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// Reads some of the replicas, which have to hold the same.
+    #[track_caller]
+    fn assert_alike(&self, numbers: &[usize]) {
+        let told = self.paddock("check", numbers, &[]);
+        let same = format!("{} replicas hold the same", numbers.len());
+        assert!(told.starts_with(&same), "{told}");
+    }
+}
+
+/// What the VM does with each replica.
+fn modes(vm: &Vm) -> Vec<String> {
+    let replicas = vm.api().get("/vm/disks/data/replicas").body;
+    let replicas = replicas.as_array().unwrap().iter();
+    let mode = replicas.map(|replica| replica["mode"].as_str().unwrap().to_owned());
+    mode.collect()
+}
+
+#[track_caller]
+fn wait_for_modes(vm: &Vm, wanted: &[&str]) {
+    assert!(within(SOON, || modes(vm) == wanted), "{:?}", modes(vm));
+}
+
+/// Waits until the replicas are known to have the same: all of them are read from then on.
+#[track_caller]
+fn wait_until_compared(vm: &Vm) {
+    let volume = || vm.api().get("/vm/disks/data").body["volume"].clone();
+    let compared = || {
+        let volume = volume();
+        volume.is_object() && volume["comparison"].is_null()
+    };
+    assert!(within(SOON, compared), "{}", volume());
 }
 
 /// Random blocks all over the disk.
@@ -91,23 +146,23 @@ fn replicas_are_killed_one_after_the_other_and_come_back() {
     let api = vm.api();
     let mut events = api.events(0);
     events.wait_for_state("running");
-    let count = amount(1500, 6000);
+    let count = amount(1000, 6000);
     // One, then two of three: the guest sees nothing of it.
-    let first = area(SIZE, 1, count);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| blocks::write(&vm, &first));
-        for replica in &mut volume.replicas[..2] {
+    let first = blocks::write_during(&vm, &area(SIZE, 1, count), || {
+        for (number, left) in [["failed", "rw", "rw"], ["failed", "failed", "rw"]]
+            .iter()
+            .enumerate()
+        {
             sleep(Duration::from_millis(200));
-            replica.kill();
+            volume.replicas[number].kill();
+            wait_for_modes(&vm, left);
         }
-        writer.join().unwrap();
     });
     blocks::verify(&vm, &first);
     assert!(is_well(&vm));
     // The last, too: the VM waits for it, and what was held is done on it alone, for the others have missed something.
-    let second = area(SIZE, 2, count);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| blocks::write(&vm, &second));
+    let second = area(SIZE, first.generation + 1, count);
+    let second = blocks::write_during(&vm, &second, || {
         sleep(Duration::from_millis(100));
         volume.replicas[2].kill();
         events.wait_for("disk-error");
@@ -116,11 +171,14 @@ fn replicas_are_killed_one_after_the_other_and_come_back() {
         volume.restart();
         assert_eq!(api.act("resume").status, 202);
         events.wait_for("disk-recovered");
-        writer.join().unwrap();
     });
+    assert_eq!(modes(&vm), ["failed", "failed", "rw"]);
     blocks::verify(&vm, &second);
     assert!(is_well(&vm));
     vm.power_off();
+    let lost = volume.addresses(&[0, 1]);
+    volume.paddock("rebuild", &[0, 1, 2], &["--anew", &lost]);
+    volume.assert_alike(&[0, 1, 2]);
 }
 
 #[test]
@@ -129,9 +187,8 @@ fn all_replicas_are_lost_at_once_and_found_again_without_a_word() {
     let vm = volume.boot(",on-error=retry");
     let api = vm.api();
     let mut events = api.events(0);
-    let all = area(SIZE, 1, amount(1500, 6000));
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| blocks::write(&vm, &all));
+    let all = area(SIZE, 1, amount(1000, 6000));
+    let all = blocks::write_during(&vm, &all, || {
         sleep(Duration::from_millis(200));
         for replica in &mut volume.replicas {
             replica.kill();
@@ -140,13 +197,21 @@ fn all_replicas_are_lost_at_once_and_found_again_without_a_word() {
         assert_eq!(api.state(), "running");
         volume.restart();
         events.wait_for("disk-recovered");
-        writer.join().unwrap();
     });
+    wait_until_compared(&vm);
+    // Which of them missed something that was acknowledged to the others is told by when each was found dead.
+    let good: Vec<usize> = (0..3)
+        .filter(|&number| modes(&vm)[number] == "rw")
+        .collect();
+    assert!(!good.is_empty(), "{:?}", modes(&vm));
     for _ in 0..3 {
         // Reads go to one replica after the other once they have been compared.
         blocks::verify(&vm, &all);
     }
     vm.power_off();
+    if good.len() > 1 {
+        volume.assert_alike(&good);
+    }
 }
 
 #[test]
@@ -163,22 +228,19 @@ fn a_volume_grows_and_outlives_a_replica_that_hangs() {
         Duration::from_secs(30),
         || vm.info().disks[0].size == larger,
     );
-    let all = area(larger, 1, amount(1500, 6000));
-    let before = Instant::now();
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| blocks::write(&vm, &all));
+    let all = area(larger, 1, amount(1000, 6000));
+    let all = blocks::write_during(&vm, &all, || {
         sleep(Duration::from_millis(100));
         volume.replicas[1].freeze();
-        writer.join().unwrap();
+        let before = Instant::now();
+        wait_for_modes(&vm, &["rw", "failed", "rw"]);
+        // It may be that the host has no time for it.
+        let waited = before.elapsed();
+        assert!(waited > Duration::from_secs(7), "{waited:?}");
     });
-    // Nothing is acknowledged that it may miss, before it is given up.
-    assert!(
-        before.elapsed() > Duration::from_secs(7),
-        "{:?}",
-        before.elapsed()
-    );
     blocks::verify(&vm, &all);
     vm.power_off();
+    volume.assert_alike(&[0, 2]);
 }
 
 #[test]
