@@ -288,6 +288,37 @@ fn replicas(vm: &Vm) -> usize {
 }
 
 #[test]
+fn a_lost_replica_is_rebuilt_by_the_api_while_the_guest_writes() {
+    let mut volume = Volume::start(3, 8 * SIZE);
+    let vm = volume.boot("");
+    let api = vm.api();
+    let mut events = api.events(0);
+    let replicas = "/vm/disks/data/replicas";
+    let address = volume.addresses(&[0]);
+    let before = area(SIZE, 1, amount(1000, 6000));
+    blocks::write(&vm, &before);
+    let during = blocks::write_during(&vm, &area(SIZE, 2, amount(1000, 6000)), || {
+        volume.replicas[0].kill();
+        wait_for_modes(&vm, &["failed", "rw", "rw"]);
+        // Its host has lost all that it had.
+        std::fs::remove_dir_all(volume.replicas[0].directory()).unwrap();
+        volume.replicas[0].restart();
+        let removed = api.request("DELETE", &format!("{replicas}/{address}"), None);
+        assert_eq!(removed.status, 200, "{removed:?}");
+        let added = api.request("POST", replicas, Some(&json!({"address": address})));
+        assert_eq!(added.status, 202, "{added:?}");
+        let rebuilt = events.wait_for("replica-rebuilt");
+        assert_eq!(rebuilt["replica"], json!(address), "{rebuilt}");
+    });
+    wait_for_modes(&vm, &["rw"; 3]);
+    for _ in 0..3 {
+        blocks::verify(&vm, &during);
+    }
+    vm.power_off();
+    volume.assert_alike(&[0, 1, 2]);
+}
+
+#[test]
 fn longhorns_tools_drive_the_volume_of_a_running_guest() {
     let volume = Volume::start(2, 8 * SIZE);
     let address = free_address();
