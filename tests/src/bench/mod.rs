@@ -293,8 +293,8 @@ const VMM_FIGURES: &[Figure] = &[
         name: "size",
         about: "the stripped binary",
         unit: "MiB",
-        // Of it the storage stack is 3.6: gRPC, TLS, the engine and its commands.
-        goal: Goal::AtMost(9.0),
+        // 8 was the aim before disks were volumes: the storage stack is 4.5 of it, gRPC both ways, TLS, the engine and its commands, compiled for speed.
+        goal: Goal::AtMost(10.0),
         place: Place::Here,
         peer: QEMU,
         turns: 1,
