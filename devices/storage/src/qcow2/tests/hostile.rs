@@ -14,6 +14,8 @@ fn image(options: &str) -> (TempDir, PathBuf, Vec<u8>) {
     for offset in [0, 1 << 20, 3 << 20] {
         write(&mut *queue, offset, &pattern(5, 65_536)).unwrap();
     }
+    // A thread of the queue may be the last to let go of the image, after this one has read it.
+    run(&mut *queue, Operation::Flush).unwrap();
     drop(queue);
     drop(disk);
     let bytes = fs::read(&path).unwrap();
