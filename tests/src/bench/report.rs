@@ -225,7 +225,7 @@ mod tests {
         let mut report = Report::new(figure("size"));
         report.add("qemu", 20.0);
         assert_eq!(report.met, None);
-        report.add("paddock", 9.1);
+        report.add("paddock", 10.1);
         assert_eq!(report.met, Some(false));
         assert!(report.table().contains("NOT met"));
     }
