@@ -42,9 +42,9 @@ VM_HOSTS = 2
 VM_BINARY_DEADLINE = 15 * MINUTE
 CONFORMANCE_DEADLINE = 12 * MINUTE
 LONGHORN_DEADLINE = 10 * MINUTE
-FUZZ_SECONDS = 120
+FUZZ_SECONDS = 60
 FUZZ_SECONDS_SOAK = 400
-"""For all fuzz targets at once; on two cores, 120 s are a minute of computing for each of four."""
+"""For all fuzz targets at once."""
 
 
 @dataclass(frozen=True)
