@@ -63,9 +63,7 @@ impl Record {
         options: &VolumeOptions,
     ) -> Result<Vec<ReplicaAddress>, VolumeError> {
         let all = options.replicas.clone();
-        if options.taking != Taking::Open {
-            return Ok(all);
-        }
+        // Also where it is not gone by: it is replaced, and what is no record of this volume must not be.
         let Some(content) = self.read()? else {
             return Ok(all);
         };
@@ -75,6 +73,9 @@ impl Record {
                 content.volume
             );
             return Err(self.error(&problem));
+        }
+        if options.taking != Taking::Open {
+            return Ok(all);
         }
         let is_complete =
             |replica: &ReplicaAddress| content.complete.contains(&replica.to_string());
@@ -99,11 +100,16 @@ impl Record {
     }
 
     fn read(&self) -> Result<Option<Content>, VolumeError> {
-        let file = match File::open(&self.path) {
+        // A pipe would be waited for, until somebody wrote to it.
+        match self.path.metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file,
-        };
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(self.error("it is no regular file; give another path"));
+            }
+            _ => {}
+        }
         let mut text = String::new();
+        let file = File::open(&self.path);
         let read = file.and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
         read.map_err(|error| self.error(&format!("it cannot be read: {error}")))?;
         let content = serde_json::from_str(&text);
@@ -250,10 +256,20 @@ mod tests {
         ] {
             fs::write(&path, text).expect("written");
             let error = chosen(&wanted).expect_err(text);
+            // It is replaced then, which an image of a disk must not be.
+            let salvage = VolumeOptions {
+                taking: Taking::Salvage,
+                ..wanted.clone()
+            };
+            assert_eq!(chosen(&salvage).is_ok(), words == "none of these", "{text}");
             assert!(error.contains("v.json") && error.contains(words), "{error}");
         }
         fs::write(&path, vec![b' '; 1 << 20]).expect("written");
         chosen(&wanted).expect_err("too large");
+        fs::remove_file(&path).expect("removed");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).expect("a pipe");
+        let error = chosen(&wanted).expect_err("a pipe");
+        assert!(error.contains("no regular file"), "{error}");
         let nowhere = directory.path().join("none/v.json");
         let record = Record::of(&options(&nowhere, &["a:1"])).expect("a record");
         let error = record
