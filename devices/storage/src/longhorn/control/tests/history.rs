@@ -60,12 +60,7 @@ fn one_that_did_not_go_back_is_left_the_next_time_too() {
         volume.revert("a").expect("reverted");
         assert_eq!(modes(&volume), [Failed, ReadWrite, ReadWrite]);
         drop(volume);
-        // The engine is gone, and all are started anew.
-        for replica in &set.replicas {
-            replica.mend();
-            replica.change(|state| state.dirty = true);
-            replica.restart();
-        }
+        set.start_anew();
         let volume = set.open();
         assert_eq!(modes(&volume), [Failed, ReadWrite, ReadWrite]);
         assert_eq!(read(&volume), [0]);

@@ -85,6 +85,15 @@ impl Set {
         &self.replicas[self.replicas.len() - 1]
     }
 
+    /// As if the engine had died, and all of them had been killed and started anew, well.
+    fn start_anew(&self) {
+        for replica in &self.replicas {
+            replica.mend();
+            replica.change(|state| state.dirty = true);
+            replica.restart();
+        }
+    }
+
     /// The volume on all of them.
     fn options(&self, taking: Taking) -> VolumeOptions {
         let replicas = self.replicas.iter().map(|r| r.address.clone()).collect();

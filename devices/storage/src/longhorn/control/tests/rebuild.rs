@@ -121,12 +121,7 @@ fn one_that_did_not_get_everything_says_so_after_a_crash() {
     new.set("reset", Hang);
     assert!(volume.add_replica(new.address.clone()).is_err());
     drop(volume);
-    // The engine is gone, and all are started anew.
-    for replica in &set.replicas {
-        replica.mend();
-        replica.change(|state| state.dirty = true);
-        replica.restart();
-    }
+    set.start_anew();
     let volume = set.open();
     assert_eq!(modes(&volume), [ReadWrite, Failed]);
     assert!(reason(&volume, 1).contains("not rebuilt to the end"));
