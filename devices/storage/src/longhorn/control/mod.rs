@@ -24,7 +24,7 @@ pub(super) mod time;
 #[cfg(feature = "controller")]
 mod tools;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -77,6 +77,8 @@ pub(super) struct Control {
     settings: SyncMutex<Settings>,
     /// How often the replicas were opened again. Locked while they are, and while a piece of them is compared.
     opening: Mutex<u32>,
+    /// The ids of the members that have to begin another purge when they are done with the present one.
+    purge_again: SyncMutex<HashSet<u32>>,
     /// It is to be closed.
     closing: Closing,
     /// It was closed, or handed over.
@@ -381,6 +383,7 @@ pub(super) async fn open(
         progress: SyncMutex::default(),
         settings: SyncMutex::default(),
         opening: Mutex::new(0),
+        purge_again: SyncMutex::default(),
         closing,
         closed: AtomicBool::new(false),
     };

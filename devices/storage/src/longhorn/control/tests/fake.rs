@@ -66,9 +66,10 @@ pub(super) struct State {
     pub head_created: String,
     /// The files below it, from the top, and when they were made.
     pub chain: Vec<(String, String)>,
-    /// Those of them that no user made, and those that are to go.
+    /// Those of them that no user made, those that are to go, and those that go with the present purge.
     pub automatic: Vec<String>,
     pub marked: Vec<String>,
+    pub purging: Option<Vec<String>>,
     /// Files that are not in the chain.
     pub others: Vec<String>,
     pub unmap_marks: bool,
@@ -102,6 +103,7 @@ impl State {
             chain: Vec::new(),
             automatic: Vec::new(),
             marked: Vec::new(),
+            purging: None,
             others: Vec::new(),
             unmap_marks: false,
             says: None,
@@ -144,12 +146,15 @@ impl State {
         Ok(())
     }
 
-    /// Gives up what is to go, and what no user made, unless it is directly below the head.
-    pub(super) fn purge(&mut self) {
-        let goes: Vec<String> = [&self.automatic[..], &self.marked[..]].concat();
-        let top = self.chain.first().map(|(file, _)| file.clone());
-        self.chain
-            .retain(|(file, _)| Some(file) == top.as_ref() || !goes.contains(file));
+    /// Begins to give up what is to go by now, and what no user made, unless it is directly below the head.
+    pub(super) fn begin_purge(&mut self) -> Result<(), Status> {
+        if self.purging.is_some() {
+            return Err(Status::unknown("it is purging already"));
+        }
+        let below = self.chain.iter().skip(1).map(|(file, _)| file);
+        let goes = below.filter(|file| self.automatic.contains(file) || self.marked.contains(file));
+        self.purging = Some(goes.cloned().collect());
+        Ok(())
     }
 
     /// As `ReplicaGet` tells it.
@@ -277,6 +282,14 @@ impl Fake {
     /// As if it had been made anew.
     pub(super) fn empty(&self) {
         self.change(|state| *state = State::new());
+    }
+
+    /// Ends its purge: what was to go when that began is gone.
+    pub(super) fn end_purge(&self) {
+        self.change(|state| {
+            let gone = state.purging.take().expect("a purge");
+            state.chain.retain(|(file, _)| !gone.contains(file));
+        });
     }
 
     /// As if its process had been killed and started anew: nobody has closed it.

@@ -113,6 +113,8 @@ fn a_purge_that_one_did_not_do_is_no_reason_to_leave_it() {
     let volume = set.open();
     set.replicas[1].set("purge status", Hang);
     assert!(purge(&volume).is_err());
+    set.replicas[0].end_purge();
+    set.replicas[2].end_purge();
     let files = || set.replicas.iter().map(|r| r.state().chain.len());
     assert_eq!(files().collect::<Vec<_>>(), [1, 2, 1]);
     volume.close().expect("closed");

@@ -8,6 +8,7 @@ mod hand_over;
 mod history;
 mod lost;
 mod open;
+mod purge;
 mod rebuild;
 mod record;
 mod reopen;

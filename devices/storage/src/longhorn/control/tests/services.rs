@@ -287,16 +287,21 @@ impl SyncAgentService for Services {
         self.act("reset", |_| Ok(())).await.map(Response::new)
     }
 
+    /// It removes what is to go now, and not what is marked later.
     async fn snapshot_purge(&self, _: Request<()>) -> Reply<()> {
-        let purge = |state: &mut State| {
-            state.purge();
-            Ok(())
-        };
-        self.act("purge", purge).await.map(Response::new)
+        let purge = self.act("purge", State::begin_purge);
+        purge.await.map(Response::new)
     }
 
     async fn snapshot_purge_status(&self, _: Request<()>) -> Reply<m::PurgeStatus> {
-        let told = |_: &mut State| Ok(m::PurgeStatus::default());
+        let told = |state: &mut State| {
+            Ok(m::PurgeStatus {
+                is_purging: state.purging.is_some(),
+                error: state.says.clone().unwrap_or_default(),
+                progress: 50,
+                ..m::PurgeStatus::default()
+            })
+        };
         self.act("purge status", told).await.map(Response::new)
     }
 
