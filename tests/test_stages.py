@@ -16,11 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from stages.lanes import Row, run_stages  # noqa: E402
 from stages.pool import Job, run_jobs  # noqa: E402
 from stages.results import Counter, Counts  # noqa: E402
-from stages.steps import DEADLINE, Ended, Log, Programs, Steps  # noqa: E402
+from stages.steps import DEADLINE, LOGS, Ended, Log, Programs, Steps  # noqa: E402
 from stages import table  # noqa: E402
-from stages.table import STAGES  # noqa: E402
+from stages.table import STAGES, Stage  # noqa: E402
 
 
 def counted(text: str) -> Counts:
@@ -42,6 +43,15 @@ class Counting(unittest.TestCase):
         self.assertEqual(counted("Ran 5 tests in 1.2s\n\nOK\n"), Counts(5))
         self.assertEqual(counted("Ran 9 tests in 1.2s\n\nFAILED (failures=1, errors=2, skipped=3)\n"), Counts(3, 3, 3))
         self.assertEqual(counted("OK\n"), Counts())
+
+    def test_the_slowest_come_first(self) -> None:
+        times = iter([0.0, 100.0, 101.0, 131.0])
+        counter = Counter(lambda: next(times))
+        for line in ("running 2 tests", "test quick ... ok", "test soak::slow ... FAILED", "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0"):
+            counter.line(line)
+        self.assertEqual(counter.counts.slowest, ((30.0, "soak::slow"), (1.0, "quick")))
+        many = sum((Counts(slowest=((float(number), str(number)),)) for number in range(50)), Counts())
+        self.assertEqual((many.slowest[0], len(many.slowest)), ((49.0, "49"), 12))
 
     def test_last_line(self) -> None:
         self.assertEqual(str(Counts(3, 1)), "3 passed, 1 failed")
@@ -86,7 +96,7 @@ class Binaries(unittest.TestCase):
             unittest.mock.patch.object(table.cargo, "test_binaries", return_value=binaries),
             unittest.mock.patch.object(steps, "program", side_effect=[0, 1]) as program,
         ):
-            table._longhorn(steps)
+            table.longhorn(steps)
         commands = [call.args[0] for call in program.call_args_list]
         self.assertEqual(commands[0], ["tests/conformance/longhorn/build"])
         self.assertIn("longhorn", commands[1])
@@ -95,7 +105,7 @@ class Binaries(unittest.TestCase):
     def test_without_longhorn_its_tests_have_failed(self) -> None:
         steps = Steps([].extend, soak=False)
         with unittest.mock.patch.object(steps, "program", return_value=1) as program:
-            table._longhorn(steps)
+            table.longhorn(steps)
         self.assertEqual((program.call_count, steps.counts), (1, Counts(0, 1)))
 
     def test_as_many_hosts_as_the_machine_bears(self) -> None:
@@ -160,6 +170,90 @@ class Benchmarks(unittest.TestCase):
         dead = (table.LAB_FAILED, [])
         self.assertEqual(self.counts(dead, good)[0], Counts(1))
         self.assertEqual(self.counts(dead, dead)[0], Counts(0, 1))
+
+
+class Lanes(unittest.TestCase):
+    """Stages in front and behind."""
+
+    def run_them(self, *stages: Stage) -> tuple[list[tuple[str, Counts]], str]:
+        """What they come to, and what is shown. Their logs are removed again."""
+        for stage in stages:
+            self.addCleanup((LOGS / f"{stage.name}.log").unlink, missing_ok=True)
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            rows: list[Row] = run_stages(stages, soak=False)
+        return [(row.stage.name, row.counts) for row in rows], shown.getvalue()
+
+    def test_one_behind_runs_beside_those_in_front(self) -> None:
+        # Each waits for the other.
+        meet = threading.Barrier(2, timeout=10)
+
+        def run(steps: Steps) -> None:
+            steps.say("one line")
+            meet.wait()
+            steps.say("another")
+            steps.passed("it")
+
+        rows, shown = self.run_them(Stage("t-behind", "", run, behind=True), Stage("t-front", "", run))
+        self.assertEqual(rows, [("t-behind", Counts(1)), ("t-front", Counts(1))])
+        self.assertIn("one line\nanother\nok: it\n", shown[shown.index("== t-behind") :])
+
+    def test_each_waits_for_what_it_needs_and_comes_after(self) -> None:
+        order: list[str] = []
+
+        def stage(name: str, *needs: str, after: tuple[str, ...] = (), behind: bool = False, fails: bool = False) -> Stage:
+            def run(steps: Steps) -> None:
+                if behind:
+                    time.sleep(0.2)
+                order.append(name)
+                (steps.failed if fails else steps.passed)(name)
+
+            return Stage(f"t-{name}", "", run, tuple(f"t-{need}" for need in needs), tuple(f"t-{one}" for one in after), behind)
+
+        rows, shown = self.run_them(
+            stage("a"),
+            stage("b", "a", behind=True),
+            stage("c", "b", behind=True, fails=True),
+            stage("d", "b"),
+            stage("e", after=("c", "not-run")),
+            stage("f", "c"),
+        )
+        self.assertEqual(order[:2], ["a", "b"])
+        self.assertEqual(sorted(order[2:]), ["c", "d", "e"])
+        self.assertLess(order.index("c"), order.index("e"))
+        self.assertEqual([counts.failed for _, counts in rows], [0, 0, 1, 0, 0, 1])
+        self.assertIn("FAILED: not run, since t-c failed", shown)
+
+    def test_one_that_breaks_has_failed_and_the_others_run(self) -> None:
+        def breaks(_steps: Steps) -> None:
+            raise OSError("no such thing")
+
+        for behind in (False, True):
+            rows, _ = self.run_them(Stage("t-one", "", breaks, behind=behind), Stage("t-two", "", lambda steps: steps.passed("two"), after=("t-one",)))
+            self.assertEqual([counts for _, counts in rows], [Counts(0, 1), Counts(1)])
+
+    def test_what_skips_in_ci_has_failed(self) -> None:
+        def skips(steps: Steps) -> None:
+            steps.counts += Counts(1, 0, 1)
+
+        for ci, failed in (("true", 1), ("", 0)):
+            with unittest.mock.patch.dict(os.environ, {"CI": ci}):
+                self.assertEqual(self.run_them(Stage("t-one", "", skips))[0], [("t-one", Counts(1, failed, 1))])
+
+    def test_an_interruption_ends_what_runs_behind(self) -> None:
+        started = threading.Event()
+
+        def sleeps(steps: Steps) -> None:
+            started.set()
+            steps.check("sleeps", ["sleep", "60"], deadline=60)
+
+        def interrupted(_steps: Steps) -> None:
+            started.wait(10)
+            raise KeyboardInterrupt
+
+        began = time.monotonic()
+        with self.assertRaises(KeyboardInterrupt):
+            self.run_them(Stage("t-behind", "", sleeps, behind=True), Stage("t-front", "", interrupted))
+        self.assertLess(time.monotonic() - began, 30)
 
 
 class AtOnce(unittest.TestCase):
@@ -273,6 +367,10 @@ class Running(unittest.TestCase):
         self.steps.tests("fails", ["sh", "-c", "echo 'test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured'; exit 101"], deadline=10)
         self.assertEqual(self.steps.counts, Counts(1, 2))
 
+    def test_what_only_the_soak_runs(self) -> None:
+        self.assertEqual(table.libtest(Path("disk"), soak=False), ["disk", "--test-threads=1", "--skip", "soak::"])
+        self.assertEqual(table.libtest(Path("disk"), soak=True), ["disk", "--test-threads=1"])
+
     def test_hung_step_ends_with_all_it_started(self) -> None:
         began = time.monotonic()
         self.assertEqual(self.steps.program(["sh", "-c", "sleep 60 & sleep 60"], deadline=0.5), DEADLINE)
@@ -290,7 +388,7 @@ class Running(unittest.TestCase):
     def test_stages_need_only_earlier_ones(self) -> None:
         seen: set[str] = set()
         for stage in STAGES:
-            self.assertLessEqual(set(stage.needs), seen, stage.name)
+            self.assertLessEqual({*stage.needs, *stage.after}, seen, stage.name)
             seen.add(stage.name)
 
 

@@ -7,12 +7,13 @@ import sys
 import time
 from types import FrameType
 
+from stages.lanes import Row, run_stages
 from stages.results import Counts
-from stages.steps import LOGS, Log, Steps
-from stages.table import STAGES, Stage
+from stages.steps import LOGS
+from stages.table import STAGES
 
-Row = tuple[Stage, Counts, float]
-
+SLOW = 10.0
+"""Seconds from which on a test is worth a word."""
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/run", description="Passes all tests of Paddock.")
@@ -27,36 +28,21 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _run(stage: Stage, failed: set[str], *, soak: bool) -> Row:
-    print(f"\n== {stage.name}: {stage.title}", flush=True)
-    began = time.monotonic()
-    log = Log(stage.name)
-    steps = Steps(log.write, soak=soak)
-    try:
-        missing = [name for name in stage.needs if name in failed]
-        if missing:
-            steps.failed(f"not run, since {', '.join(missing)} failed")
-        else:
-            stage.run(steps)
-        if steps.counts.skipped and os.environ.get("CI") == "true":
-            steps.failed(f"{steps.counts.skipped} skipped, which CI does not allow")
-    except Exception as error:  # noqa: BLE001  # whatever it is, the other stages still run
-        steps.failed(f"the stage ended by {type(error).__name__}: {error}")
-    finally:
-        log.close()
-    return stage, steps.counts, time.monotonic() - began
-
-
-def _summary(rows: list[Row]) -> Counts:
-    total = Counts()
+def _summary(rows: list[Row], seconds: float) -> Counts:
+    total = sum((row.counts for row in rows), Counts())
     print(f"\n== summary (logs: {LOGS})")
-    for stage, counts, seconds in rows:
-        mark = "FAILED" if counts.failed else "ok"
-        print(f"{stage.name:11} {mark:6} {int(seconds) // 60:3d}:{int(seconds) % 60:02d}  {counts}")
-        total += counts
-    seconds = sum(row[2] for row in rows)
-    print(f"{'all':11} {'':6} {int(seconds) // 60:3d}:{int(seconds) % 60:02d}")
+    slow = [(took, name) for took, name in total.slowest if took >= SLOW]
+    if slow:
+        print(f"the slowest tests: {', '.join(f'{name} {took:.0f} s' for took, name in slow)}")
+    for row in rows:
+        mark = "FAILED" if row.counts.failed else "ok"
+        print(f"{row.stage.name:11} {mark:6} {_time(row.seconds)}  {row.counts}{'  (beside others)' if row.stage.behind else ''}")
+    print(f"{'all':11} {'':6} {_time(seconds)}")
     return total
+
+
+def _time(seconds: float) -> str:
+    return f"{int(seconds) // 60:3d}:{int(seconds) % 60:02d}"
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
@@ -73,16 +59,9 @@ def main() -> int:
     if options.soak:
         os.environ["PADDOCK_SOAK"] = "1"
     signal.signal(signal.SIGTERM, _terminate)
-    failed: set[str] = set()
-    rows: list[Row] = []
-    for stage in STAGES:
-        if options.only and stage.name not in options.only:
-            continue
-        row = _run(stage, failed, soak=options.soak)
-        rows.append(row)
-        if row[1].failed:
-            failed.add(stage.name)
-    total = _summary(rows)
+    began = time.monotonic()
+    rows = run_stages([stage for stage in STAGES if not options.only or stage.name in options.only], soak=options.soak)
+    total = _summary(rows, time.monotonic() - began)
     print(total, flush=True)
     return 0 if total.passed and not total.failed else 1
 

@@ -23,11 +23,13 @@ DEADLINE = 124
 
 
 class Log:
-    """A stage's output: on stdout, and in a file of its own. Of use to several threads at once: what one call is given stays together."""
+    """A stage's output: in a file of its own, and on stdout, as it comes or in one piece. Of use to several threads at once: what one call is given
+    stays together."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, live: bool = True) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self.path = LOGS / f"{name}.log"
+        self._live = live
         self._file = self.path.open("w", encoding="utf-8", errors="replace")
         self._lock = threading.Lock()
 
@@ -39,8 +41,9 @@ class Log:
         """Some lines."""
         text = "".join(f"{line}\n" for line in lines)
         with self._lock:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            if self._live:
+                sys.stdout.write(text)
+                sys.stdout.flush()
             with suppress(ValueError):
                 self._file.write(text)
                 self._file.flush()
@@ -57,6 +60,12 @@ class Programs:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._over = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all has been ended."""
+        with self._lock:
+            return self._over
 
     def start(self, command: list[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
         """Starts a program in a process group of its own; OSError where there is no such program, Ended after `end_all`."""

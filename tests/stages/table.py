@@ -49,12 +49,15 @@ FUZZ_SECONDS_SOAK = 400
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. Where a stage it needs has failed, it counts as failed without being run."""
+    """One stage, which waits for those it `needs` and those it comes `after`; all of them are before it in the table. Where one that it needs has
+    failed, it counts as failed without being run. A stage that runs `behind` does so beside those in front, as soon as it can."""
 
     name: str
     title: str
     run: Callable[[Steps], None]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    behind: bool = False
 
 
 def setup(steps: Steps) -> None:
@@ -145,7 +148,12 @@ def lab(steps: Steps) -> None:
 
 
 # Runs a test binary in the lab's host.
-VM_SCRIPT = 'modprobe --all bridge dm-mod loop tun veth && exec "$@" --test-threads=1'
+VM_SCRIPT = 'modprobe --all bridge dm-mod loop tun veth && exec "$@"'
+
+
+def libtest(path: Path, *, soak: bool) -> list[str]:
+    """How a binary with end-to-end tests is run: one test after the other, and what is in its modules `soak` only under the soak."""
+    return [str(path), "--test-threads=1", *([] if soak else ["--skip", "soak::"])]
 
 LAB_DEADLINE, LAB_FAILED = 124, 125
 """Exit codes of tests/lab/run."""
@@ -156,12 +164,12 @@ def _paddock() -> dict[str, str]:
     return {"PADDOCK_BIN": str(cargo.target_directory() / "release" / "paddock")}
 
 
-def _run_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> tuple[int, Counts]:
-    """Runs a bash script with a path in a host of its own; returns the exit code and what the tests in it said."""
+def _run_in_lab(steps: Steps, script: str, arguments: list[str], deadline: float) -> tuple[int, Counts]:
+    """Runs a bash script in a host of its own; returns the exit code and what the tests in it said."""
     deadline *= 2 if steps.soak else 1
     counter = Counter()
     code = steps.program(
-        ["tests/lab/run", "--memory", f"{VM_MEMORY}G", "--deadline", f"{deadline:.0f}", "--", "bash", "-c", script, "lab", str(path)],
+        ["tests/lab/run", "--memory", f"{VM_MEMORY}G", "--deadline", f"{deadline:.0f}", "--", "bash", "-c", script, "lab", *arguments],
         deadline=deadline + 3 * MINUTE,
         environment=_paddock(),
         on_line=counter.line,
@@ -169,17 +177,17 @@ def _run_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> tuple
     return code, counter.counts
 
 
-def _tests_in_lab(steps: Steps, script: str, path: Path, deadline: float) -> None:
+def _tests_in_lab(steps: Steps, what: str, script: str, arguments: list[str], deadline: float) -> None:
     """Counts the tests of a script in the lab. A test that fails has failed; but where the emulated host itself died or hung, once more."""
-    code, counts = _run_in_lab(steps, script, path, deadline)
+    code, counts = _run_in_lab(steps, script, arguments, deadline)
     if code in (LAB_DEADLINE, LAB_FAILED):
-        steps.say(f"UNSTEADY: the lab's host died or hung under {path.name}; once more")
-        code, counts = _run_in_lab(steps, script, path, deadline)
+        steps.say(f"UNSTEADY: the lab's host died or hung under {what}; once more")
+        code, counts = _run_in_lab(steps, script, arguments, deadline)
     steps.counts += counts
     if code and not counts.failed:
-        steps.failed(f"{path.name} (exit code {code})")
+        steps.failed(f"{what} (exit code {code})")
     elif counts == Counts():
-        steps.failed(f"{path.name} has no tests")
+        steps.failed(f"{what} has no tests")
 
 
 def hosts_at_once(place: str, cores: int, available: float) -> int:
@@ -197,7 +205,7 @@ def _hosts_here() -> int:
 
 
 def is_native(name: str) -> bool:
-    """Whether a test binary runs right on this machine, in the stage `conformance`: those of Longhorn need no VM, but a file system with FIEMAP and
+    """Whether a test binary runs right on this machine, in the stage `longhorn`: those of Longhorn need no VM, but a file system with FIEMAP and
     O_DIRECT, which the lab's host has not."""
     return name.startswith("longhorn")
 
@@ -214,7 +222,7 @@ def vm(steps: Steps) -> None:
 
     def job(path: Path) -> Job:
         name = re.sub(r"-[0-9a-f]{16}$", "", path.name)
-        return Job(name, lambda own: _tests_in_lab(own, VM_SCRIPT, path, VM_BINARY_DEADLINE))
+        return Job(name, lambda own: _tests_in_lab(own, name, VM_SCRIPT, libtest(path, soak=own.soak), VM_BINARY_DEADLINE))
 
     run_jobs(steps, [job(path) for path in paths], at_once=_hosts_here())
 
@@ -240,8 +248,8 @@ def native(command: list[str], *, deadline: float) -> list[str]:
     return [*as_root, "timeout", "--signal=KILL", f"{deadline:.0f}", *NAMESPACE, *command]
 
 
-def _longhorn(steps: Steps) -> None:
-    """The real Longhorn, which is built here: its sockets are root's."""
+def longhorn(steps: Steps) -> None:
+    """The real Longhorn, which is built here: its sockets are root's. Most of the time these tests wait for what hangs to be given up."""
     if not steps.must("building Longhorn", ["tests/conformance/longhorn/build"], deadline=15 * MINUTE):
         return
     deadline = LONGHORN_DEADLINE * (3 if steps.soak else 1)
@@ -249,34 +257,25 @@ def _longhorn(steps: Steps) -> None:
     if not paths:
         steps.failed("there are no tests of Longhorn")
     for name, path in paths:
-        command = native([str(path), "--test-threads=1"], deadline=deadline)
+        command = native(libtest(path, soak=steps.soak), deadline=deadline)
         steps.tests(name, command, deadline=deadline + MINUTE, environment=_paddock())
 
 
 def conformance(steps: Steps) -> None:
-    """The HTTP API as others see it, tools that know nothing but api/openapi.json; and the real Longhorn."""
-    _longhorn(steps)
+    """The HTTP API as others see it, tools that know nothing but api/openapi.json."""
     here = REPOSITORY / "tests" / "conformance"
     steps.check("a client generated from api/openapi.json compiles", [str(here / "client" / "build")], deadline=5 * MINUTE)
     breadth = ["/usr/bin/python3", "-B", str(here / "schema.py"), "breadth"]
     steps.tests("schemathesis without a VM", breadth, deadline=(20 if steps.soak else 6) * MINUTE, environment=_paddock())
-    _tests_in_lab(steps, CONFORMANCE_SCRIPT, here, CONFORMANCE_DEADLINE)
+    _tests_in_lab(steps, "the API of a VM", CONFORMANCE_SCRIPT, [str(here)], CONFORMANCE_DEADLINE)
 
 
 BENCH_HELD = ["api", "overhead", "overhead-anonymous", "size", "storage-freeze"]
 """Figures that hardly depend on what else the machine does, or are far from their limits: their goals are held. The others are ratios of times,
 which only tests/bench on an idle machine can judge: here they have to come about."""
 
-BENCH_QUICK = [
-    *BENCH_HELD,
-    "boot",
-    "block-read-1",
-    "firmware-app",
-    "storage-engine-latency-randwrite",
-    "storage-stack-bandwidth-write",
-    "storage-raw-randread-1",
-]
-"""One figure of each kind, so that none breaks unseen; all of them take too long for CI, and run under the soak."""
+BENCH_QUICK = [*BENCH_HELD, "block-read-1", "storage-engine-latency-randwrite"]
+"""Those and one of each place, so that none breaks unseen; all of them take too long for CI, and run under the soak."""
 
 BENCH_DEADLINE = 25 * MINUTE
 BENCH_DEADLINE_SOAK = 90 * MINUTE
@@ -331,6 +330,12 @@ def demo(steps: Steps) -> None:
     _demo(steps, what, ["--uefi"], f"[ -d /sys/firmware/efi ] || exit 2; {ping}", 7)
     what = "guests/run --kill-replica: a guest that loses a replica reads what it wrote, and a new one gets all of it"
     steps.check(what, ["guests/run", "--kill-replica"], deadline=15 * MINUTE)
+    if steps.soak:
+        _demo_with_images(steps)
+
+
+def _demo_with_images(steps: Steps) -> None:
+    """Images of the user's, which firmware boots as it does those of the end-to-end tests."""
     images = REPOSITORY / "target" / "guests"
     booted = "grep -o probe.image=%s /proc/cmdline && [ -b /dev/vda ] && exit 7"
     what = "guests/run --iso: firmware boots the ISO, next to an empty disk"
@@ -350,16 +355,19 @@ def _demo(steps: Steps, what: str, options: list[str], command: str, wanted: int
         steps.failed(f"{what} (exit code {code}, not {wanted})")
 
 
+BUILT = ("setup", "build", "guests")
+
 STAGES = [
     Stage("setup", "install and prepare what the tests need", setup),
+    Stage("build", "release binaries and end-to-end tests", build, needs=("setup",), behind=True),
+    Stage("guests", "guest kernels, initramfs and disk images", guests, needs=("setup",), behind=True),
+    Stage("longhorn", "the real Longhorn, and Paddock beside it", longhorn, needs=BUILT, behind=True),
     Stage("style", "formatting, lints, documentation, shell files, versions", style, needs=("setup",)),
     Stage("unit", "tests that need no KVM", unit, needs=("setup",)),
-    Stage("build", "release binaries and end-to-end tests", build, needs=("setup",)),
-    Stage("guests", "guest kernels, initramfs and disk images", guests, needs=("setup",)),
     Stage("lab", "the lab's own tests", lab, needs=("setup",)),
-    Stage("vm", "end-to-end tests on real KVM", vm, needs=("setup", "build", "guests")),
-    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client; Longhorn", conformance, needs=("setup", "build", "guests")),
-    Stage("bench", "benchmarks beside QEMU, Longhorn and fio", bench, needs=("setup", "build", "guests")),
+    Stage("vm", "end-to-end tests on real KVM", vm, needs=BUILT),
+    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client", conformance, needs=BUILT),
+    Stage("bench", "benchmarks beside QEMU, Longhorn and fio", bench, needs=BUILT, after=("longhorn",)),
     Stage("fuzz", "each fuzz target for a short time", fuzz, needs=("setup",)),
-    Stage("demo", "guests/run", demo, needs=("setup", "build", "guests")),
+    Stage("demo", "guests/run", demo, needs=BUILT),
 ]
