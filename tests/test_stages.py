@@ -84,6 +84,17 @@ class Binaries(unittest.TestCase):
     def test_no_tests_is_a_failure(self) -> None:
         self.assertEqual(self.counts((0, Counts())), (Counts(0, 1), 1))
 
+    def test_the_longest_begin_first(self) -> None:
+        lines: list[str] = []
+        binaries = {name: Path(name) for name in ("api", "disk", "volume")}
+        with (
+            unittest.mock.patch.object(table.cargo, "test_binaries", return_value=binaries),
+            unittest.mock.patch.object(table, "_hosts_here", return_value=1),
+            unittest.mock.patch.object(table, "_run_in_lab", return_value=(0, Counts(1))),
+        ):
+            table.vm(Steps(lines.extend, soak=False))
+        self.assertEqual([line for line in lines if "begins" in line], [f"-- {name}: begins" for name in ("volume", "disk", "api")])
+
     def test_a_host_that_died_or_hung_gets_a_second_chance(self) -> None:
         for code in (table.LAB_DEADLINE, table.LAB_FAILED):
             self.assertEqual(self.counts((code, Counts()), (0, Counts(3))), (Counts(3), 2))
@@ -113,7 +124,7 @@ class Binaries(unittest.TestCase):
             ("emulated", 2, 23.0, 2),
             ("emulated", 64, 500.0, 2),
             ("emulated", 1, 500.0, 1),
-            ("emulated", 2, 21.0, 1),
+            ("emulated", 2, 19.0, 1),
             ("emulated", 2, 3.0, 1),
             ("direct", 64, 500.0, 1),
         ):

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::host::run;
 use crate::vm::text;
-use crate::{Vm, VmBuilder, files};
+use crate::{Vm, VmBuilder, files, is_soak};
 
 /// UEFI's code in either release.
 pub const CODE: &str = "OVMF_CODE_4M.fd";
@@ -25,6 +25,16 @@ pub enum Suite {
 }
 
 impl Suite {
+    /// Itself in CI, both under the soak: for tests of what differs by the image or the drive more than by the firmware. Some take the one and some the other.
+    #[must_use]
+    pub fn or_both(self) -> &'static [Self] {
+        match self {
+            _ if is_soak() => &[Self::Bookworm, Self::Trixie],
+            Self::Bookworm => &[Self::Bookworm],
+            Self::Trixie => &[Self::Trixie],
+        }
+    }
+
     /// A file of its packages.
     ///
     /// # Panics

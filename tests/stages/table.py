@@ -30,7 +30,7 @@ NODE_PACKAGES = ["nodejs", "npm"]
 SHELLCHECK = ["shellcheck", "--external-sources", "--exclude=SC1091,SC2016"]
 """SC1091: a sourced file is checked where it is in the tree. SC2016: a dollar sign in single quotes is meant for another program."""
 
-VM_MEMORY = 10
+VM_MEMORY = 9
 """GiB of memory of the lab's host for the end-to-end tests: a guest of 5 GiB, and scratch files on a tmpfs."""
 
 VM_OVERHEAD = 0.75
@@ -38,6 +38,9 @@ VM_OVERHEAD = 0.75
 
 VM_HOSTS = 2
 """So many hosts at once run the end-to-end tests, at most: more of them only make each other's tests miss their deadlines."""
+
+VM_LONGEST = ("volume", "volume_faults", "firmware_cdrom", "firmware", "pause", "balloon", "disk", "hotplug", "cpus", "boot")
+"""The test binaries that take longest begin first: what begins last should not take long, for nothing runs beside it."""
 
 VM_BINARY_DEADLINE = 15 * MINUTE
 CONFORMANCE_DEADLINE = 12 * MINUTE
@@ -211,20 +214,17 @@ def is_native(name: str) -> bool:
 
 
 def vm(steps: Steps) -> None:
-    """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline.
-
-    Two hosts share the work. Their order does not matter much: the last binary runs alone for as long as it takes, at worst.
-    """
-    paths = [path for name, path in cargo.test_binaries().items() if not is_native(name)]
-    if not paths:
+    """The end-to-end tests, each binary in a host of its own: one that hangs takes only its own deadline."""
+    binaries = {name: path for name, path in cargo.test_binaries().items() if not is_native(name)}
+    names = sorted(binaries, key=lambda name: VM_LONGEST.index(name) if name in VM_LONGEST else len(VM_LONGEST))
+    if not names:
         steps.failed("paddock-tests has no end-to-end tests")
         return
 
-    def job(path: Path) -> Job:
-        name = re.sub(r"-[0-9a-f]{16}$", "", path.name)
-        return Job(name, lambda own: _tests_in_lab(own, name, VM_SCRIPT, libtest(path, soak=own.soak), VM_BINARY_DEADLINE))
+    def job(name: str) -> Job:
+        return Job(name, lambda own: _tests_in_lab(own, name, VM_SCRIPT, libtest(binaries[name], soak=own.soak), VM_BINARY_DEADLINE))
 
-    run_jobs(steps, [job(path) for path in paths], at_once=_hosts_here())
+    run_jobs(steps, [job(name) for name in names], at_once=_hosts_here())
 
 
 # Runs the conformance tests that need a VM. The process in them is nobody's, and udev, which lets everyone open it, is not in the lab.

@@ -64,7 +64,7 @@ fn a_vm_from_its_spec_to_its_power_off_and_another_after_it() {
     assert_eq!(api.create(&spec).code(), "vm-exists");
 
     // The next one gets the same disk, which the last one has let go.
-    for round in 2..=amount(3, 10) {
+    for round in 2..=amount(2, 10) {
         assert_eq!(api.delete().status, 204);
         events.wait_for("deleted");
         assert_eq!(api.get("/vm").status, 404);

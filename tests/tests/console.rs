@@ -107,11 +107,6 @@ fn viewers_of_the_serial_port() {
 }
 
 #[test]
-fn viewers_of_the_virtio_console() {
-    viewers("--hvc0", "hvc0");
-}
-
-#[test]
 fn a_viewer_that_never_reads_holds_nobody_up() {
     let (_directory, socket) = scratch();
     let mut vm = Vm::builder()
@@ -124,7 +119,7 @@ fn a_viewer_that_never_reads_holds_nobody_up() {
     flood(
         &vm,
         "hvc0",
-        (amount(100_000, 500_000), " "),
+        (amount(50_000, 500_000), " "),
         "the flood is over",
     );
     reader.wait_for(&vm, "the flood is over\r\n", 1, CALL_DEADLINE);
@@ -291,4 +286,14 @@ fn a_socket_that_cannot_be_made_is_refused() {
     let log = format!("off,log={}", directory.path().display());
     fails(&log, 1, text(directory.path()));
     fails("off,log-files=3", 2, "path is missing");
+}
+
+/// Of what CI does once, the rest.
+mod soak {
+    use super::*;
+
+    #[test]
+    fn viewers_of_the_virtio_console() {
+        viewers("--hvc0", "hvc0");
+    }
 }

@@ -13,18 +13,12 @@ use std::path::PathBuf;
 use paddock_tests::cdrom::{eject, holds, insert};
 use paddock_tests::firmware::{Scratch, Suite};
 use paddock_tests::vm::text;
-use paddock_tests::{Vm, VmBuilder, files, is_soak};
+use paddock_tests::{Vm, VmBuilder, files};
 
-const SUITES: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 const PURE: &str = "iso-pure";
 const HYBRID: &str = "iso-hybrid";
 /// What is on the disk.
 const UKI: &str = "uki";
-
-/// One suite in CI, all in the soak: for what differs by the drive more than by the firmware.
-fn some_suites() -> &'static [Suite] {
-    if is_soak() { &SUITES } else { &SUITES[1..] }
-}
 
 /// The file of an ISO. Nobody writes it.
 fn iso(name: &str) -> PathBuf {
@@ -60,21 +54,21 @@ fn an_iso_boots(vm: VmBuilder, name: &str) {
 
 #[test]
 fn pure_isos_boot() {
-    for suite in SUITES {
+    for suite in Suite::Trixie.or_both() {
         an_iso_boots(suite.vm(), PURE);
     }
 }
 
 #[test]
 fn hybrid_isos_boot() {
-    for suite in SUITES {
+    for suite in Suite::Bookworm.or_both() {
         an_iso_boots(suite.vm(), HYBRID);
     }
 }
 
 #[test]
 fn seabios_boots_a_hybrid_iso() {
-    for suite in SUITES {
+    for suite in Suite::Trixie.or_both() {
         let firmware = suite.file("bios-256k.bin");
         an_iso_boots(Vm::builder().firmware(&firmware), HYBRID);
     }
@@ -82,7 +76,7 @@ fn seabios_boots_a_hybrid_iso() {
 
 #[test]
 fn an_empty_tray_is_passed_over() {
-    for suite in some_suites() {
+    for suite in Suite::Trixie.or_both() {
         let scratch = Scratch::new();
         let drives = [
             "id=empty".to_owned(),
@@ -100,7 +94,7 @@ fn an_empty_tray_is_passed_over() {
 /// As an installation goes: from the medium at first, from the disk once it is ejected, and from another medium when one is inserted.
 #[test]
 fn an_ejected_medium_gives_way_to_the_disk() {
-    for suite in some_suites() {
+    for suite in Suite::Trixie.or_both() {
         let scratch = Scratch::new();
         let [pure, hybrid] = [PURE, HYBRID].map(iso);
         let vm = suite.vm().args(scratch.disk("uki.raw")).api();

@@ -38,7 +38,7 @@ fn a_pause_is_told_when_the_file_has_all_variables() {
     let vm = churning(&scratch);
     let (api, file) = (vm.api(), scratch.path("variables.fd"));
     let mut before = Vec::new();
-    for round in 0..amount(4, 40) {
+    for round in 0..amount(2, 40) {
         let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
         // At different moments of the writer's time.
         sleep(Duration::from_millis(37 * (round % 8)));

@@ -188,11 +188,6 @@ fn private_memory_grows_and_shrinks() {
 }
 
 #[test]
-fn shared_memory_grows_and_shrinks() {
-    grows_and_shrinks(",shared=on");
-}
-
-#[test]
 fn memory_that_cannot_be_is_refused() {
     let vm = boot(&format!("{}M,max=1G", SIZE / MIB));
     for requested in [0, SIZE - 2 * MIB, SIZE + MIB, 1026 * MIB] {
@@ -233,4 +228,14 @@ fn huge_pages_are_there_before_they_are_plugged_in() {
     assert_eq!(free(), 32);
     vm.power_off();
     run("echo 0 > /proc/sys/vm/nr_hugepages");
+}
+
+/// Of what CI does once, the rest.
+mod soak {
+    use super::*;
+
+    #[test]
+    fn shared_memory_grows_and_shrinks() {
+        grows_and_shrinks(",shared=on");
+    }
 }

@@ -86,7 +86,7 @@ fn killed_under_writes(command: &[&str], socket_flag: &str) {
     let found = &vm.info().disks[0];
     assert_eq!((found.size, found.queues), (SIZE, 4));
     let area = Area {
-        count: Some(amount(1000, 8000)),
+        count: Some(amount(600, 8000)),
         ..Area::new("/dev/vda", SIZE, 42)
     };
     let area = blocks::write_during(&vm, &area, || {

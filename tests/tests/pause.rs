@@ -36,7 +36,7 @@ fn a_guest_stands_still_and_goes_on() {
     events.wait_for_state("running");
     assert_eq!(api.act("resume").code(), "wrong-state");
     // Longer than the guest's watchdogs wait, under the soak.
-    for seconds in [0, 0, 1, amount(5, 60)] {
+    for seconds in [0, 0, 1, amount(3, 60)] {
         act(&api, &mut events, "pause", "paused");
         for refused in ["pause", "nmi", "reset"] {
             assert_eq!(api.act(refused).code(), "wrong-state");
@@ -77,7 +77,7 @@ fn a_pause_outlives_a_reset_that_comes_with_it() {
     let mut vm = Vm::builder().cpus("2").api().boot();
     let api = vm.api();
     let (mut boots, mut paused) = (1, 0);
-    for round in 0..amount(4, 16) {
+    for round in 0..amount(3, 16) {
         let mut events = api.events(api.get("/vm").body["last_event"].as_u64().unwrap());
         let rebooting = vm.probe().start(Reboot { method: None }).unwrap();
         sleep(Duration::from_millis(20 * round));
@@ -99,7 +99,7 @@ fn a_pause_outlives_a_reset_that_comes_with_it() {
 #[test]
 fn writes_go_on_where_they_were() {
     let directory = tempfile::tempdir().unwrap();
-    let size = amount(24, 64) * MIB;
+    let size = amount(12, 64) * MIB;
     let path = files::empty_disk(directory.path(), "disk", size);
     let disk = format!("path={}", path.display());
     let vm = Vm::builder().cpus("2").api().args(["--disk", &disk]).boot();

@@ -146,7 +146,7 @@ fn replicas_are_killed_one_after_the_other_and_come_back() {
     let api = vm.api();
     let mut events = api.events(0);
     events.wait_for_state("running");
-    let count = amount(1000, 6000);
+    let count = amount(500, 6000);
     // One, then two of three: the guest sees nothing of it.
     let first = blocks::write_during(&vm, &area(SIZE, 1, count), || {
         for (number, left) in [["failed", "rw", "rw"], ["failed", "failed", "rw"]]
@@ -187,7 +187,7 @@ fn all_replicas_are_lost_at_once_and_found_again_without_a_word() {
     let vm = volume.boot(",on-error=retry");
     let api = vm.api();
     let mut events = api.events(0);
-    let all = area(SIZE, 1, amount(1000, 6000));
+    let all = area(SIZE, 1, amount(500, 6000));
     let all = blocks::write_during(&vm, &all, || {
         sleep(Duration::from_millis(200));
         for replica in &mut volume.replicas {
@@ -228,7 +228,7 @@ fn a_volume_grows_and_outlives_a_replica_that_hangs() {
         Duration::from_secs(30),
         || vm.info().disks[0].size == larger,
     );
-    let all = area(larger, 1, amount(1000, 6000));
+    let all = area(larger, 1, amount(500, 6000));
     let all = blocks::write_during(&vm, &all, || {
         sleep(Duration::from_millis(100));
         volume.replicas[1].freeze();
@@ -295,9 +295,9 @@ fn a_lost_replica_is_rebuilt_by_the_api_while_the_guest_writes() {
     let mut events = api.events(0);
     let replicas = "/vm/disks/data/replicas";
     let address = volume.addresses(&[0]);
-    let before = area(SIZE, 1, amount(1000, 6000));
+    let before = area(SIZE, 1, amount(500, 6000));
     blocks::write(&vm, &before);
-    let during = blocks::write_during(&vm, &area(SIZE, 2, amount(1000, 6000)), || {
+    let during = blocks::write_during(&vm, &area(SIZE, 2, amount(500, 6000)), || {
         volume.replicas[0].kill();
         wait_for_modes(&vm, &["failed", "rw", "rw"]);
         // Its host has lost all that it had.
@@ -323,7 +323,7 @@ fn longhorns_tools_drive_the_volume_of_a_running_guest() {
     let volume = Volume::start(2, 8 * SIZE);
     let address = free_address();
     let vm = volume.boot(&format!(",controller={address}"));
-    let all = area(SIZE, 1, amount(500, 2000));
+    let all = area(SIZE, 1, amount(300, 2000));
     blocks::write(&vm, &all);
     let mut events = vm.api().events(0);
     let runtime = tokio::runtime::Builder::new_current_thread();
@@ -363,9 +363,9 @@ fn one_that_missed_writes_is_left_out_after_everything_has_crashed() {
     let record = tempfile::tempdir().unwrap();
     let more = format!(",record={}", record.path().join("guest.json").display());
     let vm = volume.boot(&more);
-    blocks::write(&vm, &area(SIZE, 1, amount(500, 2000)));
+    blocks::write(&vm, &area(SIZE, 1, amount(300, 2000)));
     volume.replicas[0].kill();
-    let second = area(SIZE, 2, amount(500, 2000));
+    let second = area(SIZE, 2, amount(300, 2000));
     blocks::write(&vm, &second);
     vm.signal("KILL");
     drop(vm);
