@@ -109,6 +109,45 @@ fn a_replica_is_used_once() {
 }
 
 #[test]
+fn a_record_is_one_volumes() {
+    let disk = |replica: &str, record: &str| json!({"volume": {"name": replica, "replicas": [format!("{replica}:1")], "record": record}});
+    let own = [disk("a", "/r/a"), disk("b", "/r/b")];
+    let spec = valid(&with_disks(json!(own)));
+    let same = [
+        disk("a", "/r/a"),
+        disk("b", "/r/b"),
+        disk("c", "/r/./a"),
+        json!({"path": "/c"}),
+        disk("d", "/r//b"),
+    ];
+    refuses(
+        &with_disks(json!(same)),
+        &[
+            ("/disks/2/volume/record", Duplicate),
+            ("/disks/4/volume/record", Duplicate),
+        ],
+    );
+    // What is wrong by itself is told once.
+    refuses(
+        &with_disks(json!([disk("a", ""), disk("b", "")])),
+        &[
+            ("/disks/0/volume/record", Malformed),
+            ("/disks/1/volume/record", Malformed),
+        ],
+    );
+    let added = spec.with_disk(&disk("c", "/r/b").to_string()).unwrap_err();
+    let [problem] = added.problems() else {
+        panic!("{added}");
+    };
+    assert_eq!(problem.pointer.as_str(), "/volume/record");
+    assert_eq!(
+        problem.detail,
+        "/disks/1/volume/record is the same file; give each volume a record of its own"
+    );
+    spec.with_disk(&disk("c", "/r/c").to_string()).unwrap();
+}
+
+#[test]
 fn engine_sockets() {
     let disk = |path: &str, size: Value, read_only: bool| json!({"longhorn_socket": {"path": path, "size": size}, "read_only": read_only});
     let gib = || json!("1GiB");

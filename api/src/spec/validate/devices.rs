@@ -11,7 +11,7 @@ use super::super::types::{
 };
 use super::cdroms::{MAX_CDROMS, cdrom, written_media};
 use super::disks::{MAX_DISKS, disk, shared_files};
-use super::volumes::shared_volumes;
+use super::volumes::{shared_records, shared_volumes};
 use super::{at_most, optional, passed};
 
 pub(super) const MAX_NICS: usize = 32;
@@ -78,6 +78,7 @@ pub(super) fn devices(
     passed::each_once(config, problems);
     shared_files(&config.disks, &at_disks, problems);
     shared_volumes(&config.disks, &at_disks, problems);
+    shared_records(&config.disks, &at_disks, problems);
     written_media(config, &at_cdroms, problems);
     shared_taps_and_macs(&config.nics, &at_nics, problems);
     Some(Devices {

@@ -185,3 +185,25 @@ pub(super) fn shared_volumes(disks: &[DiskConfig], at: &JsonPointer, problems: &
         }
     }
 }
+
+/// A record is one volume's: each replaces what is there by its own.
+pub(super) fn shared_records(disks: &[DiskConfig], at: &JsonPointer, problems: &mut Problems) {
+    let mut users: HashMap<&Path, JsonPointer> = HashMap::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let volume = disk.volume.as_ref();
+        let Some(path) = volume.and_then(|volume| volume.record.as_deref()) else {
+            continue;
+        };
+        // Whoever passes a descriptor is told of that.
+        if record_path(path).is_err() {
+            continue;
+        }
+        let here = at.index(index).key("volume").key("record");
+        if let Some(first) = users.get(path) {
+            let detail = format!("{first} is the same file; give each volume a record of its own");
+            problems.add(here, ProblemCode::Duplicate, detail);
+        } else {
+            users.insert(path, here);
+        }
+    }
+}
