@@ -5,7 +5,6 @@ use tokio::task::JoinSet;
 use super::create::look_inside;
 use crate::longhorn::control::open::{Candidate, judge};
 use crate::longhorn::control::peer::{Info, Peer};
-use crate::longhorn::control::rebuild::verify::alike;
 use crate::longhorn::control::snapshot::{describe, name_of};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::options::{ReplicaAddress, VolumeOptions};
@@ -192,7 +191,7 @@ pub(super) async fn survey(options: &VolumeOptions, peers: Vec<Peer>) -> Vec<Fou
     found.collect()
 }
 
-/// Finds those that an engine would leave.
+/// Finds those that an engine would leave, by its own judgement.
 fn compare_with_others(options: &VolumeOptions, looks: &mut [Look]) {
     let complete = looks.iter_mut();
     let mut complete: Vec<&mut Look> = complete
@@ -204,7 +203,6 @@ fn compare_with_others(options: &VolumeOptions, looks: &mut [Look]) {
     });
     let mut candidates: Vec<Candidate> = candidates.collect();
     judge(options, &mut candidates);
-    leave_unlike(&mut candidates);
     for candidate in candidates {
         let found = complete
             .iter_mut()
@@ -212,20 +210,6 @@ fn compare_with_others(options: &VolumeOptions, looks: &mut [Look]) {
         if let (Some(look), Some(problem)) = (found, candidate.problem) {
             look.standing = Standing::Stale;
             look.problem = Some(problem);
-        }
-    }
-}
-
-/// Leaves those that have not the snapshots of the one with the longest chain: they were not there when it took one. An engine does not look.
-fn leave_unlike(candidates: &mut [Candidate]) {
-    let complete = candidates.iter().filter(|c| c.problem.is_none());
-    let Some(best) = complete.rev().max_by_key(|c| c.info.chain.len()) else {
-        return;
-    };
-    let (best, address) = (best.info.clone(), best.peer.address.clone());
-    for candidate in candidates.iter_mut().filter(|c| c.problem.is_none()) {
-        if !alike(&best, &candidate.info) {
-            candidate.problem = Some(format!("it has not the snapshots that {address} has"));
         }
     }
 }

@@ -4,8 +4,10 @@ use super::super::Control;
 use super::fake::Manner::{Hang, Refuse};
 use super::fake::now;
 use super::*;
+use crate::longhorn::{Offline, Standing};
 
 use Mode::{Failed, ReadWrite};
+use Standing::{Complete, Stale};
 
 /// Twos since a snapshot `a` of zeros, written a second ago.
 fn with_snapshot(counter: Option<i64>) -> Set {
@@ -28,6 +30,13 @@ fn purge(volume: &Volume) -> Result<(), VolumeError> {
     volume.call(|control: Arc<Control>| async move { control.start_purge().await })
 }
 
+/// What is told of the replicas while nobody has them open.
+fn standings(set: &Set) -> Vec<Standing> {
+    let offline = Offline::new(set.options(Taking::Open)).expect("a thread");
+    let found = offline.survey().expect("what they say");
+    found.iter().map(|found| found.standing).collect()
+}
+
 #[test]
 fn one_that_was_away_when_the_others_went_back_is_left() {
     for counter in [None, Some(5)] {
@@ -38,6 +47,7 @@ fn one_that_was_away_when_the_others_went_back_is_left() {
         volume.revert("a").expect("reverted");
         volume.close().expect("closed");
         set.replicas[2].mend();
+        assert_eq!(standings(&set), [Complete, Complete, Stale]);
         let volume = set.open();
         assert_eq!(modes(&volume), [ReadWrite, ReadWrite, Failed]);
         let expected = match counter {
@@ -118,5 +128,6 @@ fn a_purge_that_one_did_not_do_is_no_reason_to_leave_it() {
     let files = || set.replicas.iter().map(|r| r.state().chain.len());
     assert_eq!(files().collect::<Vec<_>>(), [1, 2, 1]);
     volume.close().expect("closed");
+    assert_eq!(standings(&set), [Complete; 3]);
     assert_eq!(modes(&set.open()), [ReadWrite; 3]);
 }
