@@ -28,7 +28,8 @@ pub struct Capabilities {
     pub discard: bool,
     /// Alignment in bytes that discards should keep to be of use; 0 where `discard` is false.
     pub discard_granularity: u32,
-    /// Whether [`Operation::WriteZeroes`] is cheaper than writing zeros.
+    /// Whether [`Operation::WriteZeroes`] is to be preferred to writing zeros: it spares the submitter their memory and most of the requests, also
+    /// where the disk can but write them. It is carried out in any case.
     pub write_zeroes: bool,
     /// Whether there is a volatile cache that [`Operation::Flush`] empties.
     pub flush: bool,

@@ -88,7 +88,7 @@ pub struct DiskLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000_000)]
     pub iops_burst: Option<u64>,
-    /// Bytes a second, read and written: 4 KiB or more.
+    /// Bytes a second, read, written and zeroed: 4 KiB or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<ByteSize>,
     /// Bytes at once, after a while with none: 4 KiB or more; what a tenth of a second allows by default, and at least 4 KiB. Only with

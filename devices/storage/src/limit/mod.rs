@@ -34,7 +34,7 @@ pub struct Rate {
 pub struct Limits {
     /// Of requests. A flush is none.
     pub requests: Option<Rate>,
-    /// Of bytes read and written.
+    /// Of bytes read, written and zeroed: many a disk writes the zeros, and whether it does is not known here.
     pub bytes: Option<Rate>,
 }
 
@@ -77,7 +77,8 @@ impl Shared {
         let (requests, bytes) = match operation {
             Operation::Flush => return Ok(()),
             Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => (1, buffer.len()),
-            Operation::Discard { .. } | Operation::WriteZeroes { .. } => (1, 0),
+            Operation::WriteZeroes { length, .. } => (1, *length),
+            Operation::Discard { .. } => (1, 0),
         };
         let now = Instant::now();
         let mut buckets = self.lock();

@@ -149,6 +149,39 @@ fn bytes_have_a_limit_of_their_own_and_a_flush_has_none() {
     assert_eq!(memory.flushes(), 1);
 }
 
+/// A disk may have to write zeros, so they are bytes as others are; what is discarded is none.
+#[test]
+fn zeros_are_bytes() {
+    let limits = Limits {
+        requests: None,
+        bytes: Some(rate(1 << 20, 4096)),
+    };
+    let disk = LimitedDisk::new(Arc::new(MemoryDisk::new(1 << 20)), limits);
+    let mut queue = disk.open_queue(8).unwrap();
+    let (offset, length) = (0, 128 << 10);
+    let start = Instant::now();
+    let mut submit = |tag, operation| queue.submit(Request { tag, operation });
+    submit(0, Operation::Discard { offset, length });
+    // Larger than the bucket, and let through all the same.
+    submit(
+        1,
+        Operation::WriteZeroes {
+            offset,
+            length,
+            may_unmap: true,
+        },
+    );
+    assert_eq!(disk.throttled().requests, 0);
+    queue.submit(read(2, 512));
+    answers(queue.as_mut(), 3);
+    assert!(
+        start.elapsed() >= Duration::from_millis(100),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(disk.throttled().requests, 1);
+}
+
 fn slow(memory: &MemoryDisk) -> LimitedDisk {
     let limits = Limits {
         requests: Some(rate(1, 1)),

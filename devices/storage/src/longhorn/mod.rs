@@ -71,7 +71,7 @@ fn capabilities(size: u64, read_only: bool) -> Capabilities {
         // Longhorn's replicas can lose a snapshot's data to it, and it never makes anything read as zeros for good.
         discard: false,
         discard_granularity: 0,
-        // By writing them.
+        // Replicas get them as data, cut here and not by the guest.
         write_zeroes: true,
         flush: true,
     }

@@ -41,7 +41,7 @@ pub struct LimitDiskArgs {
     /// Requests at once, after a while with none [default: those of a tenth of a second]
     #[arg(long, value_name = "COUNT", requires = "iops")]
     pub iops_burst: Option<u64>,
-    /// Bytes a second, read and written
+    /// Bytes a second, read, written and zeroed
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub bandwidth: Option<ByteSize>,
     /// Bytes at once, after a while with none [default: those of a tenth of a second]
