@@ -326,6 +326,21 @@ pub enum EventKind {
         /// How long that took, in milliseconds.
         took_ms: u64,
     },
+    /// A replica of a disk's volume has failed, and the volume's record of those that have everything cannot be written: no write is acknowledged until it
+    /// can.
+    RecordFailed {
+        /// The disk's id.
+        disk: String,
+        /// What the host said, with the record's path; for people.
+        error: String,
+    },
+    /// The volume's record is written again, and so are acknowledged the writes that waited for it.
+    RecordRecovered {
+        /// The disk's id.
+        disk: String,
+        /// How long after it failed, in milliseconds.
+        after_ms: u64,
+    },
     /// A snapshot of a disk's volume was taken.
     SnapshotTaken {
         /// The disk's id.
@@ -366,6 +381,8 @@ impl EventKind {
             Self::ReplicaRemoved { .. } => "replica-removed",
             Self::ComparisonStarted { .. } => "comparison-started",
             Self::ComparisonDone { .. } => "comparison-done",
+            Self::RecordFailed { .. } => "record-failed",
+            Self::RecordRecovered { .. } => "record-recovered",
             Self::SnapshotTaken { .. } => "snapshot-taken",
             Self::Ended { .. } => "ended",
             Self::Deleted => "deleted",
@@ -506,6 +523,20 @@ mod tests {
                     took_ms: 5,
                 },
                 json!({"seq": 1, "time_ms": 2, "type": "comparison-done", "disk": "disk0", "took_ms": 5}),
+            ),
+            (
+                EventKind::RecordFailed {
+                    disk: "disk0".to_owned(),
+                    error: "full".to_owned(),
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "record-failed", "disk": "disk0", "error": "full"}),
+            ),
+            (
+                EventKind::RecordRecovered {
+                    disk: "disk0".to_owned(),
+                    after_ms: 5,
+                },
+                json!({"seq": 1, "time_ms": 2, "type": "record-recovered", "disk": "disk0", "after_ms": 5}),
             ),
             (
                 EventKind::SnapshotTaken {

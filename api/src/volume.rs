@@ -52,6 +52,15 @@ pub struct ReplicaFailure {
     pub since_ms: u64,
 }
 
+/// Why and since when it cannot be recorded which replicas of a volume have everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RecordFailure {
+    /// What the host said last, with the record's path; for people.
+    pub error: String,
+    /// When it failed first, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
 /// How many bytes of something are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ByteProgress {
@@ -85,6 +94,10 @@ pub struct VolumeState {
     /// How far the comparison of the replicas is, which were not closed when the volume was last used. Only one of them is read meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comparison: Option<ByteProgress>,
+    /// That the volume's record cannot be written, while a replica has failed of which it does not tell yet. No write is acknowledged until it can: the guest waits. It is
+    /// tried each second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_failure: Option<RecordFailure>,
     /// The job that adds a replica or removes a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<u64>,

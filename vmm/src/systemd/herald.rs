@@ -265,6 +265,8 @@ impl Script {
             | EventKind::ReplicaRemoved { .. }
             | EventKind::ComparisonStarted { .. }
             | EventKind::ComparisonDone { .. }
+            | EventKind::RecordFailed { .. }
+            | EventKind::RecordRecovered { .. }
             | EventKind::SnapshotTaken { .. } => Said::default(),
         }
     }

@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime};
 use paddock_api::service::Refusal;
 use paddock_api::spec;
 use paddock_api::volume::{
-    ByteProgress, Replica, ReplicaFailure, ReplicaMode, Snapshot, SnapshotRequest, SnapshotTaken,
-    VolumeState,
+    ByteProgress, RecordFailure, Replica, ReplicaFailure, ReplicaMode, Snapshot, SnapshotRequest,
+    SnapshotTaken, VolumeState,
 };
 use paddock_devices::virtio::blk::ConfigBell;
 use paddock_storage::longhorn::{
@@ -73,6 +73,10 @@ impl DiskVolume {
         VolumeState {
             replicas: self.replicas(),
             comparison: comparison.as_ref().map(bytes),
+            record_failure: self.handle.record_failure().map(|failure| RecordFailure {
+                since_ms: since_epoch(failure.at),
+                error: failure.reason,
+            }),
             job: *self.job.lock(),
         }
     }
@@ -209,12 +213,16 @@ fn mode(mode: Mode) -> ReplicaMode {
 }
 
 fn failure(status: &ReplicaStatus) -> Option<ReplicaFailure> {
-    let at = status.failure.as_ref()?.at;
-    let since = at.duration_since(SystemTime::UNIX_EPOCH);
     Some(ReplicaFailure {
         reason: reason(status),
-        since_ms: since.map_or(0, milliseconds),
+        since_ms: since_epoch(status.failure.as_ref()?.at),
     })
+}
+
+/// In milliseconds.
+fn since_epoch(at: SystemTime) -> u64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, milliseconds)
 }
 
 fn bytes(progress: &Progress) -> ByteProgress {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use paddock_api::journal::Journal;
 use paddock_api::resource::EventKind;
 use paddock_devices::virtio::blk::ConfigBell;
-use paddock_storage::longhorn::{Activity, Listener, Mode, Progress, ReplicaStatus, Taken};
+use paddock_storage::longhorn::{
+    Activity, Failure, Listener, Mode, Progress, ReplicaStatus, Taken,
+};
 use parking_lot::Mutex;
 
 /// What has become of a volume's replicas and snapshots since it was opened.
@@ -40,6 +42,8 @@ struct Inner {
     replicas: Option<Vec<Seen>>,
     /// Since when they are compared.
     comparing: Option<Instant>,
+    /// Since when their failures cannot be recorded.
+    unrecorded: Option<Instant>,
     tally: Tally,
 }
 
@@ -188,6 +192,28 @@ impl Listener for Watch {
             disk,
             took_ms: milliseconds(took),
         });
+    }
+
+    fn record(&self, failure: Option<&Failure>) {
+        let mut inner = self.inner.lock();
+        match (failure, inner.unrecorded) {
+            (Some(failure), None) => {
+                inner.unrecorded = Some(Instant::now());
+                self.tell(|disk| EventKind::RecordFailed {
+                    disk,
+                    error: failure.reason.clone(),
+                });
+            }
+            (None, Some(since)) => {
+                inner.unrecorded = None;
+                self.tell(|disk| EventKind::RecordRecovered {
+                    disk,
+                    after_ms: milliseconds(since.elapsed()),
+                });
+            }
+            // As before.
+            (Some(_), Some(_)) | (None, None) => {}
+        }
     }
 
     fn snapshot_taken(&self, taken: &Taken) {

@@ -28,6 +28,7 @@ impl Fake {
         Some(VolumeState {
             replicas: now.unwrap_or(first),
             comparison: None,
+            record_failure: None,
             job: rebuild.as_ref().map(|(_, job)| job.id()),
         })
     }

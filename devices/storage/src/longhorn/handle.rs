@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use super::control::Control;
 use super::error::VolumeError;
+use super::member::Failure;
 use super::options::ReplicaAddress;
 use super::status::{Progress, Purge, Rebuilt, ReplicaStatus, Snapshot, Taken};
 
@@ -48,6 +49,12 @@ impl VolumeHandle {
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {
         self.control.upgrade()?.progress()
+    }
+
+    /// Why and since when it cannot be recorded that a replica has failed, while no write is acknowledged for that.
+    #[must_use]
+    pub fn record_failure(&self) -> Option<Failure> {
+        self.control.upgrade()?.record_failure()
     }
 
     /// Runs a call on the volume's thread.

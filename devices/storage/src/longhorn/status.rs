@@ -104,6 +104,11 @@ pub trait Listener: Send + Sync {
     /// The replicas were compared to the end: all that are left have the same.
     fn compared(&self) {}
 
+    /// That a replica has failed cannot be recorded, and no write is acknowledged until it can; `None` when it has been recorded after all. Told once each.
+    fn record(&self, failure: Option<&Failure>) {
+        let _ = failure;
+    }
+
     /// A snapshot was taken, whoever asked for it.
     fn snapshot_taken(&self, taken: &Taken) {
         let _ = taken;

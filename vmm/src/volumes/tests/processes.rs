@@ -123,7 +123,7 @@ struct Bench {
     jobs: Jobs,
     journal: Arc<Journal>,
     open: Volume,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Bench {
@@ -139,7 +139,12 @@ impl Bench {
         let watch = Arc::new(Watch::new("data", Arc::clone(&journal)));
         let first = replicas[..2].iter();
         let first = first.map(|replica| replica.address.to_string().parse().unwrap());
-        let options = VolumeOptions::new("v", first.collect());
+        let records = directory.path().join("records");
+        std::fs::create_dir(&records).unwrap();
+        let options = VolumeOptions {
+            record: Some(records.join("v.json")),
+            ..VolumeOptions::new("v", first.collect())
+        };
         let open = Volume::open(options, Arc::clone(&watch) as _).unwrap();
         let mut queue = open.open_queue(4).unwrap();
         for offset in (0..SIZE / 2).step_by(MIB) {
@@ -154,7 +159,7 @@ impl Bench {
             jobs: Jobs::new(Arc::clone(&journal)),
             journal,
             open,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -288,6 +293,8 @@ async fn replicas_come_and_go_while_the_volume_is_used() {
     let again = bench.add(2).unwrap_err();
     assert!(matches!(again, Refusal::VolumeState(_)), "{again:?}");
 
+    let [records, away] = ["records", "away"].map(|name| bench.directory.path().join(name));
+    std::fs::rename(&records, &away).unwrap();
     bench.replicas[2].signal(Signal::KILL);
     let failed = until("its failure", || {
         volume.replicas().into_iter().find_map(|one| one.failure)
@@ -296,6 +303,18 @@ async fn replicas_come_and_go_while_the_volume_is_used() {
     assert!(failed.since_ms > 1_600_000_000_000, "{failed:?}");
     assert!(!failed.reason.is_empty());
     until("its event", || (volume.tally().failures == 1).then_some(())).await;
+    let unrecorded = until("a record that fails", || volume.state().record_failure).await;
+    assert!(unrecorded.since_ms >= failed.since_ms, "{unrecorded:?}");
+    let error = unrecorded.error;
+    assert!(
+        error.contains("records/v.json: it cannot be written: No such file"),
+        "{error}"
+    );
+    std::fs::rename(&away, &records).unwrap();
+    until("a record", || {
+        volume.state().record_failure.is_none().then_some(())
+    })
+    .await;
     let removed = volume.remove_replica(&bench.replicas[2].address);
     assert_eq!(removed.await.unwrap().len(), 2);
     let removed = volume.remove_replica(&bench.replicas[2].address);
@@ -328,6 +347,8 @@ async fn replicas_come_and_go_while_the_volume_is_used() {
         format!("replica-added {c}"),
         format!("replica-rebuilt {c}"),
         format!("replica-failed {c}"),
+        "record-failed".to_owned(),
+        "record-recovered".to_owned(),
         format!("replica-removed {c}"),
         format!("replica-removed {b}"),
     ];

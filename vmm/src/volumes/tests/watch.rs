@@ -149,3 +149,26 @@ fn comparisons_and_snapshots_are_told() {
         "{events:?}"
     );
 }
+
+#[test]
+fn a_record_that_cannot_be_written_is_told_once_and_so_is_its_end() {
+    let (watch, journal) = watch();
+    let failure = |reason: &str| Failure {
+        reason: reason.to_owned(),
+        at: SystemTime::now(),
+    };
+    watch.record(None);
+    watch.record(Some(&failure("v.json: full")));
+    watch.record(Some(&failure("v.json: gone")));
+    watch.record(None);
+    watch.record(None);
+    let events = events(&journal);
+    let [failed, EventKind::RecordRecovered { disk, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let told = EventKind::RecordFailed {
+        disk: "data".to_owned(),
+        error: "v.json: full".to_owned(),
+    };
+    assert_eq!((failed, disk.as_str()), (&told, "data"));
+}

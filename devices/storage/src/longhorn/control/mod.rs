@@ -44,7 +44,7 @@ use self::peer::Peer;
 use self::rebuild::Rebuild;
 use self::record::Record;
 use super::error::VolumeError;
-use super::member::{Member, Mode, Socket};
+use super::member::{Failure, Member, Mode, Socket};
 use super::options::{ReplicaAddress, Taking, VolumeOptions};
 use super::shared::{Registered, Shared};
 use super::status::{Listener, Progress};
@@ -72,6 +72,8 @@ pub(super) struct Control {
     adding: Mutex<()>,
     listener: Arc<dyn Listener>,
     record: Option<Record>,
+    /// Why and since when the record lacks that a replica has failed.
+    record_failure: SyncMutex<Option<Failure>>,
     /// How far the present rebuild or resynchronization is.
     progress: SyncMutex<Option<Progress>>,
     settings: SyncMutex<Settings>,
@@ -380,6 +382,7 @@ pub(super) async fn open(
         adding: Mutex::new(()),
         listener,
         record,
+        record_failure: SyncMutex::default(),
         progress: SyncMutex::default(),
         settings: SyncMutex::default(),
         opening: Mutex::new(0),

@@ -149,12 +149,13 @@ impl Record {
         let parent = self.path.parent();
         let named = parent.filter(|parent| !parent.as_os_str().is_empty());
         let directory = named.unwrap_or(Path::new("."));
+        let opened = File::open(directory)?;
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         serde_json::to_writer(&mut file, content)?;
         file.write_all(b"\n")?;
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
-        File::open(directory)?.sync_all()
+        opened.sync_all()
     }
 
     /// Another engine has the volume from now on: whoever runs that knows who has everything, and this would not hear of it.

@@ -5,7 +5,7 @@
 //! alive. Neither do answers to other requests keep a stuck one alive for ever: that one has four times as long. Pings find those that die while nobody asks.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -14,7 +14,7 @@ use super::Control;
 use super::client::DataClient;
 use super::closing;
 use crate::longhorn::error::VolumeError;
-use crate::longhorn::member::{Member, Mode};
+use crate::longhorn::member::{Failure, Member, Mode};
 use crate::longhorn::shared::Event;
 
 /// How often silence is looked for.
@@ -52,25 +52,17 @@ pub(super) fn watch(control: &Arc<Control>, member: &Arc<Member>) {
 async fn listen(control: Weak<Control>, mut events: UnboundedReceiver<Event>) {
     while events.recv().await.is_some() {
         let mut changes = 1;
-        while events.try_recv().is_ok() {
-            changes += 1;
-        }
-        if let Some(control) = control.upgrade() {
-            control.tell_listener();
-        }
         loop {
+            while events.try_recv().is_ok() {
+                changes += 1;
+            }
             let Some(control) = control.upgrade() else {
                 return;
             };
-            let Some(record) = &control.record else {
+            control.tell_listener();
+            if control.record_changes(changes) {
                 break;
-            };
-            let Err(error) = record.write(&control.complete_replicas()) else {
-                control.shared.recorded(changes);
-                break;
-            };
-            tracing::error!(volume = %control.options.name, %error,
-                "the failure of a replica cannot be recorded; writes are not acknowledged until it is");
+            }
             drop(control);
             sleep(RECORD_AGAIN).await;
         }
@@ -104,6 +96,48 @@ impl Control {
     /// Tells the owner which replicas there are and what they are good for.
     pub(super) fn tell_listener(&self) {
         self.listener.replicas(&self.replicas());
+    }
+
+    /// Records which replicas have everything, after so many changes. Whether it is recorded.
+    fn record_changes(&self, changes: u32) -> bool {
+        let Some(record) = &self.record else {
+            return true;
+        };
+        let written = record.write(&self.complete_replicas());
+        let is_written = written.is_ok();
+        self.set_record_failure(written.err());
+        if is_written {
+            self.shared.recorded(changes);
+        }
+        is_written
+    }
+
+    /// Why and since when the record lacks that a replica has failed.
+    pub(crate) fn record_failure(&self) -> Option<Failure> {
+        self.record_failure.lock().clone()
+    }
+
+    fn set_record_failure(&self, error: Option<VolumeError>) {
+        let volume = &self.options.name;
+        let before = self.record_failure();
+        let now = error.map(|error| Failure {
+            reason: error.to_string(),
+            at: before
+                .as_ref()
+                .map_or_else(SystemTime::now, |known| known.at),
+        });
+        self.record_failure.lock().clone_from(&now);
+        match (before, &now) {
+            (None, Some(failure)) => {
+                tracing::error!(%volume, error = failure.reason,
+                    "the failure of a replica cannot be recorded; writes are not acknowledged until it is");
+            }
+            (Some(_), None) => {
+                tracing::info!(%volume, "the failure of a replica is recorded after all");
+            }
+            _ => return,
+        }
+        self.listener.record(now.as_ref());
     }
 
     /// Whether no other replica is there to go on with.

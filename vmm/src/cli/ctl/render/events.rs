@@ -126,9 +126,8 @@ fn what(kind: &str, fields: &Map<String, Value>) -> Cell {
             Cell::new(format!("{} has {size}", text(fields, "disk")))
         }
         "replica-added" | "replica-rebuilt" | "replica-failed" | "replica-reopened"
-        | "replica-removed" | "comparison-started" | "comparison-done" | "snapshot-taken" => {
-            volume(kind, fields)
-        }
+        | "replica-removed" | "comparison-started" | "comparison-done" | "record-failed"
+        | "record-recovered" | "snapshot-taken" => volume(kind, fields),
         "deleted" => Cell::default(),
         "gap" => {
             let lost = fields.get("lost").and_then(Value::as_u64);
@@ -165,6 +164,14 @@ fn volume(kind: &str, fields: &Map<String, Value>) -> Cell {
             (told, Colour::Yellow)
         }
         "comparison-done" => (format!("after {}", took()), Colour::Green),
+        "record-failed" => {
+            let error = text(fields, "error");
+            (format!("writes wait: {error}"), Colour::Red)
+        }
+        "record-recovered" => {
+            let after = duration(Duration::from_millis(number("after_ms")));
+            (format!("after {after}"), Colour::Green)
+        }
         _ => {
             let frozen = Duration::from_micros(number("frozen_us")).as_secs_f64() * 1000.0;
             let snapshot = text(fields, "snapshot");
@@ -282,6 +289,14 @@ mod tests {
             (
                 json!({"type": "comparison-done", "disk": "data", "took_ms": 100}),
                 "comparison-done  data: after 0.1 s",
+            ),
+            (
+                json!({"type": "record-failed", "disk": "data", "error": "r: No space left on device"}),
+                "record-failed  data: writes wait: r: No space left on device",
+            ),
+            (
+                json!({"type": "record-recovered", "disk": "data", "after_ms": 2500}),
+                "record-recovered  data: after 2.5 s",
             ),
             (
                 json!({"type": "snapshot-taken", "disk": "data", "snapshot": "s", "frozen_us": 1500}),

@@ -56,6 +56,10 @@ pub(super) fn trouble(volume: &VolumeState) -> Option<Cell> {
     let count = |mode| volume.replicas.iter().filter(|r| r.mode == mode).count();
     let (failed, rebuilt) = (count(ReplicaMode::Failed), count(ReplicaMode::WriteOnly));
     let mut told = Vec::new();
+    if let Some(failure) = &volume.record_failure {
+        let since = moment(failure.since_ms);
+        told.push(format!("writes wait since {since}: {}", failure.error));
+    }
     if failed > 0 {
         told.push(format!("{failed} of {all} replicas failed"));
     }
@@ -65,7 +69,7 @@ pub(super) fn trouble(volume: &VolumeState) -> Option<Cell> {
     if let Some(progress) = volume.comparison {
         told.push(format!("replicas being compared: {}", so_far(progress)));
     }
-    let colour = if failed > 0 {
+    let colour = if failed > 0 || volume.record_failure.is_some() {
         Colour::Red
     } else {
         Colour::Yellow
@@ -89,4 +93,46 @@ fn notes(snapshot: &Snapshot) -> String {
     let labels = snapshot.labels.iter();
     notes.extend(labels.map(|(key, value)| format!("{key}={value}")));
     notes.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_api::volume::{RecordFailure, ReplicaFailure};
+
+    use super::*;
+
+    fn told(volume: &VolumeState) -> String {
+        let mut page = Page::new(false);
+        page.line(&[trouble(volume).unwrap_or_default()], &[0]);
+        page.into_text()
+    }
+
+    #[test]
+    fn what_is_not_as_it_should_be_is_told() {
+        let replica = |mode| Replica {
+            address: "a:1".to_owned(),
+            mode,
+            failure: (mode == ReplicaMode::Failed).then(|| ReplicaFailure {
+                reason: "gone".to_owned(),
+                since_ms: 1_700_000_000_123,
+            }),
+            rebuild: None,
+        };
+        let mut volume = VolumeState {
+            replicas: vec![replica(ReplicaMode::ReadWrite); 2],
+            comparison: None,
+            record_failure: None,
+            job: None,
+        };
+        assert_eq!(told(&volume), "\n");
+        volume.replicas[1] = replica(ReplicaMode::Failed);
+        volume.record_failure = Some(RecordFailure {
+            error: "v.json: No space left".to_owned(),
+            since_ms: 1_700_000_000_123,
+        });
+        assert_eq!(
+            told(&volume),
+            "writes wait since 2023-11-14T22:13:20.123Z: v.json: No space left, 1 of 2 replicas failed\n"
+        );
+    }
 }

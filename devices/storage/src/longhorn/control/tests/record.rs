@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex as SyncMutex;
 use tempfile::TempDir;
 
 use super::*;
+use crate::longhorn::Failure;
 
 use Mode::{Failed, ReadWrite};
 
@@ -32,11 +34,19 @@ impl Recorded {
     }
 
     fn open(&self, taking: Taking) -> Result<Volume, VolumeError> {
+        self.open_heard(taking, Arc::new(Nobody))
+    }
+
+    fn open_heard(
+        &self,
+        taking: Taking,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Volume, VolumeError> {
         let options = VolumeOptions {
             record: Some(self.path()),
             ..self.set.options(taking)
         };
-        Volume::open(options, Arc::new(Nobody))
+        Volume::open(options, listener)
     }
 
     /// Has the first replica fail.
@@ -55,6 +65,33 @@ impl Recorded {
         for replica in &self.set.replicas {
             replica.restart();
         }
+    }
+}
+
+/// What a volume has told of its record, and last of its replicas.
+#[derive(Default)]
+struct Told {
+    records: SyncMutex<Vec<Option<Failure>>>,
+    modes: SyncMutex<Vec<Mode>>,
+}
+
+impl Told {
+    fn records(&self) -> Vec<Option<Failure>> {
+        self.records.lock().clone()
+    }
+
+    fn modes(&self) -> Vec<Mode> {
+        self.modes.lock().clone()
+    }
+}
+
+impl Listener for Told {
+    fn replicas(&self, replicas: &[ReplicaStatus]) {
+        *self.modes.lock() = replicas.iter().map(|replica| replica.mode).collect();
+    }
+
+    fn record(&self, failure: Option<&Failure>) {
+        self.records.lock().push(failure.cloned());
     }
 }
 
@@ -103,7 +140,11 @@ fn nothing_is_acknowledged_that_a_replica_misses_of_which_that_is_not_recorded()
         replica.restart();
     }
     fs::create_dir(recorded.records()).expect("a directory");
-    let volume = recorded.open(Taking::Open).expect("a volume");
+    let told = Arc::new(Told::default());
+    let volume = recorded.open_heard(Taking::Open, Arc::clone(&told) as _);
+    let volume = volume.expect("a volume");
+    let handle = volume.handle();
+    assert_eq!(handle.record_failure(), None);
     let away = recorded.directory.path().join("away");
     fs::rename(recorded.records(), &away).expect("renamed");
     recorded.fail_first(&volume);
@@ -114,11 +155,24 @@ fn nothing_is_acknowledged_that_a_replica_misses_of_which_that_is_not_recorded()
         });
         std::thread::sleep(Duration::from_millis(200));
         assert!(!writing.is_finished(), "acknowledged and not recorded");
+        let failure = handle.record_failure().expect("a failure");
+        let expected = format!(
+            "volume fake: its record {}: it cannot be written: No such file or directory (os error 2)",
+            recorded.path().display()
+        );
+        assert_eq!(failure.reason, expected);
+        assert_eq!(told.records(), [Some(failure)]);
+        // Who fails meanwhile is told all the same.
+        fail(&volume, 2);
+        wait_until("is told", || told.modes() == [Failed, ReadWrite, Failed]);
         fs::rename(&away, recorded.records()).expect("renamed");
         writing.join().expect("an end")
     });
     assert_eq!(written, Ok(()));
-    assert_eq!(complete(&recorded.path()), 2);
+    assert_eq!(complete(&recorded.path()), 1);
+    assert_eq!(handle.record_failure(), None);
+    assert_eq!(told.records().len(), 2, "it began, and it has ended");
+    assert_eq!(told.records()[1], None);
 }
 
 #[test]
