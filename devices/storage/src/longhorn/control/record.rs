@@ -150,10 +150,12 @@ impl Record {
         let named = parent.filter(|parent| !parent.as_os_str().is_empty());
         let directory = named.unwrap_or(Path::new("."));
         let opened = File::open(directory)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        serde_json::to_writer(&mut file, content)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
+        let file = tempfile::NamedTempFile::new_in(directory)?;
+        // Not by its name, which is another each time and would be in the error.
+        let mut open = file.as_file();
+        serde_json::to_writer(open, content)?;
+        open.write_all(b"\n")?;
+        open.sync_all()?;
         file.persist(&self.path)?;
         opened.sync_all()
     }
