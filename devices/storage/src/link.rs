@@ -111,6 +111,17 @@ impl Link {
         self.outgoing.extend(payload.map(Piece::Payload));
     }
 
+    /// Takes back what of nothing was sent yet: headers that `whose` finds, and their payloads.
+    pub(crate) fn withdraw(&mut self, mut whose: impl FnMut(&[u8]) -> bool) {
+        let mut goes = false;
+        self.outgoing.retain(|piece| {
+            if let Piece::Header { sent, .. } = piece {
+                goes = *sent == 0 && whose(piece.bytes());
+            }
+            !goes
+        });
+    }
+
     /// Whether something is still to be sent.
     pub(crate) fn has_outgoing(&self) -> bool {
         self.withheld || !self.outgoing.is_empty()
@@ -255,6 +266,26 @@ mod tests {
         assert_eq!(&got[..11], b"firstsecond");
         assert_eq!(&got[11..11 + payload.len()], &payload[..]);
         assert_eq!(&got[11 + payload.len()..], b"third");
+    }
+
+    #[test]
+    fn only_what_was_not_begun_is_taken_back() {
+        let (mut link, mut peer) = pair();
+        let payload = Bytes::from(vec![1; 3 << 20]);
+        for header in [b"1", b"2", b"3", b"4"] {
+            link.push(header, Some(payload.clone()));
+        }
+        link.send().expect("sent");
+        assert!(link.has_outgoing(), "a socket that takes 3 MiB at once");
+        link.withdraw(|header| header != b"3");
+        let mut got = vec![0; 2 * (1 + payload.len())];
+        let mut done = 0;
+        while done < got.len() {
+            done += peer.read(&mut got[done..]).expect("received");
+            link.send().expect("sent");
+        }
+        assert!(!link.has_outgoing());
+        assert_eq!((got[0], got[1 + payload.len()]), (b'1', b'3'));
     }
 
     #[test]

@@ -126,6 +126,13 @@ impl Connection {
         self.link.push(&header, asked.payload.clone());
     }
 
+    /// Takes back the requests that `whose` finds by their cookies and of which nothing was sent yet.
+    pub(super) fn withdraw(&mut self, mut whose: impl FnMut(u64) -> bool) {
+        let cookie = protocol::cookie_of_request;
+        self.link
+            .withdraw(|header| cookie(header).is_some_and(&mut whose));
+    }
+
     /// Sends what the connection takes.
     ///
     /// # Errors

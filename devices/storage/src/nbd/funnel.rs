@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::NbdQueue;
+use super::requests::CANCELED;
 use super::session::Handle;
 use crate::{Completion, DiskQueue, Request};
 
@@ -30,9 +31,26 @@ struct Outbox {
     event: EventFd,
 }
 
+impl Outbox {
+    fn push(&self, completion: Completion) {
+        let mut done = lock(&self.done);
+        if done.is_empty() {
+            let _ = self.event.write(1);
+        }
+        done.push(completion);
+    }
+
+    fn cancel(&self, tag: u64) {
+        let result = Err(CANCELED);
+        self.push(Completion { tag, result });
+    }
+}
+
 #[derive(Debug, Default)]
 struct Orders {
     requests: Vec<(Arc<Outbox>, Request)>,
+    /// Queues whose requests nobody waits for any more.
+    abandoned: Vec<Arc<Outbox>>,
     closed: bool,
 }
 
@@ -85,6 +103,7 @@ fn serve(mut queue: NbdQueue, inbox: &Inbox) {
                 return;
             }
             let requests = std::mem::take(&mut orders.requests);
+            let abandoned = std::mem::take(&mut orders.abandoned);
             drop(orders);
             for ((outbox, request), number) in requests.into_iter().zip(&mut numbers) {
                 let Request { tag, operation } = request;
@@ -94,17 +113,17 @@ fn serve(mut queue: NbdQueue, inbox: &Inbox) {
                     operation,
                 });
             }
+            for outbox in abandoned {
+                let owner = |tag| owners.get(&tag).map(|(owner, _)| owner);
+                let whose = |tag| owner(tag).is_some_and(|owner| Arc::ptr_eq(owner, &outbox));
+                queue.abandon_those(whose);
+            }
         }
         queue.reap(&mut done);
         for Completion { tag, result } in done.drain(..) {
-            let Some((outbox, tag)) = owners.remove(&tag) else {
-                continue;
-            };
-            let mut theirs = lock(&outbox.done);
-            if theirs.is_empty() {
-                let _ = outbox.event.write(1);
+            if let Some((outbox, tag)) = owners.remove(&tag) {
+                outbox.push(Completion { tag, result });
             }
-            theirs.push(Completion { tag, result });
         }
     }
 }
@@ -115,6 +134,7 @@ pub(super) struct FunnelQueue {
     outbox: Arc<Outbox>,
     staged: Vec<Request>,
     in_flight: usize,
+    abandoned: bool,
 }
 
 impl FunnelQueue {
@@ -128,6 +148,7 @@ impl FunnelQueue {
             outbox: Arc::new(outbox),
             staged: Vec::new(),
             in_flight: 0,
+            abandoned: false,
         })
     }
 }
@@ -135,6 +156,9 @@ impl FunnelQueue {
 impl DiskQueue for FunnelQueue {
     fn submit(&mut self, request: Request) {
         self.in_flight += 1;
+        if self.abandoned {
+            return self.outbox.cancel(request.tag);
+        }
         self.staged.push(request);
     }
 
@@ -163,6 +187,18 @@ impl DiskQueue for FunnelQueue {
             self.in_flight -= done.len();
             completions.append(&mut done);
         }
+    }
+
+    fn abandon(&mut self) {
+        self.abandoned = true;
+        for request in self.staged.drain(..) {
+            self.outbox.cancel(request.tag);
+        }
+        let mut orders = lock(&self.funnel.inbox.orders);
+        // Those that the thread has not taken yet it tells to go, too.
+        orders.abandoned.push(Arc::clone(&self.outbox));
+        drop(orders);
+        let _ = self.funnel.inbox.event.write(1);
     }
 
     fn in_flight(&self) -> usize {

@@ -7,7 +7,8 @@
 //!
 //! # When the connection is lost
 //! Requests that were not answered are kept, with a copy of what they write, and sent again in their order when there is a connection. After
-//! [`NbdOptions::reconnect_deadline`] they are answered with `ETIMEDOUT`, and so is what is submitted later, until there is one.
+//! [`NbdOptions::reconnect_deadline`] they are answered with `ETIMEDOUT`, and so is what is submitted later, until there is one. Those that nobody
+//! waits for any more ([`DiskQueue::abandon`]) are not kept, and answered at once.
 //!
 //! A server that dies may take with it what it has acknowledged and not flushed, and after it comes back its flush knows nothing of that. A
 //! client that only sends again what was not answered (as Linux's and QEMU's do) then tells its guest that writes are on stable

@@ -272,6 +272,12 @@ pub(super) fn request(
     bytes
 }
 
+/// The cookie in a request's header.
+pub(super) fn cookie_of_request(header: &[u8]) -> Option<u64> {
+    let bytes = header.get(8..)?.first_chunk().copied()?;
+    Some(u64::from_be_bytes(bytes))
+}
+
 /// The header of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reply {

@@ -15,7 +15,7 @@ use rustix::time::{
 
 use super::connection::Connection;
 use super::protocol;
-use super::requests::Requests;
+use super::requests::{CANCELED, Requests};
 use super::session::{Acknowledged, Handle, Mailbox};
 use crate::{Completion, DiskQueue, IoError, Operation, Request};
 
@@ -52,6 +52,7 @@ pub(super) struct NbdQueue {
     heard: Instant,
     /// Since when there is no server that answers; `None` while there is one, and while nobody wants any.
     down: Option<Instant>,
+    abandoned: bool,
 }
 
 impl NbdQueue {
@@ -80,6 +81,7 @@ impl NbdQueue {
             done: Vec::new(),
             heard: Instant::now(),
             down: None,
+            abandoned: false,
         };
         queue.poll(crate::fd::borrow(&queue.mailbox.event), MAIL)?;
         queue.poll(queue.timer.as_fd(), TICK)?;
@@ -121,6 +123,13 @@ impl NbdQueue {
         self.mailbox.ring();
     }
 
+    /// Nobody waits any more for the requests that `whose` finds by their tags.
+    pub(super) fn abandon_those(&mut self, whose: impl Fn(u64) -> bool) {
+        let connection = self.connection.as_mut();
+        self.requests.abandon(whose, connection, &mut self.done);
+        self.mailbox.ring();
+    }
+
     fn read_mail(&mut self) {
         if !self.mailbox.heard() {
             return;
@@ -157,6 +166,7 @@ impl NbdQueue {
         self.broken = None;
         self.requests.rewind();
         self.requests.complete(&mut self.done);
+        self.requests.end_abandoned(|_| true, &mut self.done);
         if !self.requests.is_empty() {
             self.down.get_or_insert_with(Instant::now);
         }
@@ -295,6 +305,9 @@ impl NbdQueue {
 
 impl DiskQueue for NbdQueue {
     fn submit(&mut self, request: Request) {
+        if self.abandoned {
+            return self.answer(request.tag, Err(CANCELED));
+        }
         let session = &self.handle.0;
         if let Err(error) = session.capabilities.check(&request.operation) {
             return self.answer(request.tag, Err(error));
@@ -350,6 +363,11 @@ impl DiskQueue for NbdQueue {
         // An error, too, lets the caller look.
         epoll::wait(&self.epoll, room, timeout.as_ref()).is_err()
             || events.iter().any(|event| event.data.u64() == WATCHED)
+    }
+
+    fn abandon(&mut self) {
+        self.abandoned = true;
+        self.abandon_those(|_| true);
     }
 
     fn in_flight(&self) -> usize {

@@ -2,7 +2,7 @@
 //!
 //! Parts are made when there is room for them: a guest that discards the whole of a disk makes a few at a time.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -23,6 +23,9 @@ const MAX_EXTENT: u32 = 128 << 20;
 
 /// How often a part is sent: one that has the connection lost so often may be what the server dies of.
 const MAX_SENDS: u32 = 8;
+
+/// What is said of what nobody waits for and the server has not got, or has perhaps not got.
+pub(super) const CANCELED: IoError = IoError::Os(libc::ECANCELED);
 
 /// What is written where the server cannot write zeros by itself.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -49,6 +52,8 @@ struct Active {
     parts: u32,
     /// Whether it is among those that wait for room.
     waits: bool,
+    /// Nobody waits for it any more.
+    abandoned: bool,
     error: Option<IoError>,
 }
 
@@ -125,6 +130,7 @@ impl Requests {
             cut: 0,
             parts: 0,
             waits: true,
+            abandoned: false,
             error: None,
         };
         self.active.insert(id, active);
@@ -313,6 +319,60 @@ impl Requests {
             let result = active.error.map_or(Ok(()), Err);
             done.push(Completion { tag, result });
         }
+    }
+
+    /// Nobody waits any more for those that `whose` finds by their tags: what of them has not begun to be sent by the connection, if there is one,
+    /// never is, and nothing of them is sent again on another.
+    pub(super) fn abandon(
+        &mut self,
+        whose: impl Fn(u64) -> bool,
+        connection: Option<&mut Connection>,
+        done: &mut Vec<Completion>,
+    ) {
+        for active in self.active.values_mut() {
+            if active.tag.is_some_and(&whose) {
+                active.abandoned = true;
+                if active.cut < active.length {
+                    active.error.get_or_insert(CANCELED);
+                    active.cut = active.length;
+                }
+            }
+        }
+        let Some(connection) = connection else {
+            return self.end_abandoned(|_| true, done);
+        };
+        let mut unsent = HashSet::new();
+        connection.withdraw(|cookie| {
+            let part = self.parts.get(&cookie);
+            let active = part.and_then(|part| self.active.get(&part.request));
+            active.is_some_and(|active| active.abandoned) && unsent.insert(cookie)
+        });
+        self.end_abandoned(|cookie| unsent.contains(&cookie), done);
+    }
+
+    /// No answer is to come to the parts that `lost` finds by their cookies: of what was abandoned, these are forgotten, and what has no others ends.
+    pub(super) fn end_abandoned(&mut self, lost: impl Fn(u64) -> bool, done: &mut Vec<Completion>) {
+        self.parts.retain(|cookie, part| {
+            let active = self.active.get_mut(&part.request);
+            let Some(active) = active.filter(|active| active.abandoned && lost(*cookie)) else {
+                return true;
+            };
+            active.error.get_or_insert(CANCELED);
+            active.parts -= 1;
+            self.payloads -= payload(&part.asked);
+            false
+        });
+        let over = |active: &Active| active.abandoned && active.parts == 0;
+        let mut ids: Vec<u64> = self
+            .active
+            .iter()
+            .filter_map(|(id, active)| over(active).then_some(*id))
+            .collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.end(id, done);
+        }
+        self.waiting.retain(|id| self.active.contains_key(id));
     }
 
     /// Answers everything with an error.

@@ -1,5 +1,6 @@
 //! The client against servers in this process that can do what no real one should, and against real ones.
 
+mod abandoned;
 mod hostile;
 mod load;
 mod loss;

@@ -58,6 +58,15 @@ pub(super) struct State {
     pub connections: usize,
 }
 
+impl State {
+    /// Dies: what was not flushed is gone, and so are all connections, with what came by them and was not answered.
+    pub(super) fn die(&mut self) {
+        self.life += 1;
+        self.cached = self.committed.clone();
+        hang_up(self);
+    }
+}
+
 /// A server that listens on a unix socket.
 pub(super) struct Server {
     directory: TempDir,
@@ -144,10 +153,7 @@ impl Server {
 
     /// Dies: what was not flushed is gone, and so are all connections.
     pub(super) fn die(&self) {
-        let mut state = self.state.lock().unwrap();
-        state.life += 1;
-        state.cached = state.committed.clone();
-        hang_up(&mut state);
+        self.state.lock().unwrap().die();
     }
 
     /// Only the connections are gone.
