@@ -205,3 +205,11 @@ impl DiskQueue for FunnelQueue {
         self.in_flight
     }
 }
+
+impl Drop for FunnelQueue {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            self.abandon();
+        }
+    }
+}

@@ -391,6 +391,9 @@ impl Drop for NbdQueue {
         // What it has on its way is nobody's any more; the buffers are ours alone.
         if let Some(rest) = rest {
             rest.close();
+            // The server may have died without this queue having noticed, and one that came back is not to be taken for it by whoever connects next.
+            let error = io::Error::other("a queue was closed with requests on their way");
+            self.handle.0.lost(self.epoch, &error);
         }
     }
 }

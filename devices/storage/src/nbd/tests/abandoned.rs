@@ -143,3 +143,21 @@ fn what_the_socket_has_not_taken_is_never_sent() {
         assert_eq!(state.connections, 1);
     }
 }
+
+#[test]
+fn a_queue_that_is_dropped_leaves_nothing_to_be_sent() {
+    for flags in BOTH {
+        let server = server(flags, 1 << 20);
+        let disk = open(&options(&server.uri()));
+        let mut queue = disk.open_queue(8).unwrap();
+        assert_eq!(write(queue.as_mut(), 0, vec![1; 512]), Ok(()));
+        server.away.store(true, Ordering::Release);
+        server.die();
+        submit_write(queue.as_mut(), 1, 1024, 512);
+        drop(queue);
+        server.away.store(false, Ordering::Release);
+        let mut queue = disk.open_queue(8).unwrap();
+        let expected = [[1; 512], [0; 512], [0; 512]].concat();
+        assert_eq!(read(queue.as_mut(), 0, 1536), Ok(expected));
+    }
+}
