@@ -49,9 +49,15 @@ impl Control {
         let failed = live.iter().zip(&answers);
         let failed = failed.filter(|(_, answer)| answer.is_err());
         let failed: Vec<_> = failed.map(|(replica, _)| replica.clone()).collect();
-        let mut asked = each(&failed, |peer| async move { peer.get().await })
-            .await
-            .into_iter();
+        // Nothing is lost with those once another has done it, so they have had their time.
+        let is_done = answers.iter().any(Result::is_ok);
+        let ask = |peer: Peer| async move {
+            match is_done {
+                true => peer.get_soon().await,
+                false => peer.get().await,
+            }
+        };
+        let mut asked = each(&failed, ask).await.into_iter();
         let told = live.iter().zip(answers).map(|((member, peer), answer)| {
             let error = answer.err();
             let outcome = match &error {

@@ -34,6 +34,9 @@ const CALL: Duration = Duration::from_secs(if cfg!(test) { 4 } else { 60 });
 /// How long a call may take while all I/O waits for it, or somebody who wants to begin some.
 pub(crate) const CALL_WHILE_FROZEN: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 8 });
 
+/// How long one that failed to do what others have done may take to say whether it has: it is left anyway if it does not, and I/O may wait for it.
+const CALL_AGAIN: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 2000 });
+
 /// How long the transfer of a replica's files may take.
 const TRANSFER: Duration = Duration::from_secs(24 * 3600);
 
@@ -256,10 +259,18 @@ impl Peer {
     }
 
     pub(crate) async fn get(&self) -> Result<Info, VolumeError> {
+        self.get_within(CALL_WHILE_FROZEN).await
+    }
+
+    /// The same of one that others can do without.
+    pub(super) async fn get_soon(&self) -> Result<Info, VolumeError> {
+        self.get_within(CALL_AGAIN).await
+    }
+
+    async fn get_within(&self, deadline: Duration) -> Result<Info, VolumeError> {
         let mut client = self.replica.clone();
         let call = client.replica_get(self.request(()));
-        self.replica("asking for its state", CALL_WHILE_FROZEN, call)
-            .await
+        self.replica("asking for its state", deadline, call).await
     }
 
     /// Makes the files of one that has none.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::fake::Manner::{DoesLate, DoneLate, Hang, Refuse};
 use super::*;
+use crate::longhorn::control::peer::CALL_WHILE_FROZEN;
 
 use Mode::{Failed, ReadWrite};
 
@@ -98,8 +99,10 @@ fn one_that_cannot_be_asked_what_it_did_is_left() {
         replica.set("get", Hang);
     }
     let name = Some("a".to_owned());
-    volume.snapshot(name, HashMap::new()).expect("taken");
+    let taken = volume.snapshot(name, HashMap::new()).expect("taken");
     assert_eq!(modes(&volume), [ReadWrite, Failed, Failed]);
+    // All I/O waits for them, and not twice as long for what one of them may say.
+    assert!(taken.frozen < 2 * CALL_WHILE_FROZEN, "{taken:?}");
 }
 
 #[test]
