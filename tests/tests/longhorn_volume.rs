@@ -53,7 +53,20 @@ fn both_engines_use_a_mixed_set() {
     both_ways(&Set::of("mixed", true, programs));
 }
 
-/// Paddock's engine writes and Longhorn's reads, and the other way round.
+/// The writes that all replicas of a set have counted: the next engine takes one that has fewer for one that missed some.
+#[track_caller]
+fn counted(set: &Set) -> u64 {
+    let count = |replica: &Replica| {
+        let bytes = std::fs::read(replica.directory().join("revision.counter")).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        text.trim_end_matches('\0').parse::<u64>().unwrap()
+    };
+    let counts: Vec<u64> = set.replicas.iter().map(count).collect();
+    assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+    counts[0]
+}
+
+/// Paddock's engine writes and Longhorn's reads, and the other way round. Replicas count the writes.
 fn both_ways(set: &Set) {
     let volume = set.open();
     assert_eq!(volume.size(), SIZE);
@@ -63,6 +76,8 @@ fn both_ways(set: &Set) {
     set.assert_alike(&[0, 1, 2]);
     drop(user);
     volume.close().unwrap();
+    let ours = counted(set);
+    assert!(ours > 1, "{ours}");
 
     let replicas: Vec<&Replica> = set.replicas.iter().collect();
     let options = EngineOptions {
@@ -101,6 +116,8 @@ fn both_ways(set: &Set) {
     user.check(SIZE / 2, SIZE, 1);
     drop(user);
     volume.close().unwrap();
+    let all = counted(set);
+    assert!(all > ours, "{all}, of which {ours} are ours");
 }
 
 #[test]
