@@ -1,84 +1,192 @@
 //! What the tests of crashes kill: an engine with a volume, which writes blocks, many at once and each of them once at a time. It says on stdout what it is about
-//! to write and what was acknowledged, a line each, before it goes on.
+//! to write and what was acknowledged, a line each, before it goes on; and so what else it does, which replicas have failed, and when they are the same.
 //!
-//! usage: volume-writer NAME BLOCKS SEED GENERATION HOST:PORT…
+//! usage: volume-writer NAME BLOCKS SEED GENERATION QUEUES [record=FILE] [snapshots] [rebuild=HOST:PORT] HOST:PORT…
 
-use std::collections::BTreeSet;
-use std::io::Write;
+use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use paddock_probe::blocks::{self, Stamp};
-use paddock_storage::longhorn::{Nobody, Volume, VolumeOptions};
-use paddock_storage::{Buffer, Disk, Operation, Request};
+use paddock_storage::longhorn::{
+    Listener, Mode, ReplicaAddress, ReplicaStatus, Volume, VolumeOptions,
+};
+use paddock_storage::{Buffer, Disk, DiskQueue, Operation, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// Bytes of a block: one and a half sectors, so that neighbours share one.
-const BLOCK: u64 = 6144;
+const BLOCK: usize = 6144;
 
-/// Requests at once.
+/// Requests at once in each queue.
 const DEPTH: usize = 16;
 
-type Failure = Box<dyn std::error::Error>;
+/// Between two snapshots.
+const PAUSE: Duration = Duration::from_millis(20);
 
-fn run(arguments: &[String]) -> Result<(), Failure> {
-    let [name, count, seed, generation, replicas @ ..] = arguments else {
-        return Err("NAME, BLOCKS, SEED, GENERATION and replicas are wanted".into());
-    };
-    let (count, seed): (u64, u64) = (count.parse()?, seed.parse()?);
-    let mut generation: u64 = generation.parse()?;
-    let replicas = replicas.iter().map(|replica| replica.parse());
-    let options = VolumeOptions::new(name, replicas.collect::<Result<_, _>>()?);
-    let volume = Volume::open(options, Arc::new(Nobody))?;
-    let mut queue = volume.open_queue(64)?;
-    let mut out = std::io::stdout().lock();
-    let (mut busy, mut done) = (BTreeSet::new(), Vec::new());
-    let mut state = generation | 1;
-    loop {
-        while busy.len() < DEPTH {
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What is done beside writing, once the replicas are the same.
+enum Task {
+    Snapshots,
+    Rebuild(ReplicaAddress),
+}
+
+/// What is written next, by whichever queue.
+struct Plan {
+    blocks: u64,
+    seed: u64,
+    generation: u64,
+    state: u64,
+    busy: BTreeSet<u64>,
+}
+
+impl Plan {
+    /// Begins a block that nobody writes now.
+    fn begin(&mut self) -> Request {
+        let number = loop {
             // A linear congruence, Knuth's.
-            state = state
+            self.state = self
+                .state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
-            let number = (state >> 33) % count;
-            if !busy.insert(number) {
-                continue;
+            let number = (self.state >> 33) % self.blocks;
+            if self.busy.insert(number) {
+                break number;
             }
-            generation += 1;
-            writeln!(out, "write {number} {generation}")?;
-            let mut bytes = vec![0; usize::try_from(BLOCK)?];
-            let offset = number * BLOCK;
-            blocks::fill(&mut bytes, offset, Stamp { seed, generation });
-            let buffer = Buffer::from(bytes);
-            let tag = number;
-            let operation = Operation::Write { offset, buffer };
-            queue.submit(Request { tag, operation });
+        };
+        self.generation += 1;
+        let stamp = Stamp {
+            seed: self.seed,
+            generation: self.generation,
+        };
+        println!("write {number} {}", stamp.generation);
+        let mut bytes = vec![0; BLOCK];
+        let offset = number * BLOCK as u64;
+        blocks::fill(&mut bytes, offset, stamp);
+        let buffer = Buffer::from(bytes);
+        let operation = Operation::Write { offset, buffer };
+        Request {
+            tag: number,
+            operation,
         }
-        out.flush()?;
+    }
+
+    fn end(&mut self, number: u64) {
+        println!("done {number}");
+        self.busy.remove(&number);
+    }
+}
+
+/// Writes until that fails.
+fn write(queue: &mut dyn DiskQueue, plan: &Mutex<Plan>) -> Failure {
+    let mut done = Vec::new();
+    loop {
+        {
+            let mut plan = plan.lock().unwrap_or_else(PoisonError::into_inner);
+            while queue.in_flight() < DEPTH {
+                queue.submit(plan.begin());
+            }
+        }
         queue.kick();
-        poll(
-            &mut [PollFd::from_borrowed_fd(
-                queue.completion_event(),
-                PollFlags::IN,
-            )],
-            None,
-        )?;
+        let event = queue.completion_event();
+        if let Err(error) = poll(&mut [PollFd::from_borrowed_fd(event, PollFlags::IN)], None) {
+            return error.into();
+        }
         queue.reap(&mut done);
+        let mut plan = plan.lock().unwrap_or_else(PoisonError::into_inner);
         for completion in done.drain(..) {
-            completion.result?;
-            busy.remove(&completion.tag);
-            writeln!(out, "done {}", completion.tag)?;
+            if let Err(error) = completion.result {
+                return error.into();
+            }
+            plan.end(completion.tag);
         }
     }
 }
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("volume-writer: {error}");
-            ExitCode::FAILURE
+/// Says what happens to the volume.
+struct Teller;
+
+impl Listener for Teller {
+    fn replicas(&self, replicas: &[ReplicaStatus]) {
+        for replica in replicas.iter().filter(|one| one.mode == Mode::Failed) {
+            println!("failed {}", replica.address);
         }
     }
+
+    fn compared(&self) {
+        println!("compared");
+    }
+}
+
+fn do_task(volume: &Volume, task: Task) -> Result<(), Failure> {
+    while !volume.is_compared() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    match task {
+        Task::Rebuild(replica) => {
+            println!("begun");
+            volume.remove_replica(&replica)?;
+            volume.add_replica(replica)?;
+            println!("ended");
+            Ok(())
+        }
+        Task::Snapshots => loop {
+            println!("begun");
+            let taken = volume.snapshot(None, HashMap::new())?;
+            println!("ended {}", taken.name);
+            thread::sleep(PAUSE);
+        },
+    }
+}
+
+fn run(arguments: &[String]) -> Result<(), Failure> {
+    let [name, blocks, seed, generation, queues, rest @ ..] = arguments else {
+        return Err("NAME, BLOCKS, SEED, GENERATION, QUEUES and replicas are wanted".into());
+    };
+    let mut options = VolumeOptions::new(name, Vec::new());
+    let mut task = None;
+    for argument in rest {
+        match argument.split_once('=') {
+            Some(("record", path)) => options.record = Some(path.into()),
+            Some(("rebuild", replica)) => task = Some(Task::Rebuild(replica.parse()?)),
+            _ if argument == "snapshots" => task = Some(Task::Snapshots),
+            _ => options.replicas.push(argument.parse()?),
+        }
+    }
+    let generation = generation.parse()?;
+    let plan = Arc::new(Mutex::new(Plan {
+        blocks: blocks.parse()?,
+        seed: seed.parse()?,
+        generation,
+        state: generation | 1,
+        busy: BTreeSet::new(),
+    }));
+    let volume = Arc::new(Volume::open(options, Arc::new(Teller))?);
+    let (failed, failures): (Sender<Failure>, _) = channel();
+    for _ in 0..queues.parse()? {
+        let mut queue = volume.open_queue(64)?;
+        let (plan, failed) = (Arc::clone(&plan), failed.clone());
+        thread::spawn(move || failed.send(write(&mut *queue, &plan)));
+    }
+    if let Some(task) = task {
+        let volume = Arc::clone(&volume);
+        thread::spawn(move || {
+            if let Err(error) = do_task(&volume, task) {
+                let _ = failed.send(error);
+            }
+        });
+    }
+    Err(failures.recv()?)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Err(error) = run(&arguments) else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("volume-writer: {error}");
+    ExitCode::FAILURE
 }
