@@ -8,12 +8,15 @@
     reason = "not every test file has such a helper"
 )]
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_probe::blocks::{self, Stamp};
+use paddock_storage::longhorn::{Mode, Nobody, Volume, VolumeOptions};
 use paddock_tests::longhorn::{
-    Cli, DataConnection, Engine, EngineOptions, Replica, ReplicaOptions, directory, own_replica,
-    volume_name,
+    Cli, DataConnection, Engine, EngineOptions, Replica, ReplicaOptions, User, directory,
+    own_replica, volume_name,
 };
 use paddock_tests::within;
 use tempfile::TempDir;
@@ -85,10 +88,27 @@ impl Set {
         Engine::start(&self.volume, SIZE, &replicas, &options)
     }
 
+    /// The volume by Paddock's engine, on all of them.
+    #[track_caller]
+    fn volume(&self) -> Volume {
+        let addresses = self.replicas.iter().map(|one| one.address().parse());
+        let addresses = addresses.collect::<Result<_, _>>().unwrap();
+        let options = VolumeOptions::new(&self.volume, addresses);
+        let volume = Volume::open(options, Arc::new(Nobody)).unwrap();
+        let replicas = volume.replicas();
+        let good = replicas.iter().all(|one| one.mode == Mode::ReadWrite);
+        assert!(good, "{replicas:?}");
+        volume
+    }
+
     /// Whether each replica holds the same, as it tells itself.
     #[track_caller]
     fn assert_alike(&self) {
-        let all: Vec<_> = self.replicas.iter().map(contents).collect();
+        let all: Vec<_> = self
+            .replicas
+            .iter()
+            .map(|one| contents(one, SIZE))
+            .collect();
         for (other, replica) in all.iter().zip(&self.replicas) {
             let differs = all[0]
                 .iter()
@@ -133,9 +153,9 @@ impl Set {
     }
 }
 
-/// All of a replica's volume.
-fn contents(replica: &Replica) -> Vec<u8> {
-    let mut data = vec![0; usize::try_from(SIZE).unwrap()];
+/// All of a replica's volume, of that size.
+fn contents(replica: &Replica, size: u64) -> Vec<u8> {
+    let mut data = vec![0; usize::try_from(size).unwrap()];
     let mut connection = replica.connect();
     for (chunk, offset) in data.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
         connection.read(offset, chunk).unwrap();
@@ -292,6 +312,58 @@ fn a_directory_that_one_wrote_opens_in_the_other() {
         );
     }
     set.assert_alike();
+}
+
+/// So they do after more than writes: a way back, a snapshot folded into another, a rebuild, and growth.
+#[test]
+fn a_directory_that_one_changed_opens_in_the_other() {
+    let mut set = Set::start("changed", false, [Ours, Longhorns, Ours]);
+    let volume = set.volume();
+    let mut user = User::new(&volume);
+    for (name, from, to, generation) in [("one", 0, 8, 1), ("two", 2, 6, 2), ("three", 4, 10, 3)] {
+        user.write(from * MIB, to * MIB, generation).unwrap();
+        let name = Some(name.to_owned());
+        volume.snapshot(name, HashMap::new()).unwrap();
+    }
+    drop(user);
+    volume.revert("two").unwrap();
+    let mut user = User::new(&volume);
+    user.write(MIB, 3 * MIB, 4).unwrap();
+    for name in ["one", "three"] {
+        volume.remove_snapshot(name).unwrap();
+    }
+    volume.start_purge().unwrap();
+    assert!(within(SOON, || !volume.purge().unwrap().running));
+    for index in [0, 1] {
+        let address = set.replicas[index].address().parse().unwrap();
+        volume.remove_replica(&address).unwrap();
+        volume.add_replica(address).unwrap();
+    }
+    volume.expand(2 * SIZE).unwrap();
+    user.write(2 * SIZE - MIB, 2 * SIZE, 5).unwrap();
+    drop(user);
+    let snapshots = volume.snapshots().unwrap();
+    let names: Vec<_> = snapshots.iter().map(|one| one.name.as_str()).collect();
+    assert!(
+        names.contains(&"two") && !names.contains(&"one"),
+        "{names:?}"
+    );
+    let before = contents(&set.replicas[0], 2 * SIZE);
+    volume.close().unwrap();
+
+    set.restart_as([Longhorns, Ours, Longhorns]);
+    let volume = set.volume();
+    assert_eq!(volume.snapshots().unwrap(), snapshots);
+    let mut user = User::new(&volume);
+    for (from, to, generation) in [(0, 1, 1), (1, 3, 4), (3, 6, 2), (6, 8, 1), (31, 32, 5)] {
+        user.check(from * MIB, to * MIB, generation);
+    }
+    for replica in &set.replicas {
+        let differs = contents(replica, 2 * SIZE) != before;
+        assert!(!differs, "{} has other bytes", replica.address());
+    }
+    drop(user);
+    volume.close().unwrap();
 }
 
 /// Longhorn's command line has replicas of one kind rebuilt from the other, and purges snapshots.
