@@ -10,7 +10,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::open::NEWEST;
+use super::judge::NEWEST;
 use super::peer::{Disk, Info};
 use super::snapshot::name_of;
 use super::time::since_epoch;

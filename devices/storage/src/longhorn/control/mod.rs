@@ -7,6 +7,7 @@ pub(super) mod client;
 mod closing;
 mod expand;
 mod history;
+pub(super) mod judge;
 pub(super) mod limits;
 pub(super) mod open;
 pub(super) mod peer;

@@ -15,9 +15,8 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 
-use super::history;
+use super::judge::{best, judge, judge_known, leave_beside, leave_few, mark_stale, usable};
 use super::peer::{Info, Peer};
-use super::time::since_epoch;
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Member, Socket, Stream};
 use crate::longhorn::options::{ReplicaAddress, Taking, VolumeOptions};
@@ -27,9 +26,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long sent data may stay without an acknowledgement by the replica's host.
 const USER_TIMEOUT: u32 = 30_000;
-
-/// How far apart the last writes of replicas may be that are all the newest.
-pub(super) const NEWEST: Duration = Duration::from_secs(5);
 
 /// The sectors that a volume is counted in.
 const SECTOR_SIZE: i64 = 512;
@@ -88,7 +84,7 @@ impl Candidate {
         candidate
     }
 
-    fn leave(&mut self, problem: String) {
+    pub(super) fn leave(&mut self, problem: String) {
         self.problem.get_or_insert(problem);
     }
 }
@@ -122,12 +118,28 @@ fn prepare(stream: TcpStream) -> io::Result<std::net::TcpStream> {
     Ok(stream)
 }
 
+/// A replica that was not opened.
+struct Unopened {
+    error: VolumeError,
+    /// What it says of itself, where something uses it.
+    in_use: Option<Info>,
+}
+
+impl From<VolumeError> for Unopened {
+    fn from(error: VolumeError) -> Self {
+        Self {
+            error,
+            in_use: None,
+        }
+    }
+}
+
 /// Opens one replica.
 async fn open_one(
     address: &ReplicaAddress,
     options: &VolumeOptions,
     lost: Option<&Member>,
-) -> Result<Candidate, VolumeError> {
+) -> Result<Candidate, Unopened> {
     let peer = Peer::new(address, &options.name)?;
     let refused = |problem: String| VolumeError::Refused {
         replica: address.clone(),
@@ -138,9 +150,8 @@ async fn open_one(
     if options.taking == Taking::HandedOver {
         if !is_open(&before.state) {
             let state = before.state;
-            return Err(refused(format!(
-                "it is {state}, and was to be handed over open"
-            )));
+            let problem = format!("it is {state}, and was to be handed over open");
+            return Err(refused(problem).into());
         }
         return Ok(Candidate {
             info: before,
@@ -151,10 +162,12 @@ async fn open_one(
     }
     let ours = is_open(&before.state) && lost.is_some_and(Member::is_reopened);
     if before.state != "closed" && !ours {
-        let state = before.state;
-        return Err(refused(format!(
-            "it is {state} and must be closed; if nothing uses it any more, restart its process"
-        )));
+        let error = refused(format!(
+            "it is {} and must be closed; if nothing uses it any more, restart its process",
+            before.state
+        ));
+        let in_use = is_open(&before.state).then_some(before);
+        return Err(Unopened { error, in_use });
     }
     if !ours {
         let opened = peer.open(options.size.unwrap_or(0)).await;
@@ -163,7 +176,12 @@ async fn open_one(
         if let Some(lost) = lost.filter(|_| !refuses) {
             lost.set_reopened();
         }
-        opened?;
+        if let Err(error) = opened {
+            // Another engine may have been faster.
+            let now = if refuses { peer.get().await.ok() } else { None };
+            let in_use = now.filter(|info| is_open(&info.state));
+            return Err(Unopened { error, in_use });
+        }
     }
     if options.replicas.len() == 1 && before.rebuilding {
         // There is nothing more complete.
@@ -199,41 +217,72 @@ pub(super) async fn reopen(
     take(options, lost).await
 }
 
-async fn take(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<OpenedSet, VolumeError> {
+/// What came of opening each replica, in their order in the options.
+struct Attempt {
+    candidates: Vec<(usize, Candidate)>,
+    left: Vec<(usize, Opened)>,
+    /// How many of those do not answer.
+    absent: usize,
+    /// Those of them that something uses.
+    in_use: Vec<(ReplicaAddress, Info)>,
+}
+
+async fn open_each(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<Attempt, VolumeError> {
     let mut opening = tokio::task::JoinSet::new();
     for (place, address) in options.replicas.iter().cloned().enumerate() {
         let options = options.clone();
         let lost = lost.get(place).cloned();
         opening.spawn(async move { (place, open_one(&address, &options, lost.as_deref()).await) });
     }
-    let mut candidates = Vec::new();
-    let mut replicas = Vec::new();
+    let mut opened = Vec::new();
     while let Some(joined) = opening.join_next().await {
-        match joined {
-            Ok((place, Ok(candidate))) => candidates.push((place, candidate)),
-            Ok((place, Err(error))) => {
-                let peer = Peer::new(&options.replicas[place], &options.name)?;
-                let opened = Opened {
-                    peer,
-                    problem: Some(error.to_string()),
-                    behind: false,
-                };
-                replicas.push((place, opened));
-            }
-            Err(error) => {
-                return Err(VolumeError::Host {
-                    volume: options.name.clone(),
-                    problem: error.to_string(),
-                });
-            }
-        }
+        opened.push(joined.map_err(|error| VolumeError::Host {
+            volume: options.name.clone(),
+            problem: error.to_string(),
+        })?);
     }
-    candidates.sort_by_key(|(place, _)| *place);
+    opened.sort_by_key(|(place, _)| *place);
+    let mut attempt = Attempt {
+        candidates: Vec::new(),
+        left: Vec::new(),
+        absent: 0,
+        in_use: Vec::new(),
+    };
+    for (place, result) in opened {
+        let Unopened { error, in_use } = match result {
+            Ok(candidate) => {
+                attempt.candidates.push((place, candidate));
+                continue;
+            }
+            Err(unopened) => unopened,
+        };
+        let address = &options.replicas[place];
+        attempt.absent += usize::from(matches!(error, VolumeError::Unreachable { .. }));
+        attempt
+            .in_use
+            .extend(in_use.map(|info| (address.clone(), info)));
+        let opened = Opened {
+            peer: Peer::new(address, &options.name)?,
+            problem: Some(error.to_string()),
+            behind: false,
+        };
+        attempt.left.push((place, opened));
+    }
+    Ok(attempt)
+}
+
+async fn take(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<OpenedSet, VolumeError> {
+    let Attempt {
+        candidates,
+        left: mut replicas,
+        absent,
+        in_use,
+    } = open_each(options, lost).await?;
     let (places, mut candidates): (Vec<usize>, Vec<Candidate>) = candidates.into_iter().unzip();
     let known = !lost.is_empty();
     let (size, counts_revisions) = match known {
         true => judge_known(options, &mut candidates),
-        false => judge(options, &mut candidates),
+        false => judge_beside(options, absent, &in_use, &mut candidates),
     };
     let unclean = usable(&mut candidates).any(|candidate| candidate.unclean);
     let best = best(&candidates);
@@ -281,227 +330,17 @@ async fn take(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<OpenedSet
     })
 }
 
-/// Leaves those that do not agree with the others. Returns the volume's size, unless none is left, and whether its writes are counted.
-pub(in crate::longhorn) fn judge(
+/// Leaves those that do not agree with the others, and all of them where those that were not opened may have what they miss. Returns what [`judge`] does.
+fn judge_beside(
     options: &VolumeOptions,
+    absent: usize,
+    in_use: &[(ReplicaAddress, Info)],
     candidates: &mut [Candidate],
 ) -> (Option<u64>, bool) {
-    let counts_revisions = agree_on_counting(options, candidates);
-    choose(options, counts_revisions, candidates);
-    let size = agree_on_size(options, candidates);
+    let (size, counts_revisions) = judge(options, candidates);
+    if options.taking != Taking::HandedOver {
+        leave_few(absent, options, candidates);
+        leave_beside(in_use, counts_revisions, candidates);
+    }
     (size, counts_revisions)
-}
-
-/// The same, where they are known to have had everything: how old they are, and whether they were closed, says nothing.
-fn judge_known(options: &VolumeOptions, candidates: &mut [Candidate]) -> (Option<u64>, bool) {
-    let counts_revisions = agree_on_counting(options, candidates);
-    if counts_revisions {
-        leave_those_behind(candidates);
-    }
-    // They may have lost it with their disk.
-    leave_empty(candidates);
-    let first = candidates.iter().position(|c| c.problem.is_none());
-    leave_other_histories(candidates, first);
-    let size = agree_on_size(options, candidates);
-    (size, counts_revisions)
-}
-
-fn usable(candidates: &mut [Candidate]) -> impl Iterator<Item = &mut Candidate> {
-    candidates.iter_mut().filter(|c| c.problem.is_none())
-}
-
-/// The one that is believed where they differ: one that holds something before one that is new, then one that was closed before any that was not, and of those
-/// the one that was written last.
-fn best(candidates: &[Candidate]) -> Option<usize> {
-    let places = candidates.iter().enumerate();
-    places
-        .filter(|(_, candidate)| candidate.problem.is_none())
-        .max_by_key(|(_, c)| (!c.info.is_empty(), !c.unclean, c.info.modified))
-        .map(|(place, _)| place)
-}
-
-/// Those that may miss what the best has: which are empty, or were written last long before it. Each is marked as one that is not complete until it has been
-/// compared: an engine that dies before that must not take it for the best, for what it was given last is new. One that cannot be marked is left.
-///
-/// Those that were written last together were all used by the engine that died, unless it died within [`NEWEST`] of one's failure: either has all that was
-/// acknowledged. Where the best itself is empty there is nothing to miss.
-async fn mark_stale(candidates: &mut [Candidate], best: usize) -> Vec<bool> {
-    let (empty, newest) = {
-        let best = &candidates[best].info;
-        (best.is_empty(), since_epoch(best.modified))
-    };
-    let mut stale = Vec::new();
-    for candidate in &mut *candidates {
-        let info = &candidate.info;
-        let older = info.is_empty() || since_epoch(info.modified) + NEWEST < newest;
-        let marks = candidate.problem.is_none() && !empty && older;
-        stale.push(marks);
-        if !marks {
-            continue;
-        }
-        if let Err(error) = candidate.peer.set_rebuilding(true).await {
-            candidate.leave(format!("it may miss what others have, and {error}"));
-        }
-    }
-    stale
-}
-
-/// The size: what was asked for, or what the best has. Those of another are left.
-fn agree_on_size(options: &VolumeOptions, candidates: &mut [Candidate]) -> Option<u64> {
-    // Not the largest: one may have grown when the others refused, and failed since.
-    let size = candidates[best(candidates)?].info.size;
-    let size = options.size.unwrap_or(size);
-    for candidate in usable(candidates) {
-        if candidate.info.size != size {
-            let (replica, has) = (&candidate.peer.address, candidate.info.size);
-            let problem = format!("replica {replica} has {has} bytes, and the volume {size}");
-            candidate.leave(problem);
-        }
-    }
-    Some(size)
-}
-
-/// Whether writes are counted: as was asked for, or as they all do. Those that do otherwise are left.
-fn agree_on_counting(options: &VolumeOptions, candidates: &mut [Candidate]) -> bool {
-    let counting = usable(candidates)
-        .filter(|c| c.info.counts_revisions)
-        .count();
-    // What a counter says is worth more than that others have none.
-    let counts = options.revision_counter.unwrap_or(counting > 0);
-    for candidate in usable(candidates) {
-        if candidate.info.counts_revisions != counts {
-            let replica = &candidate.peer.address;
-            let (does, volume) = if counts {
-                ("does not count", "does")
-            } else {
-                ("counts", "does not")
-            };
-            let problem = format!("replica {replica} {does} its writes, and the volume {volume}");
-            candidate.leave(problem);
-        }
-    }
-    counts
-}
-
-/// Leaves those that are known to miss something, or not known to have everything.
-fn choose(options: &VolumeOptions, counts_revisions: bool, candidates: &mut [Candidate]) {
-    match options.taking {
-        _ if counts_revisions => leave_those_behind(candidates),
-        Taking::Salvage => {
-            leave_empty(candidates);
-            leave_all_but_one(candidates);
-        }
-        Taking::Open => leave_older(candidates),
-        // Whoever hands them over knows which are good.
-        Taking::HandedOver => {}
-    }
-    if options.taking == Taking::Open {
-        leave_other_histories(candidates, best(candidates));
-    }
-}
-
-/// Leaves those that have never held anything, if others have: they are new, and get what they lack by a rebuild only.
-fn leave_empty(candidates: &mut [Candidate]) {
-    if usable(candidates).all(|candidate| candidate.info.is_empty()) {
-        return;
-    }
-    for candidate in usable(candidates).filter(|candidate| candidate.info.is_empty()) {
-        let replica = &candidate.peer.address;
-        let problem = format!("replica {replica} is empty, and others are not; add it instead");
-        candidate.leave(problem);
-    }
-}
-
-/// Leaves those that have seen fewer writes than another.
-fn leave_those_behind(candidates: &mut [Candidate]) {
-    let highest = usable(candidates).map(|c| c.info.revision_counter).max();
-    for candidate in usable(candidates) {
-        let counter = candidate.info.revision_counter;
-        if Some(counter) < highest {
-            let replica = &candidate.peer.address;
-            let others = highest.unwrap_or(0);
-            let problem =
-                format!("replica {replica} has seen {counter} writes, and another {others}");
-            candidate.leave(problem);
-        }
-    }
-}
-
-/// Leaves all but the one that holds most, of those that were written last.
-fn leave_all_but_one(candidates: &mut [Candidate]) {
-    let newest = usable(candidates)
-        .map(|c| since_epoch(c.info.modified))
-        .max();
-    let newest = newest.unwrap_or_default();
-    // Of those written last, the one that holds most; of those, the one written last of all.
-    let best = usable(candidates)
-        .filter(|c| since_epoch(c.info.modified) + NEWEST >= newest)
-        .max_by_key(|c| (c.info.head_bytes, c.info.modified))
-        .map(|c| c.peer.address.clone());
-    for candidate in usable(candidates) {
-        if Some(&candidate.peer.address) != best.as_ref() {
-            let replica = &candidate.peer.address;
-            let problem = format!("replica {replica} is not the one that was salvaged");
-            candidate.leave(problem);
-        }
-    }
-}
-
-/// Leaves those that were not closed and not written after others were, and those that were closed before others were written. If one was written long
-/// after any was closed, nobody can tell who has everything, and all are left.
-fn leave_older(candidates: &mut [Candidate]) {
-    let written = |candidate: &Candidate| since_epoch(candidate.info.modified);
-    let closed = usable(candidates).filter(|c| !c.unclean && !c.info.is_empty());
-    let Some(closed) = closed.map(|c| written(c)).max() else {
-        // They are new, or their engine died: they are compared.
-        return;
-    };
-    leave_empty(candidates);
-    let newer = usable(candidates)
-        .find(|c| c.unclean && written(c) > closed + NEWEST)
-        .map(|c| c.peer.address.clone());
-    for candidate in usable(candidates) {
-        let replica = &candidate.peer.address;
-        let written = written(candidate);
-        let problem = match &newer {
-            Some(newer) if candidate.unclean => format!(
-                "replica {replica} was not closed when it was last used, and others were, but {newer} was written after that; name only those that have everything"
-            ),
-            Some(newer) => format!(
-                "replica {replica} was closed before {newer} was written, which was not closed; name only those that have everything"
-            ),
-            // Else its engine may have died with its first writes, before the others were written at all.
-            None if candidate.unclean && written <= closed => format!(
-                "replica {replica} was not closed when it was last used, and others were: it may miss what they have"
-            ),
-            None if written + NEWEST < closed => {
-                let before = (closed - written).as_secs();
-                format!(
-                    "replica {replica} was last written {before} s before another: it may miss what that has"
-                )
-            }
-            None => continue,
-        };
-        candidate.leave(problem);
-    }
-}
-
-/// Leaves those with which something else was done than with the best, such as a snapshot while they were away.
-fn leave_other_histories(candidates: &mut [Candidate], best: Option<usize>) {
-    let Some(best) = best else {
-        return;
-    };
-    let (best, info) = (
-        candidates[best].peer.address.clone(),
-        candidates[best].info.clone(),
-    );
-    for candidate in usable(candidates) {
-        if history::differ(&candidate.info, &info) {
-            let replica = &candidate.peer.address;
-            let problem = format!(
-                "replica {replica} has other snapshots than {best}, which was used later or closed, or was not there when a snapshot was taken or gone back to"
-            );
-            candidate.leave(problem);
-        }
-    }
 }

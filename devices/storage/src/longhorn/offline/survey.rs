@@ -3,7 +3,8 @@
 use tokio::task::JoinSet;
 
 use super::create::look_inside;
-use crate::longhorn::control::open::{Candidate, judge};
+use crate::longhorn::control::judge::judge;
+use crate::longhorn::control::open::Candidate;
 use crate::longhorn::control::peer::{Info, Peer};
 use crate::longhorn::control::snapshot::{describe, name_of};
 use crate::longhorn::error::VolumeError;

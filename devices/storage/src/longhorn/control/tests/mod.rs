@@ -6,6 +6,7 @@ mod compare;
 mod fake;
 mod hand_over;
 mod history;
+mod in_use;
 mod lost;
 mod open;
 mod purge;
