@@ -63,11 +63,8 @@ impl Replicas {
     /// A replica in the directory of this number, which has no files.
     fn empty(&self, number: usize) -> Replica {
         let options = ReplicaOptions {
-            program: own_replica(),
-            volume: self.volume.clone(),
             revision_counter: true,
-            flags: Vec::new(),
-            network: None,
+            ..ReplicaOptions::by(own_replica(), &self.volume)
         };
         Replica::start(&self.path(number), 0, options)
     }

@@ -18,8 +18,8 @@ use paddock_storage::longhorn::{
 };
 use paddock_storage::{Buffer, Disk, IoError, Operation};
 use paddock_tests::longhorn::{
-    BLOCK, Engine, EngineOptions, Network, Replica, SIZE, SOON, Set, User, own_replica, program,
-    stamp,
+    BLOCK, Engine, EngineOptions, Host, Network, Replica, SIZE, SOON, Set, User, own_replica,
+    program, stamp,
 };
 use paddock_tests::within;
 
@@ -449,7 +449,7 @@ fn a_volume_is_handed_over_open() {
 fn a_replica_whose_answers_are_lost_is_left_after_the_timeout() {
     let mut set = Set::start("cable", false);
     let network = Arc::new(Network::new());
-    set.options.network = Some(Arc::clone(&network));
+    set.options.host = Host::Far(Arc::clone(&network));
     set.replicas.pop();
     set.add();
     let volume = set.open();

@@ -9,114 +9,21 @@
 )]
 
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use paddock_longhorn::controller::controller_service_client::ControllerServiceClient;
 use paddock_longhorn::messages as m;
 use paddock_probe::protocol::Area;
-use paddock_tests::host::{FileSystem, run};
-use paddock_tests::longhorn::{Replica, ReplicaOptions, own_replica};
-use paddock_tests::{Vm, amount, blocks, files, within};
+use paddock_tests::host::run;
+use paddock_tests::longhorn::GuestVolume;
+use paddock_tests::longhorn::guest::{self, modes, wait_for_modes, wait_until_compared};
+use paddock_tests::{Vm, amount, blocks};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
-
-/// How long replicas may take to be found failed, or to be compared.
-const SOON: Duration = Duration::from_secs(60);
-
-/// A volume on replicas of ours.
-struct Volume {
-    replicas: Vec<Replica>,
-    /// Last: the replicas end before it goes.
-    place: FileSystem,
-}
-
-impl Volume {
-    /// Starts so many replicas on a file system of `space` bytes.
-    fn start(count: usize, space: u64) -> Self {
-        let place = FileSystem::ext4(space);
-        let options = ReplicaOptions::by(own_replica(), "guest");
-        let replicas = (0..count).map(|number| {
-            let directory = place.path().join(format!("r{number}"));
-            Replica::start(&directory, SIZE, options.clone())
-        });
-        Self {
-            replicas: replicas.collect(),
-            place,
-        }
-    }
-
-    /// Boots a guest with an API and the volume, on 4 queues.
-    fn boot(&self, more: &str) -> Vm {
-        let mut disk = format!("volume=guest,id=data,queues=4{more}");
-        for replica in &self.replicas {
-            disk += &format!(",replica={}", replica.control());
-        }
-        let builder = Vm::builder().cpus(&4).api();
-        builder.args(["--disk", &disk]).boot()
-    }
-
-    fn restart(&mut self) {
-        for replica in &mut self.replicas {
-            replica.restart();
-        }
-    }
-
-    fn addresses(&self, numbers: &[usize]) -> String {
-        let addresses = numbers.iter().map(|&number| &self.replicas[number]);
-        let addresses: Vec<_> = addresses.map(|r| r.control().to_string()).collect();
-        addresses.join(",")
-    }
-
-    /// Runs `paddock volume`, which has to go well, on some of the replicas. No VM has them open.
-    #[track_caller]
-    fn paddock(&self, command: &str, numbers: &[usize], more: &[&str]) -> String {
-        let addresses = self.addresses(numbers);
-        let done = Command::new(files::paddock())
-            .args(["volume", command, "guest", "--replica", &addresses])
-            .args(more)
-            .output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "{command}: {done:?}");
-        String::from_utf8(done.stdout).unwrap()
-    }
-
-    /// Reads some of the replicas, which have to hold the same.
-    #[track_caller]
-    fn assert_alike(&self, numbers: &[usize]) {
-        let told = self.paddock("check", numbers, &[]);
-        let same = format!("{} replicas hold the same", numbers.len());
-        assert!(told.starts_with(&same), "{told}");
-    }
-}
-
-/// What the VM does with each replica.
-fn modes(vm: &Vm) -> Vec<String> {
-    let replicas = vm.api().get("/vm/disks/data/replicas").body;
-    let replicas = replicas.as_array().unwrap().iter();
-    let mode = replicas.map(|replica| replica["mode"].as_str().unwrap().to_owned());
-    mode.collect()
-}
-
-#[track_caller]
-fn wait_for_modes(vm: &Vm, wanted: &[&str]) {
-    assert!(within(SOON, || modes(vm) == wanted), "{:?}", modes(vm));
-}
-
-/// Waits until the replicas are known to have the same: all of them are read from then on.
-#[track_caller]
-fn wait_until_compared(vm: &Vm) {
-    let volume = || vm.api().get("/vm/disks/data").body["volume"].clone();
-    let compared = || {
-        let volume = volume();
-        volume.is_object() && volume["comparison"].is_null()
-    };
-    assert!(within(SOON, compared), "{}", volume());
-}
 
 /// Random blocks all over the disk.
 fn area(size: u64, generation: u64, count: u64) -> Area {
@@ -141,7 +48,7 @@ fn is_well(vm: &Vm) -> bool {
 
 #[test]
 fn replicas_are_killed_one_after_the_other_and_come_back() {
-    let mut volume = Volume::start(3, 4 * SIZE);
+    let mut volume = GuestVolume::start(3, SIZE, 4 * SIZE);
     let vm = volume.boot(",on-error=stop");
     let api = vm.api();
     let mut events = api.events(0);
@@ -183,7 +90,7 @@ fn replicas_are_killed_one_after_the_other_and_come_back() {
 
 #[test]
 fn all_replicas_are_lost_at_once_and_found_again_without_a_word() {
-    let mut volume = Volume::start(3, 4 * SIZE);
+    let mut volume = GuestVolume::start(3, SIZE, 4 * SIZE);
     let vm = volume.boot(",on-error=retry");
     let api = vm.api();
     let mut events = api.events(0);
@@ -216,7 +123,7 @@ fn all_replicas_are_lost_at_once_and_found_again_without_a_word() {
 
 #[test]
 fn a_volume_grows_and_outlives_a_replica_that_hangs() {
-    let mut volume = Volume::start(3, 4 * SIZE);
+    let mut volume = GuestVolume::start(3, SIZE, 4 * SIZE);
     let vm = volume.boot("");
     assert_eq!(vm.info().disks[0].size, SIZE);
     let larger = SIZE + 32 * MIB;
@@ -245,8 +152,8 @@ fn a_volume_grows_and_outlives_a_replica_that_hangs() {
 
 #[test]
 fn a_full_replica_stops_the_vm_until_there_is_room() {
-    let volume = Volume::start(1, 32 * MIB);
-    let ballast = volume.place.path().join("ballast");
+    let volume = GuestVolume::start(1, SIZE, 32 * MIB);
+    let ballast = volume.path().join("ballast");
     let vm = volume.boot(",on-error=stop");
     let api = vm.api();
     let mut events = api.events(0);
@@ -276,25 +183,12 @@ fn free_address() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
-/// How many replicas the VM uses.
-fn replicas(vm: &Vm) -> usize {
-    let replicas = vm.api().get("/vm/disks/data/replicas").body;
-    let replicas = replicas.as_array().unwrap();
-    assert!(
-        replicas.iter().all(|one| one["mode"] == "rw"),
-        "{replicas:?}"
-    );
-    replicas.len()
-}
-
 #[test]
 fn a_lost_replica_is_rebuilt_by_the_api_while_the_guest_writes() {
-    let mut volume = Volume::start(3, 8 * SIZE);
+    let mut volume = GuestVolume::start(3, SIZE, 8 * SIZE);
     let vm = volume.boot("");
-    let api = vm.api();
-    let mut events = api.events(0);
-    let replicas = "/vm/disks/data/replicas";
-    let address = volume.addresses(&[0]);
+    let mut events = vm.api().events(0);
+    let address = volume.replicas[0].control();
     let before = area(SIZE, 1, amount(500, 6000));
     blocks::write(&vm, &before);
     let during = blocks::write_during(&vm, &area(SIZE, 2, amount(500, 6000)), || {
@@ -303,12 +197,10 @@ fn a_lost_replica_is_rebuilt_by_the_api_while_the_guest_writes() {
         // Its host has lost all that it had.
         std::fs::remove_dir_all(volume.replicas[0].directory()).unwrap();
         volume.replicas[0].restart();
-        let removed = api.request("DELETE", &format!("{replicas}/{address}"), None);
-        assert_eq!(removed.status, 200, "{removed:?}");
-        let added = api.request("POST", replicas, Some(&json!({"address": address})));
-        assert_eq!(added.status, 202, "{added:?}");
+        guest::remove_replica(&vm, address);
+        let _ = guest::add_replica(&vm, address);
         let rebuilt = events.wait_for("replica-rebuilt");
-        assert_eq!(rebuilt["replica"], json!(address), "{rebuilt}");
+        assert_eq!(rebuilt["replica"], json!(address.to_string()), "{rebuilt}");
     });
     wait_for_modes(&vm, &["rw"; 3]);
     for _ in 0..3 {
@@ -320,7 +212,7 @@ fn a_lost_replica_is_rebuilt_by_the_api_while_the_guest_writes() {
 
 #[test]
 fn longhorns_tools_drive_the_volume_of_a_running_guest() {
-    let volume = Volume::start(2, 8 * SIZE);
+    let volume = GuestVolume::start(2, SIZE, 8 * SIZE);
     let address = free_address();
     let vm = volume.boot(&format!(",controller={address}"));
     let all = area(SIZE, 1, amount(300, 2000));
@@ -359,7 +251,7 @@ fn longhorns_tools_drive_the_volume_of_a_running_guest() {
 
 #[test]
 fn one_that_missed_writes_is_left_out_after_everything_has_crashed() {
-    let mut volume = Volume::start(3, 4 * SIZE);
+    let mut volume = GuestVolume::start(3, SIZE, 4 * SIZE);
     let record = tempfile::tempdir().unwrap();
     let more = format!(",record={}", record.path().join("guest.json").display());
     let vm = volume.boot(&more);
@@ -374,7 +266,7 @@ fn one_that_missed_writes_is_left_out_after_everything_has_crashed() {
     let heads = volume.replicas[0].directory().join("volume-head-*.img");
     run(&format!("touch -d '1 hour' {}", heads.display()));
     let vm = volume.boot(&more);
-    assert_eq!(replicas(&vm), 2);
+    assert_eq!(modes(&vm), ["rw"; 2]);
     for _ in 0..3 {
         blocks::verify(&vm, &second);
     }

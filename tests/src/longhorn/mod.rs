@@ -1,5 +1,5 @@
 //! The real Longhorn, run right on this machine: replica processes and engines of its v1 data engine, its command line, and a plain client
-//! for data connections.
+//! for data connections; and volumes of guests in the lab.
 //!
 //! Longhorn is built by `tests/conformance/longhorn/build`. Its engines put their sockets in `/var/run`, hence the tests are root's; its replicas
 //! want a file system with FIEMAP, hole punching and O_DIRECT, which that of `target/` has to be. What fails shows the end of each process's
@@ -8,9 +8,11 @@
 mod cli;
 mod data;
 mod engine;
+pub mod guest;
 mod network;
 mod ports;
 mod process;
+mod relay;
 mod replica;
 mod volume;
 
@@ -23,9 +25,11 @@ use tempfile::TempDir;
 pub use self::cli::{Cli, Listed};
 pub use self::data::{DataConnection, DataError};
 pub use self::engine::{Engine, EngineOptions};
+pub use self::guest::GuestVolume;
 pub use self::network::Network;
-pub use self::replica::{Replica, ReplicaOptions};
-pub use self::volume::{BLOCK, SIZE, SOON, Set, User, stamp};
+pub use self::relay::{Request, Spoiled};
+pub use self::replica::{Host, Replica, ReplicaOptions};
+pub use self::volume::{BLOCK, SIZE, SOON, Set, User, assert_alike, stamp};
 use crate::files;
 
 /// How long a replica or an engine may take to serve, and to end when it is asked to.

@@ -5,6 +5,9 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+/// The host's end of the cable.
+const FAR: &str = "eth0";
+
 /// A network namespace that one cable connects with this machine; gone on drop.
 #[derive(Debug)]
 pub struct Network {
@@ -30,9 +33,9 @@ impl Network {
                 continue;
             }
             let this = Self { name, net };
-            let (name, far) = (this.name.as_str(), "eth0");
-            let (near_address, far_address) =
-                (format!("10.98.{net}.1/24"), format!("10.98.{net}.2/24"));
+            let (name, far) = (this.name.as_str(), FAR);
+            let near_address = format!("{}/24", this.near_address());
+            let far_address = format!("{}/24", this.address());
             ip(&[
                 "link", "add", name, "type", "veth", "peer", "name", far, "netns", name,
             ]);
@@ -50,6 +53,22 @@ impl Network {
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 98, self.net, 2)
+    }
+
+    /// Where this machine is to be found from there.
+    #[must_use]
+    pub fn near_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 98, self.net, 1)
+    }
+
+    /// Pulls the cable out of the host.
+    pub fn unplug(&self) {
+        ip(&["-n", &self.name, "link", "set", FAR, "down"]);
+    }
+
+    /// Puts it back.
+    pub fn plug(&self) {
+        ip(&["-n", &self.name, "link", "set", FAR, "up"]);
     }
 
     /// Loses what the host sends from now on, acknowledgements too, and tells nobody: as a switch would that has forgotten it.
@@ -71,7 +90,7 @@ impl Network {
 
     /// This machine, as seen from there.
     fn near(&self) -> String {
-        format!("10.98.{}.1/32", self.net)
+        format!("{}/32", self.near_address())
     }
 
     /// A command that runs there.

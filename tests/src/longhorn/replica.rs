@@ -11,6 +11,7 @@ use super::data::DataConnection;
 use super::network::Network;
 use super::ports::Ports;
 use super::process::Process;
+use super::relay::{Relay, Request, Spoiled};
 use super::{START_DEADLINE, is_served, program};
 
 /// How a replica is run.
@@ -24,8 +25,40 @@ pub struct ReplicaOptions {
     pub revision_counter: bool,
     /// More flags of `longhorn replica`.
     pub flags: Vec<String>,
-    /// Another host, as it were, than this machine.
-    pub network: Option<Arc<Network>>,
+    /// The host that it runs on, as it were.
+    pub host: Host,
+    /// Whether engines reach it by a [`Relay`].
+    pub relayed: bool,
+}
+
+/// Where a replica runs.
+#[derive(Debug, Clone)]
+pub enum Host {
+    /// This machine, where nobody else finds it.
+    Local,
+    /// This machine, where the other host of a network finds it.
+    Near(Arc<Network>),
+    /// The other host of a network.
+    Far(Arc<Network>),
+}
+
+impl Host {
+    /// Where the world finds it.
+    fn address(&self) -> Ipv4Addr {
+        match self {
+            Self::Local => Ipv4Addr::LOCALHOST,
+            Self::Near(network) => network.near_address(),
+            Self::Far(network) => network.address(),
+        }
+    }
+
+    /// A command that runs there.
+    fn command(&self, program: &Path) -> Command {
+        match self {
+            Self::Local | Self::Near(_) => Command::new(program),
+            Self::Far(network) => network.command(program),
+        }
+    }
 }
 
 impl ReplicaOptions {
@@ -46,7 +79,8 @@ impl ReplicaOptions {
             volume: volume.to_owned(),
             revision_counter: false,
             flags: Vec::new(),
-            network: None,
+            host: Host::Local,
+            relayed: false,
         }
     }
 }
@@ -58,6 +92,7 @@ pub struct Replica {
     /// The earlier processes, for their logs.
     ended: Vec<Process>,
     ports: Ports,
+    relay: Option<Relay>,
     directory: PathBuf,
     size: u64,
     options: ReplicaOptions,
@@ -75,16 +110,24 @@ impl Replica {
             process: spawn(directory, size, &options, &ports),
             ended: Vec::new(),
             ports,
+            relay: None,
             directory: directory.to_owned(),
             size,
             options,
         };
         this.wait_until_it_serves();
+        this.relay = this.options.relayed.then(|| Relay::before(this.served()));
         this
     }
 
+    /// Where its process listens: as a replica, for data connections, and as a sync agent.
+    fn served(&self) -> [SocketAddr; 3] {
+        let address = self.options.host.address();
+        [0, 1, 2].map(|number| SocketAddr::from((address, self.ports.address(number).port())))
+    }
+
     fn wait_until_it_serves(&mut self) {
-        let served = [self.control(), self.data(), self.sync_agent()];
+        let served = self.served();
         self.process.wait_until("serve", START_DEADLINE, || {
             served.into_iter().all(is_served)
         });
@@ -99,24 +142,20 @@ impl Replica {
     /// Where it serves gRPC.
     #[must_use]
     pub fn control(&self) -> SocketAddr {
-        self.at(0)
-    }
-
-    fn at(&self, number: u16) -> SocketAddr {
-        let port = self.ports.address(number).port();
-        SocketAddr::from((address(&self.options), port))
+        let relay = self.relay.as_ref().map(Relay::address);
+        relay.unwrap_or_else(|| self.served()[0])
     }
 
     /// Where it takes data connections.
     #[must_use]
     pub fn data(&self) -> SocketAddr {
-        self.at(1)
+        self.served()[1]
     }
 
     /// Where its sync agent serves gRPC.
     #[must_use]
     pub fn sync_agent(&self) -> SocketAddr {
-        self.at(2)
+        self.served()[2]
     }
 
     /// Its directory.
@@ -144,6 +183,17 @@ impl Replica {
     #[must_use]
     pub fn connect(&self) -> DataConnection {
         DataConnection::tcp(self.data()).unwrap_or_else(|error| panic!("{}: {error}", self.data()))
+    }
+
+    /// Spoils its next answer to such a request of an engine.
+    ///
+    /// # Panics
+    /// When engines do not reach it by a relay.
+    pub fn spoil(&self, request: Request, how: Spoiled) {
+        match &self.relay {
+            Some(relay) => relay.spoil(request, how),
+            None => panic!("there is no relay before {}", self.control()),
+        }
     }
 
     /// Kills it, and its sync agent.
@@ -185,18 +235,9 @@ impl Replica {
     }
 }
 
-/// Where the world finds it.
-fn address(options: &ReplicaOptions) -> Ipv4Addr {
-    let network = options.network.as_ref();
-    network.map_or(Ipv4Addr::LOCALHOST, |network| network.address())
-}
-
 fn spawn(directory: &Path, size: u64, options: &ReplicaOptions, ports: &Ports) -> Process {
-    let mut command = match &options.network {
-        Some(network) => network.command(&options.program),
-        None => Command::new(&options.program),
-    };
-    let listen = SocketAddr::from((address(options), ports.address(0).port()));
+    let mut command = options.host.command(&options.program);
+    let listen = SocketAddr::from((options.host.address(), ports.address(0).port()));
     command
         .args(["--volume-name", &options.volume, "replica"])
         .args(["--listen", &listen.to_string()]);

@@ -115,27 +115,37 @@ impl Set {
         Volume::open(self.options(), Arc::new(Nobody)).expect("a volume that can be opened")
     }
 
-    /// All of a replica's volume, as it tells itself.
-    fn contents(&self, index: usize) -> Vec<u8> {
-        let mut data = vec![0; usize::try_from(SIZE).expect("memory")];
-        let mut connection = self.replicas[index].connect();
-        for (chunk, offset) in data.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
-            connection.read(offset, chunk).expect("a read");
-        }
-        data
-    }
-
     /// Compares all that replicas have.
     ///
     /// # Panics
     /// When they differ.
     #[track_caller]
     pub fn assert_alike(&self, indices: &[usize]) {
-        let one = self.contents(indices[0]);
-        for index in &indices[1..] {
-            let other = self.contents(*index);
-            let differs = one.iter().zip(&other).position(|(one, other)| one != other);
-            assert_eq!(differs, None, "first byte that replica {index} has not");
+        let replicas = indices.iter().map(|&index| &self.replicas[index]);
+        assert_alike(&replicas.collect::<Vec<_>>(), SIZE);
+    }
+}
+
+/// Compares all that replicas have of a volume of `size` bytes, which nobody writes meanwhile and an engine has open.
+///
+/// # Panics
+/// When they differ.
+#[track_caller]
+pub fn assert_alike(replicas: &[&Replica], size: u64) {
+    const CHUNK: usize = 1 << 20;
+    let mut connections: Vec<_> = replicas.iter().map(|replica| replica.connect()).collect();
+    let (mut one, mut other) = (vec![0; CHUNK], vec![0; CHUNK]);
+    for offset in (0..size).step_by(CHUNK) {
+        for (number, connection) in connections.iter_mut().enumerate() {
+            let read = connection.read(offset, &mut other);
+            read.unwrap_or_else(|error| panic!("reading {}: {error}", replicas[number].control()));
+            if number == 0 {
+                std::mem::swap(&mut one, &mut other);
+            } else if one != other {
+                let at = one.iter().zip(&other).position(|(one, other)| one != other);
+                let (one, other) = (replicas[0].control(), replicas[number].control());
+                panic!("{one} and {other} differ, {at:?} bytes behind byte {offset}");
+            }
         }
     }
 }
