@@ -226,11 +226,21 @@ impl World {
         }
     }
 
+    /// What a replica remembers of itself.
+    fn meta(&self, index: usize) -> serde_json::Value {
+        let path = self.replicas[index].directory().join("volume.meta");
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    /// Whether a replica bears the mark of one that is not complete.
+    pub fn is_marked(&self, index: usize) -> bool {
+        self.meta(index)["Rebuilding"].as_bool().unwrap()
+    }
+
     /// Has a replica be one that was last written long ago.
     pub fn age(&self, index: usize) {
+        let meta = self.meta(index);
         let directory = self.replicas[index].directory();
-        let meta = std::fs::read(directory.join("volume.meta")).unwrap();
-        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
         let head = directory.join(meta["Head"].as_str().unwrap());
         let head = File::options().write(true).open(head).unwrap();
         let before = SystemTime::now() - Duration::from_secs(10);
