@@ -27,7 +27,7 @@ pub struct ReplicaOptions {
     pub flags: Vec<String>,
     /// The host that it runs on, as it were.
     pub host: Host,
-    /// Whether engines reach it by a [`Relay`].
+    /// Whether engines reach it by a relay that can spoil what passes it.
     pub relayed: bool,
 }
 
