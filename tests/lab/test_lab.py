@@ -242,6 +242,16 @@ class Here(unittest.TestCase):
             self.assertIn("tmpfs", lines)
             self.assertNotIn(b"qemu_shim", result.stderr, "the shim does not know this build of QEMU")
 
+    def test_an_emulated_hosts_clock_is_not_measured_by_the_emulation(self) -> None:
+        result = lab("--", "dmesg")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        if not direct.hardware_kvm():
+            told = subprocess.run([options.LAB / "tsc_khz"], stdout=subprocess.PIPE, check=True, text=True).stdout
+            detected = re.search(r"tsc: Detected (\d+)\.(\d{3}) MHz", result.stdout.decode())
+            assert detected, result.stdout.decode()
+            self.assertLess(abs(int(detected[1] + detected[2]) - int(told)), int(told) // 1000)
+            self.assertNotIn(b"reference calibration", result.stdout)
+
     def test_streams_are_intact(self) -> None:
         every_byte = bytes(range(256)) * 4096
         result = lab("--", "sh", "-c", "cat; head -c 3000000 /dev/zero >&2; exit 3", stdin=every_byte)

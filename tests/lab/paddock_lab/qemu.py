@@ -53,6 +53,15 @@ def _comma(path: Path | str) -> str:
     return str(path).replace(",", ",,")
 
 
+def _counter_speed() -> str:
+    """The kernel's argument for the speed of the time-stamp counter, which it would else measure itself (see tsc_khz.c)."""
+    try:
+        told = subprocess.run([LAB / "tsc_khz"], stdout=subprocess.PIPE, timeout=10, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LabError(f"cannot measure the time-stamp counter: {error}; run tests/lab/setup") from error
+    return f" tsc_early_khz={told}"
+
+
 class EmulatedHost:
     """One emulated host. `channel` is the runner's end of the agent's port."""
 
@@ -117,7 +126,7 @@ class EmulatedHost:
             *("-m", str(options.memory)),
             *("-kernel", str(kernel)),
             *("-initrd", str(self._initramfs(options))),
-            *("-append", KERNEL_ARGUMENTS),
+            *("-append", f"{KERNEL_ARGUMENTS}{_counter_speed()}"),
             *("-chardev", f"file,id=console,path={_comma(self.console_log)}", "-serial", "chardev:console"),
             *("-device", "virtio-serial-pci,max_ports=2"),
             *("-chardev", f"socket,id=lab,fd={channel.fileno()}", "-device", "virtserialport,chardev=lab,name=lab"),
