@@ -366,8 +366,8 @@ STAGES = [
     Stage("unit", "tests that need no KVM", unit, needs=("setup",)),
     Stage("lab", "the lab's own tests", lab, needs=("setup",)),
     Stage("vm", "end-to-end tests on real KVM", vm, needs=BUILT),
-    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client", conformance, needs=BUILT),
-    Stage("bench", "benchmarks beside QEMU, Longhorn and fio", bench, needs=BUILT, after=("longhorn",)),
-    Stage("fuzz", "each fuzz target for a short time", fuzz, needs=("setup",)),
+    Stage("conformance", "the HTTP API, asked by schemathesis and by a generated client", conformance, needs=BUILT, after=("vm",), behind=True),
     Stage("demo", "guests/run", demo, needs=BUILT),
+    Stage("bench", "benchmarks beside QEMU, Longhorn and fio", bench, needs=BUILT, after=("longhorn", "conformance")),
+    Stage("fuzz", "each fuzz target for a short time", fuzz, needs=("setup",)),
 ]
