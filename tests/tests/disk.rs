@@ -70,7 +70,7 @@ fn writes_are_the_same_from_both_sides(options: &str) {
     let found = &info.disks[0];
     assert_eq!((found.size, found.queues, found.read_only), (GIB, 4, false));
     assert_eq!(found.serial, "PADDOCK-0001");
-    let area = write_and_verify(&vm, amount(1500, 12_000));
+    let area = write_and_verify(&vm, amount(800, 12_000));
     // Without a word to the guest: the data is in the file now, and only there where it was written.
     let file = File::open(&path).unwrap();
     let count = blocks::verify_file(&file, &area);
@@ -138,7 +138,7 @@ fn random_writes_on_4_queues_of_a_qcow2_image() {
     };
     let discard = BlocksDiscard { range };
     assert_eq!(vm.call(discard).error, None);
-    let area = write_and_verify(&vm, amount(1000, 8000));
+    let area = write_and_verify(&vm, amount(600, 8000));
     // What was flushed is there when the process is gone from one moment to the next, and the image is as sound as before.
     drop(vm);
     let vm = boot();

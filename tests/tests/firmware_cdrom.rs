@@ -59,38 +59,6 @@ fn pure_isos_boot() {
     }
 }
 
-#[test]
-fn hybrid_isos_boot() {
-    for suite in Suite::Bookworm.or_both() {
-        an_iso_boots(suite.vm(), HYBRID);
-    }
-}
-
-#[test]
-fn seabios_boots_a_hybrid_iso() {
-    for suite in Suite::Trixie.or_both() {
-        let firmware = suite.file("bios-256k.bin");
-        an_iso_boots(Vm::builder().firmware(&firmware), HYBRID);
-    }
-}
-
-#[test]
-fn an_empty_tray_is_passed_over() {
-    for suite in Suite::Trixie.or_both() {
-        let scratch = Scratch::new();
-        let drives = [
-            "id=empty".to_owned(),
-            format!("path={},id=full", text(&iso(PURE))),
-        ];
-        for (order, image) in [("empty,full,disk0", PURE), ("empty,disk0,full", UKI)] {
-            let vm = suite.vm().args(scratch.disk("uki.raw"));
-            let vm = with_drives(vm, &drives, order).boot();
-            came_from(&vm, image);
-            vm.power_off();
-        }
-    }
-}
-
 /// As an installation goes: from the medium at first, from the disk once it is ejected, and from another medium when one is inserted.
 #[test]
 fn an_ejected_medium_gives_way_to_the_disk() {
@@ -112,5 +80,42 @@ fn an_ejected_medium_gives_way_to_the_disk() {
         vm.reboot(3);
         came_from(&vm, HYBRID);
         vm.power_off();
+    }
+}
+
+/// Of what CI does once, the rest.
+mod soak {
+    use super::*;
+
+    #[test]
+    fn hybrid_isos_boot() {
+        for suite in Suite::Bookworm.or_both() {
+            an_iso_boots(suite.vm(), HYBRID);
+        }
+    }
+
+    #[test]
+    fn seabios_boots_a_hybrid_iso() {
+        for suite in Suite::Trixie.or_both() {
+            let firmware = suite.file("bios-256k.bin");
+            an_iso_boots(Vm::builder().firmware(&firmware), HYBRID);
+        }
+    }
+
+    #[test]
+    fn an_empty_tray_is_passed_over() {
+        for suite in Suite::Trixie.or_both() {
+            let scratch = Scratch::new();
+            let drives = [
+                "id=empty".to_owned(),
+                format!("path={},id=full", text(&iso(PURE))),
+            ];
+            for (order, image) in [("empty,full,disk0", PURE), ("empty,disk0,full", UKI)] {
+                let vm = suite.vm().args(scratch.disk("uki.raw"));
+                let vm = with_drives(vm, &drives, order).boot();
+                came_from(&vm, image);
+                vm.power_off();
+            }
+        }
     }
 }

@@ -131,7 +131,7 @@ fn disks_and_nics_come_and_go_under_load() {
     vm.shell(&format!(
         "(while dd if={busy} of=/dev/null bs=64k iflag=direct; do :; done) >/dev/null 2>&1 & echo $! > /load"
     ));
-    for round in 1..=amount(6, 30) {
+    for round in 1..=amount(3, 30) {
         let serial = format!("HOT{round}");
         let disk = json!({"id": "hot", "path": path, "serial": serial});
         add(&vm, &api, "/vm/disks", &disk);
