@@ -1,7 +1,7 @@
 //! What the tests of crashes kill: an engine with a volume, which writes blocks, many at once and each of them once at a time. It says on stdout what it is about
 //! to write and what was acknowledged, a line each, before it goes on; and so what else it does, which replicas have failed, and when they are the same.
 //!
-//! usage: volume-writer NAME BLOCKS SEED GENERATION QUEUES [record=FILE] [snapshots] [rebuild=HOST:PORT] HOST:PORT…
+//! usage: `volume-writer NAME BLOCKS SEED GENERATION QUEUES [record=FILE] [snapshots] [rebuild=HOST:PORT] HOST:PORT…`
 
 use std::collections::{BTreeSet, HashMap};
 use std::process::ExitCode;
