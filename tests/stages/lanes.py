@@ -82,12 +82,16 @@ def _behind(stages: Sequence[Stage], rows: Rows, programs: Programs, soak: bool)
         except Ended:
             return
         print(f"-- {stage.name}: begins, beside what follows", flush=True)
-        log = Log(stage.name, live=False)
-        row = _run(stage, failed, log, programs, soak=soak)
-        text = log.path.read_text(encoding="utf-8", errors="replace")
-        sys.stdout.write(f"\n== {stage.name}: {stage.title} (it ran beside others, {row.seconds:.0f} s)\n{text}\n")
-        sys.stdout.flush()
-        rows.add(row)
+        row = Row(stage, Counts(failed=1), 0.0)
+        try:
+            log = Log(stage.name, live=False)
+            row = _run(stage, failed, log, programs, soak=soak)
+            text = log.path.read_text(encoding="utf-8", errors="replace")
+            sys.stdout.write(f"\n== {stage.name}: {stage.title} (it ran beside others, {row.seconds:.0f} s)\n{text}\n")
+            sys.stdout.flush()
+        finally:
+            # Whatever happens: others may wait for it.
+            rows.add(row)
 
 
 def _run(stage: Stage, failed: Sequence[str], log: Log, programs: Programs, *, soak: bool) -> Row:
