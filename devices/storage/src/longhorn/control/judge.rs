@@ -252,11 +252,9 @@ pub(super) fn leave_beside(
     }
 }
 
-/// Leaves all where so many do not answer: half of them, or more. What was written last may be on those alone.
-pub(super) fn leave_few(absent: usize, options: &VolumeOptions, candidates: &mut [Candidate]) {
-    let named = options.replicas.len();
-    let told = options.record.is_some() || options.taking != Taking::Open;
-    if told || absent * 2 < named {
+/// Leaves all where so many of those that were named do not answer: half of them, or more. What was written last may be on those alone.
+pub(super) fn leave_few(absent: usize, named: usize, candidates: &mut [Candidate]) {
+    if absent * 2 < named {
         return;
     }
     for candidate in usable(candidates) {

@@ -347,10 +347,13 @@ pub(super) async fn open(
     listener: Arc<dyn Listener>,
 ) -> Result<Arc<Control>, VolumeError> {
     let record = Record::of(&options);
-    if let Some(record) = &record {
-        options.replicas = record.choose(&options)?;
-    }
-    let opened = open::open(&options).await?;
+    let recorded = match &record {
+        Some(record) => record.choose(&options)?,
+        None => None,
+    };
+    let is_recorded = recorded.is_some();
+    options.replicas = recorded.unwrap_or(options.replicas);
+    let opened = open::open(&options, is_recorded).await?;
     let (sender, events) = unbounded_channel();
     let shared = Shared::new(options.name.clone(), opened.size, record.is_some(), sender);
     let shared = Arc::new(shared);

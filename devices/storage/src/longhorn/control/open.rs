@@ -199,10 +199,15 @@ async fn open_one(
 
 /// Opens all that can be, and leaves those that do not agree with the others.
 ///
+/// Where `recorded`, the replicas in the options are known to have everything that was acknowledged, each of them.
+///
 /// # Errors
 /// When none is left. Those that were opened are closed again.
-pub(super) async fn open(options: &VolumeOptions) -> Result<OpenedSet, VolumeError> {
-    take(options, &[]).await
+pub(super) async fn open(
+    options: &VolumeOptions,
+    recorded: bool,
+) -> Result<OpenedSet, VolumeError> {
+    take(options, recorded, &[]).await
 }
 
 /// Opens replicas again that all had failed: as many as there are in the options, in the same order. They are known to have everything that was acknowledged,
@@ -214,7 +219,7 @@ pub(super) async fn reopen(
     options: &VolumeOptions,
     lost: &[Arc<Member>],
 ) -> Result<OpenedSet, VolumeError> {
-    take(options, lost).await
+    take(options, true, lost).await
 }
 
 /// What came of opening each replica, in their order in the options.
@@ -271,7 +276,11 @@ async fn open_each(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<Atte
     Ok(attempt)
 }
 
-async fn take(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<OpenedSet, VolumeError> {
+async fn take(
+    options: &VolumeOptions,
+    recorded: bool,
+    lost: &[Arc<Member>],
+) -> Result<OpenedSet, VolumeError> {
     let Attempt {
         candidates,
         left: mut replicas,
@@ -282,7 +291,11 @@ async fn take(options: &VolumeOptions, lost: &[Arc<Member>]) -> Result<OpenedSet
     let known = !lost.is_empty();
     let (size, counts_revisions) = match known {
         true => judge_known(options, &mut candidates),
-        false => judge_beside(options, absent, &in_use, &mut candidates),
+        false => {
+            // Each of those that are recorded is enough by itself.
+            let absent = if recorded { 0 } else { absent };
+            judge_beside(options, absent, &in_use, &mut candidates)
+        }
     };
     let unclean = usable(&mut candidates).any(|candidate| candidate.unclean);
     let best = best(&candidates);
@@ -338,8 +351,10 @@ fn judge_beside(
     candidates: &mut [Candidate],
 ) -> (Option<u64>, bool) {
     let (size, counts_revisions) = judge(options, candidates);
+    if options.taking == Taking::Open {
+        leave_few(absent, options.replicas.len(), candidates);
+    }
     if options.taking != Taking::HandedOver {
-        leave_few(absent, options, candidates);
         leave_beside(in_use, counts_revisions, candidates);
     }
     (size, counts_revisions)

@@ -54,18 +54,18 @@ impl Record {
         }
     }
 
-    /// The replicas that are to be opened: those that have everything. All, before there is a record.
+    /// The replicas that are to be opened: those that have everything. `None` before there is a record, and where it is not gone by.
     ///
     /// # Errors
     /// When it cannot be read, is of another volume, or names none of them.
     pub(super) fn choose(
         &self,
         options: &VolumeOptions,
-    ) -> Result<Vec<ReplicaAddress>, VolumeError> {
+    ) -> Result<Option<Vec<ReplicaAddress>>, VolumeError> {
         let all = options.replicas.clone();
         // Also where it is not gone by: it is replaced, and what is no record of this volume must not be.
         let Some(content) = self.read()? else {
-            return Ok(all);
+            return Ok(None);
         };
         if content.volume != self.volume {
             let problem = format!(
@@ -75,7 +75,7 @@ impl Record {
             return Err(self.error(&problem));
         }
         if options.taking != Taking::Open {
-            return Ok(all);
+            return Ok(None);
         }
         let is_complete =
             |replica: &ReplicaAddress| content.complete.contains(&replica.to_string());
@@ -96,7 +96,7 @@ impl Record {
             tracing::warn!(volume = self.volume, %replica, record = %self.path.display(),
                 "a replica is left out, for it is not recorded to have everything; add it again");
         }
-        Ok(complete)
+        Ok(Some(complete))
     }
 
     fn read(&self) -> Result<Option<Content>, VolumeError> {
@@ -197,6 +197,7 @@ mod tests {
     fn chosen(options: &VolumeOptions) -> Result<Vec<String>, String> {
         let record = Record::of(options).expect("a record");
         let chosen = record.choose(options).map_err(|error| error.to_string())?;
+        let chosen = chosen.unwrap_or_else(|| options.replicas.clone());
         Ok(chosen.iter().map(ToString::to_string).collect())
     }
 

@@ -142,12 +142,16 @@ fn half_of_them_or_fewer_are_not_enough() {
                 assert!(!last.open && !last.dirty, "{last:?}");
             }
         }
-        // A record tells who has everything, and so does whoever salvages.
-        let record = Some(directory.path().join("record"));
+        // A record tells who has everything, once there is one, and so does whoever salvages.
+        let path = directory.path().join("record");
         let recorded = VolumeOptions {
-            record,
+            record: Some(path.clone()),
             ..options.clone()
         };
+        assert_eq!(open(&recorded).is_ok_and(|v| v.close().is_ok()), opens);
+        let complete: Vec<String> = options.replicas.iter().map(ToString::to_string).collect();
+        let text = serde_json::json!({"volume": "fake", "complete": complete});
+        std::fs::write(&path, text.to_string()).expect("written");
         open(&recorded).expect("opened").close().expect("closed");
         let salvaging = VolumeOptions {
             taking: Taking::Salvage,
