@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paddock_probe::blocks::{self, Stamp};
-use paddock_storage::longhorn::{Mode, Nobody, Volume, VolumeOptions};
+use paddock_storage::longhorn::{Mode, Nobody, Snapshot, Volume, VolumeOptions};
 use paddock_tests::longhorn::{
     Cli, DataConnection, Engine, EngineOptions, Replica, ReplicaOptions, User, directory,
     own_replica, volume_name,
@@ -314,6 +314,14 @@ fn a_directory_that_one_wrote_opens_in_the_other() {
     set.assert_alike();
 }
 
+/// Snapshots without what they take: each replica's file system says something else of a file, and something else later.
+fn without_sizes(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+    for snapshot in &mut snapshots {
+        snapshot.size = 0;
+    }
+    snapshots
+}
+
 /// So they do after more than writes: a way back, a snapshot folded into another, a rebuild, and growth.
 #[test]
 fn a_directory_that_one_changed_opens_in_the_other() {
@@ -342,7 +350,7 @@ fn a_directory_that_one_changed_opens_in_the_other() {
     volume.expand(2 * SIZE).unwrap();
     user.write(2 * SIZE - MIB, 2 * SIZE, 5).unwrap();
     drop(user);
-    let snapshots = volume.snapshots().unwrap();
+    let snapshots = without_sizes(volume.snapshots().unwrap());
     let names: Vec<_> = snapshots.iter().map(|one| one.name.as_str()).collect();
     assert!(
         names.contains(&"two") && !names.contains(&"one"),
@@ -353,7 +361,7 @@ fn a_directory_that_one_changed_opens_in_the_other() {
 
     set.restart_as([Longhorns, Ours, Longhorns]);
     let volume = set.volume();
-    assert_eq!(volume.snapshots().unwrap(), snapshots);
+    assert_eq!(without_sizes(volume.snapshots().unwrap()), snapshots);
     let mut user = User::new(&volume);
     for (from, to, generation) in [(0, 1, 1), (1, 3, 4), (3, 6, 2), (6, 8, 1), (31, 32, 5)] {
         user.check(from * MIB, to * MIB, generation);

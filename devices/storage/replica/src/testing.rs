@@ -1,6 +1,6 @@
 //! What the tests share: a replica whose data is served, and a client that knows nothing but frames.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -115,6 +115,13 @@ impl Client {
         let mut payload = vec![0; header.payload as usize];
         self.stream.read_exact(&mut payload).unwrap();
         Some(Answer { header, payload })
+    }
+
+    /// Waits for the connection's end. A signal may come in between: where a socket has a timeout, it ends a call.
+    #[track_caller]
+    pub(crate) fn end(&mut self) {
+        let error = self.stream.read_exact(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
     }
 
     fn call(&mut self, kind: Kind, offset: i64, size: u32, payload: &[u8]) -> Answer {

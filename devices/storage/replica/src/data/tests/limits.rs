@@ -61,7 +61,7 @@ fn the_longest_silent_makes_room() {
         }
         be_silent(None);
         connect(&served).ping().unwrap();
-        assert_eq!(clients[0].stream.read(&mut [0]).unwrap(), 0);
+        clients[0].end();
         for client in &mut clients[1..] {
             client.ping().unwrap();
         }
@@ -82,7 +82,7 @@ fn nobody_goes_who_is_in_use_or_whose_engine_lives() {
         be_silent(Some(&mut engine));
         // Only of the stranger it is not known that it is an engine.
         connect(&served).ping().unwrap();
-        assert_eq!(stranger.stream.read(&mut [0]).unwrap(), 0);
+        stranger.end();
         assert_eq!(data.read(0, 1).unwrap(), [1]);
         for _ in 0..31 {
             assert_eq!(waits.receive().unwrap().payload.len(), MIB as usize);
@@ -96,7 +96,7 @@ fn where_all_are_in_use_there_is_no_room() {
     each_engine_limited(LIMITS, |served| {
         let mut clients: Vec<_> = (0..4).map(|_| connect(&served)).collect();
         let mut more = served.client();
-        assert_eq!(more.stream.read(&mut [0]).unwrap(), 0);
+        more.end();
         for client in &mut clients {
             client.ping().unwrap();
         }
