@@ -15,7 +15,8 @@
 //! storage that are nowhere. So what is acknowledged is kept, too, until a flush on the same server has covered it, and written anew,
 //! in the order of acknowledgement, and flushed, before anything else is sent to the server that comes back; NFS clients do that since version 3
 //! (RFC 1813, §4.8). A server's death is not visible to the guest then, and a flush that succeeded says the truth. What is kept is limited:
-//! beyond 8 MiB the client flushes by itself, beyond 16 MiB writes wait for that. A flush that fails is answered with its
+//! beyond 8 MiB the client flushes by itself, beyond 16 MiB writes wait for that. A connection's flush counts only for what was sent after that
+//! connection was made, for it may be to a server that took the place of one whose death nobody has noticed. A flush that fails is answered with its
 //! error and taken for a loss, so that the next one that succeeds can be believed. A server without `NBD_FLAG_SEND_FLUSH` says that it
 //! has no cache; nothing is kept for it.
 //!

@@ -16,7 +16,7 @@ use rustix::time::{
 use super::connection::Connection;
 use super::protocol;
 use super::requests::{CANCELED, Requests};
-use super::session::{Acknowledged, Handle, Mailbox};
+use super::session::{Acknowledged, Handle, Mailbox, Starved};
 use crate::{Completion, DiskQueue, IoError, Operation, Request};
 
 const SOCKET: u64 = 0;
@@ -144,6 +144,11 @@ impl NbdQueue {
                 self.adopt(epoch, connection);
             }
         }
+        let number = self.connection.as_ref().map(|connection| connection.number);
+        let asked = number.is_some_and(|number| self.handle.0.asks_flush(number));
+        if asked && !self.requests.has_own_flush() {
+            self.requests.submit_own_flush();
+        }
     }
 
     /// Goes on with a new connection.
@@ -152,8 +157,8 @@ impl NbdQueue {
         self.polls_room = false;
         self.heard = Instant::now();
         let polled = self.poll(connection.fd(), SOCKET);
-        let mark = self.handle.0.mark();
-        self.requests.resend(&mut connection, mark);
+        let moment = self.handle.0.moment();
+        self.requests.resend(&mut connection, moment);
         self.connection = Some(connection);
         self.note(polled);
     }
@@ -198,7 +203,10 @@ impl NbdQueue {
         let session = Arc::clone(&self.handle.0);
         let flushed = self.requests.flushed();
         let entries = self.requests.entries();
-        let acknowledged = session.acknowledge(self.epoch, entries, flushed.mark);
+        // Without a connection nothing was flushed.
+        let connection = self.connection.as_ref().map(|connection| connection.number);
+        let connection = connection.unwrap_or(u64::MAX);
+        let acknowledged = session.acknowledge(self.epoch, connection, entries, flushed.mark);
         if acknowledged == Acknowledged::TooLate {
             self.hang_up();
             return;
@@ -223,15 +231,24 @@ impl NbdQueue {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        let session = &self.handle.0;
+        let (session, number) = (&self.handle.0, connection.number);
         let full = session.is_full();
-        let starves = self.requests.cut(connection, full, || session.mark());
+        let starves = self.requests.cut(connection, full, || session.moment());
         let sent = connection.send();
         let polled = sent.and_then(|()| self.poll_room());
         self.note(polled);
-        if starves && !self.requests.has_own_flush() && self.handle.0.starve() {
-            self.requests.submit_own_flush();
-            self.mailbox.ring();
+        if starves && !self.requests.has_own_flush() {
+            match self.handle.0.starve(number) {
+                Starved::Fed | Starved::Waits => {}
+                Starved::Flush => {
+                    self.requests.submit_own_flush();
+                    self.mailbox.ring();
+                }
+                Starved::Forever => {
+                    let text = "nobody can flush any more what was written before this connection";
+                    self.note(Err(io::Error::other(text)));
+                }
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use super::error::{Failure, NbdErrorKind};
 use super::handshake::Export;
 use super::journal::{Entry, Journal};
 use super::requests::Limits;
+use super::requests::Moment;
 use super::{NbdError, NbdOptions, replay, tls};
 use crate::Capabilities;
 
@@ -85,6 +86,8 @@ struct Seat {
     mailbox: Arc<Mailbox>,
     /// The epoch of the last connection it was given; 0 for none.
     served: u64,
+    /// That connection's number.
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -103,6 +106,8 @@ struct State {
     failures: u32,
     /// Epochs that ended, one after the other, without a single answer.
     barren: u32,
+    /// Connections that were made.
+    connections: u64,
     /// Whether a server has answered in this epoch.
     answered: bool,
     /// Whether a queue is about to flush the journal.
@@ -121,6 +126,19 @@ pub(super) enum Acknowledged {
     TooLate,
 }
 
+/// What a queue that waits for room in the journal is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Starved {
+    /// Go on: there is room.
+    Fed,
+    /// Flush.
+    Flush,
+    /// Wait, until a queue flushes whose connection is old enough for that; it was asked to.
+    Waits,
+    /// There is no such queue any more: a new epoch.
+    Forever,
+}
+
 /// An export, and its connections.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -136,6 +154,8 @@ pub(super) struct Session {
     journal_bytes: AtomicUsize,
     /// Whether a queue waits for the journal to have room.
     starved: AtomicBool,
+    /// Whether a flush is wanted of a queue with an older connection.
+    flush_wanted: AtomicBool,
 }
 
 /// A [`Session`] that ends with the last of its users.
@@ -176,7 +196,8 @@ impl Session {
     /// Connects for the first time.
     pub(super) fn open(options: NbdOptions) -> Result<Handle, NbdError> {
         let opened = dial(&options).and_then(|connected| {
-            let (connection, export) = Connection::new(connected);
+            let (mut connection, export) = Connection::new(connected);
+            connection.number = 1;
             let (capabilities, limits) = super::examine(&export, &options)?;
             Ok((connection, export, capabilities, limits))
         });
@@ -191,6 +212,7 @@ impl Session {
             connects: false,
             failures: 0,
             barren: 0,
+            connections: 1,
             answered: true,
             flushing: false,
             closed: false,
@@ -205,6 +227,7 @@ impl Session {
             wake: Condvar::new(),
             journal_bytes: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
+            flush_wanted: AtomicBool::new(false),
         })))
     }
 
@@ -227,6 +250,7 @@ impl Session {
         state.seats.push(Seat {
             mailbox: Arc::clone(&mailbox),
             served: 0,
+            number: 0,
         });
         if let Some(spare) = state.spare.take() {
             self.serve(&mut state, spare);
@@ -300,10 +324,11 @@ impl Session {
         self.reconnect(&mut state);
     }
 
-    /// Takes note of answers, before anybody hears of them: what was written and `mark`, what was flushed.
+    /// Takes note of answers, before anybody hears of them: what was written, and what was flushed by the connection, up to a mark.
     pub(super) fn acknowledge(
         &self,
         epoch: u64,
+        connection: u64,
         entries: impl Iterator<Item = Entry>,
         mark: Option<u64>,
     ) -> Acknowledged {
@@ -317,14 +342,18 @@ impl Session {
         }
         entries.for_each(|entry| state.journal.push(entry));
         if let Some(mark) = mark {
-            state.journal.flushed(mark);
+            state.journal.flushed(mark, connection);
         }
         let bytes = state.journal.bytes();
         self.journal_bytes.store(bytes, Ordering::Release);
         if bytes < JOURNAL_FLUSH {
             self.feed(&state);
-        } else if !std::mem::replace(&mut state.flushing, true) {
-            return Acknowledged::Flush;
+        } else if !state.flushing {
+            if connection <= state.journal.oldest() {
+                state.flushing = true;
+                return Acknowledged::Flush;
+            }
+            self.want_flush(&state);
         }
         Acknowledged::Fine
     }
@@ -338,9 +367,13 @@ impl Session {
         self.feed(&state);
     }
 
-    /// What a flush that is sent now covers.
-    pub(super) fn mark(&self) -> u64 {
-        self.lock().journal.mark()
+    /// What is true of a request that is sent now.
+    pub(super) fn moment(&self) -> Moment {
+        let state = self.lock();
+        Moment {
+            mark: state.journal.mark(),
+            connections: state.connections,
+        }
     }
 
     /// Whether nothing more is to be written before the journal has been flushed.
@@ -348,17 +381,50 @@ impl Session {
         self.journal_bytes.load(Ordering::Acquire) >= JOURNAL_FULL
     }
 
-    /// A queue waits for room in the journal; it is rung for then. Whether it is to flush it: also where another queue does already, for that hears of
-    /// the answer only when its user looks.
-    pub(super) fn starve(&self) -> bool {
+    /// A queue waits for room in the journal; it is rung for then. It is to flush it also where another queue does already, for that hears of the answer
+    /// only when its user looks.
+    pub(super) fn starve(&self, connection: u64) -> Starved {
         self.starved.store(true, Ordering::Release);
         let mut state = self.lock();
         if state.journal.bytes() < JOURNAL_FULL {
             self.feed(&state);
+            return Starved::Fed;
+        }
+        if connection <= state.journal.oldest() {
+            state.flushing = true;
+            return Starved::Flush;
+        }
+        match self.want_flush(&state) {
+            true => Starved::Waits,
+            false => Starved::Forever,
+        }
+    }
+
+    /// Asks queues for a flush whose connections are old enough to cover the oldest of the journal. Whether there are any.
+    fn want_flush(&self, state: &State) -> bool {
+        let oldest = state.journal.oldest();
+        let old = |seat: &&Seat| seat.served == state.epoch && seat.number <= oldest;
+        let mut old = state.seats.iter().filter(old).peekable();
+        let any = old.peek().is_some();
+        if any && !self.flush_wanted.swap(true, Ordering::AcqRel) {
+            old.for_each(|seat| seat.mailbox.ring());
+        }
+        any
+    }
+
+    /// Whether it is this connection's queue that is asked for a flush.
+    pub(super) fn asks_flush(&self, connection: u64) -> bool {
+        if !self.flush_wanted.load(Ordering::Acquire) {
             return false;
         }
-        state.flushing = true;
-        true
+        let mut state = self.lock();
+        let needed = state.journal.bytes() >= JOURNAL_FLUSH;
+        let asked = needed && connection <= state.journal.oldest();
+        if asked || !needed {
+            self.flush_wanted.store(false, Ordering::Release);
+            state.flushing |= asked;
+        }
+        asked
     }
 
     fn feed(&self, state: &State) {
@@ -375,6 +441,7 @@ impl Session {
         match state.seats.iter_mut().find(|seat| seat.served != epoch) {
             Some(seat) => {
                 seat.served = epoch;
+                seat.number = connection.number;
                 *lock(&seat.mailbox.connection) = Some((epoch, connection));
                 seat.mailbox.ring();
             }
@@ -428,8 +495,10 @@ impl Session {
             state = self.lock();
             match result {
                 // The epoch may have ended meanwhile; then this connection is of no use.
-                Ok(connection) if state.epoch == epoch && state.begun == begun => {
+                Ok(mut connection) if state.epoch == epoch && state.begun == begun => {
                     state.failures = 0;
+                    state.connections += 1;
+                    connection.number = state.connections;
                     if !begun {
                         self.begin(&mut state);
                     }
@@ -453,8 +522,7 @@ impl Session {
 
     /// Begins an epoch: everything that was acknowledged is on stable storage.
     fn begin(&self, state: &mut State) {
-        let mark = state.journal.mark();
-        state.journal.flushed(mark);
+        state.journal.clear();
         self.journal_bytes.store(0, Ordering::Release);
         state.begun = true;
         self.feed(state);
