@@ -113,7 +113,17 @@ impl Volume {
             None => {}
         }
         clean(&directory, &meta.head, &mut disks, alone)?;
-        let layers = open_chain(&directory, &meta.head, &disks, bytes)?;
+        let layers = match open_chain(&directory, &meta.head, &disks, bytes) {
+            Err(error @ Error::Broken { .. }) if meta.rebuilding && alone => {
+                tracing::warn!(
+                    error = error.text(),
+                    "a rebuild came to no end; the next begins with the head alone"
+                );
+                stand_alone(&directory, &meta.head, &mut disks)?;
+                open_chain(&directory, &meta.head, &disks, bytes)?
+            }
+            layers => layers?,
+        };
         meta.parent.clone_from(&disks[&meta.head].parent);
         let counter = match options.count_revisions {
             true => Some(Arc::new(Counter::open(&directory)?)),
@@ -380,6 +390,20 @@ pub(super) fn remove_disk(directory: &Directory, name: &str) -> Result<()> {
         directory.remove(&format!("{name}{suffix}"))?;
     }
     directory.sync()
+}
+
+/// Puts the head on nothing. In a rebuild its metadata come first, and name files that are still to come, so that a process that dies then leaves a chain
+/// with holes. Nobody reads from a replica that is marked as being rebuilt, and the next rebuild brings all that is below the head.
+fn stand_alone(
+    directory: &Directory,
+    head: &str,
+    disks: &mut BTreeMap<String, DiskMeta>,
+) -> Result<()> {
+    let Some(disk) = disks.get_mut(head) else {
+        return Ok(());
+    };
+    disk.parent.clear();
+    directory.replace(&[(&format!("{head}{META}"), metadata::format(disk))])
 }
 
 /// Opens the layers from the head down.

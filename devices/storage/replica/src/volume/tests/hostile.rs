@@ -30,6 +30,35 @@ fn error_after(spoil: impl FnOnce(&Path)) -> String {
     error.text()
 }
 
+/// The process of a replica that is being rebuilt dies when the head's metadata have come, and not all that is below it.
+#[test]
+fn a_rebuild_that_came_to_no_end_can_begin_anew() {
+    for lost in [".img", ".img.meta"] {
+        let place = place();
+        let options = Options::new(place.path());
+        let replica = open(&options, MIB);
+        replica.snapshot(&snapshot("a")).unwrap();
+        replica.snapshot(&snapshot("b")).unwrap();
+        replica.set_rebuilding(true).unwrap();
+        drop(replica);
+        std::fs::remove_file(place.path().join(format!("volume-snap-a{lost}"))).unwrap();
+        for round in ["c", "d"] {
+            let replica = Replica::new(options.clone());
+            replica.open().unwrap();
+            let status = replica.status();
+            assert_eq!(status.state, State::Rebuilding);
+            let chain = status.open.unwrap().chain;
+            let below: Vec<_> = chain[1..].iter().map(String::as_str).collect();
+            let expected: &[&str] = match round {
+                "c" => &[],
+                _ => &["volume-snap-c.img"],
+            };
+            assert_eq!(below, expected);
+            replica.snapshot(&snapshot(round)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn metadata_that_lies() {
     let a = snapshot_file("a");
