@@ -10,8 +10,11 @@ use serde_json::Value;
 
 use crate::metrics::Metrics;
 
-/// How long any answer, and any event that is waited for, may take.
+/// How long any answer may take.
 const DEADLINE: Duration = Duration::from_secs(90);
+
+/// How long any event that is waited for may take: what it tells of may be the start of firmware, or a rebuild.
+const EVENT_DEADLINE: Duration = Duration::from_secs(240);
 
 /// The API at a socket.
 #[derive(Debug, Clone)]
@@ -222,8 +225,11 @@ impl Iterator for Events {
     type Item = Value;
 
     fn next(&mut self) -> Option<Value> {
+        let end = Instant::now() + EVENT_DEADLINE;
         loop {
             let Some((event, rest)) = self.text.split_once("\n\n") else {
+                // Signs of life come, too.
+                assert!(Instant::now() < end, "no event came in time");
                 if !self.read_chunk() {
                     return None;
                 }
@@ -249,7 +255,7 @@ impl Events {
     /// # Panics
     /// When it does not come in time.
     pub fn wait_for(&mut self, kind: &str) -> Value {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + EVENT_DEADLINE;
         let mut before = Vec::new();
         while Instant::now() < end {
             match self.next() {

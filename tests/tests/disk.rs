@@ -100,7 +100,10 @@ fn what_the_file_holds_is_what_the_guest_reads() {
         fill(&mut block, index * BLOCK as u64, stamp);
         file.write_all_at(&block, index * BLOCK as u64).unwrap();
     }
-    let vm = Vm::builder().cpus(&2).args(disk(&path, "")).boot();
+    let more = ",block-size=4096";
+    let vm = Vm::builder().cpus(&2).args(disk(&path, more)).boot();
+    let block = vm.shell("cat /sys/block/vda/queue/logical_block_size");
+    assert_eq!(block, "4096\n");
     let mut area = Area::new("/dev/vda", 64 * MIB, 7);
     area.generation = 3;
     let mut verify = BlocksVerify::new(area);

@@ -52,6 +52,10 @@ const LOCAL: usize = 6;
 type Fault = (Spoiled, &'static str);
 
 const ERROR: Fault = (Spoiled::Error("the disk has gone"), "the disk has gone");
+const FULL: Fault = (
+    Spoiled::Error("no space left on device"),
+    "it has no space left, and others have",
+);
 const SHORT: Fault = (Spoiled::Short, "it closed the connection");
 const OTHER_SEQUENCE: Fault = (Spoiled::OtherSequence, "it did not have");
 const OTHER_MAGIC: Fault = (Spoiled::OtherMagic, "a frame begins with");
@@ -86,11 +90,9 @@ impl<'a> Saboteur<'a> {
     /// The next thing that is told of any replica.
     #[track_caller]
     fn next_event(&mut self) -> Value {
-        let end = Instant::now() + SOON;
         let is_told = |event: &Value| event["type"].as_str().unwrap().starts_with("replica-");
-        let events = self.events.by_ref();
-        let told = events.find(|event| is_told(event) || Instant::now() > end);
-        told.filter(is_told).expect("nothing is told of a replica")
+        let told = self.events.by_ref().find(is_told);
+        told.expect("something is told of a replica")
     }
 
     /// The replica that is at an address.
@@ -183,9 +185,9 @@ impl<'a> Saboteur<'a> {
     #[track_caller]
     fn rebuild(&mut self, number: usize) {
         let job = self.add(number);
-        self.expect("replica-rebuilt", number);
         let job = self.vm.end_of_job(&job);
         assert_eq!(job["state"], "succeeded", "{job}");
+        self.expect("replica-rebuilt", number);
         self.good.insert(number);
     }
 
@@ -319,7 +321,7 @@ fn replicas_that_do_wrong_or_fall_silent_or_die_again_cost_a_guest_nothing() {
     blocks::verify(&vm, &once);
     saboteur.fails(first, SHORT.1);
     writer.write_during(&mut saboteur, |saboteur| {
-        let faults = [ERROR, SHORT, OTHER_SEQUENCE, OTHER_MAGIC];
+        let faults = [ERROR, FULL, OTHER_SEQUENCE, OTHER_MAGIC];
         for (number, fault) in others.into_iter().zip(faults) {
             saboteur.spoil(number, Request::Write, fault);
             saboteur.fails(number, fault.1);
