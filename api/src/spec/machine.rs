@@ -255,6 +255,8 @@ pub struct DiskFile {
     pub direct: DirectIo,
     /// How the host does the I/O.
     pub engine: DiskEngine,
+    /// Bytes of a block, 512 or 4096; `None` for the device's own, or 512.
+    pub block_size: Option<u32>,
 }
 
 /// An image that others are overlays of.
@@ -466,6 +468,7 @@ impl From<&Disk> for DiskConfig {
                 backing: file.backing.as_ref().map(|b| Box::new(b.into())),
                 direct: Some(file.direct),
                 engine: Some(file.engine),
+                block_size: file.block_size.map(u64::from),
                 ..config
             },
             DiskSource::Volume(volume) => Self {

@@ -396,8 +396,9 @@ pub struct SpecArgs {
     /// Add a disk: PATH, or path=PATH with any of the keys below
     ///
     /// format=raw|qcow2 (raw by default), readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the
-    /// host's page cache), engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest,
-    /// pause the VM, try again for retry-deadline=SECONDS), iops=N and bandwidth=SIZE (limits a second). A qcow2 image's backing file is named in a spec. In the place of
+    /// host's page cache), engine=auto|io_uring|threads, block-size=512|4096 (of a raw image), on-error=report|stop|retry (when the host
+    /// fails: tell the guest, pause the VM, try again for retry-deadline=SECONDS), iops=N and bandwidth=SIZE (limits a second). A qcow2
+    /// image's backing file is named in a spec. In the place of
     /// PATH nbd=URI, an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH; nbds with TLS, and with tls-ca=FILE,
     /// tls-certificate=FILE, tls-key=FILE, tls-hostname=NAME), for which requests wait for reconnect-deadline=SECONDS.
     ///

@@ -135,6 +135,7 @@ fn open_raw(
             DiskEngine::IoUring => Engine::IoUring,
             DiskEngine::Threads => Engine::Threads,
         },
+        block_size: file.block_size,
         ..RawOptions::new(&file.path)
     };
     let has_name = passed.is_none();

@@ -52,6 +52,11 @@ pub struct DiskConfig {
     /// How the host does the I/O; `"auto"` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<DiskEngine>,
+    /// Bytes of a block, the least that the guest reads and writes of a raw image: 512 or 4096; by default 512, or more where the host's device has more.
+    /// What was partitioned with the one is not read with the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 512, maximum = 4096)]
+    pub block_size: Option<u64>,
     /// Request queues, 1 to 64; one for each processor that there may be, up to 4, by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 64)]

@@ -103,6 +103,7 @@ fn disks_on_nbd_servers() {
         ("format", json!("raw")),
         ("direct", json!("on")),
         ("engine", json!("threads")),
+        ("block_size", json!(4096)),
         ("backing", json!({"path": "b"})),
     ] {
         let mut both = json!({"nbd": {"uri": "nbd://h"}});
@@ -128,6 +129,7 @@ fn disks() {
         ("queues", json!(0), OutOfRange),
         ("queues", json!(65), OutOfRange),
         ("queue_size", json!(8), OutOfRange),
+        ("block_size", json!(1024), OutOfRange),
         ("serial", json!(""), Malformed),
         ("serial", json!("x".repeat(21)), Malformed),
         ("engine", json!("aio"), UnknownValue),
@@ -140,6 +142,15 @@ fn disks() {
             &[(&format!("/disks/0/{field}"), code)],
         );
     }
+    let large = json!({"path": "a", "block_size": 4096});
+    let spec = valid(&with("disks", json!([large])));
+    let again = serde_json::to_value(VmConfig::from(&spec)).unwrap();
+    assert_eq!(again["disks"][0]["block_size"], 4096);
+    let qcow2 = json!({"path": "a", "format": "qcow2", "block_size": 512});
+    refuses(
+        &with("disks", json!([qcow2])),
+        &[("/disks/0/block_size", Conflict)],
+    );
     let named = json!({"path": "a", "format": "qcow2", "engine": "threads",
         "backing": {"path": "b", "format": "qcow2", "backing": {"path": "c"}}});
     let spec = valid(&with("disks", json!([named])));

@@ -81,6 +81,7 @@ fn defaults() {
         backing: None,
         direct: DirectIo::Auto,
         engine: DiskEngine::Auto,
+        block_size: None,
     };
     assert_eq!(disk.source, DiskSource::File(file));
     let nic = &spec.nics[0];

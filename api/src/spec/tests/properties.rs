@@ -48,6 +48,7 @@ fn word() -> impl Strategy<Value = String> {
         "replicas",
         "timeout",
         "longhorn_socket",
+        "block_size",
         "queues",
         "queue_size",
         "serial",

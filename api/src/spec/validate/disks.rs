@@ -198,6 +198,7 @@ fn without_file(config: &DiskConfig, other: &str, at: &JsonPointer, problems: &m
         ("backing", config.backing.is_some()),
         ("direct", config.direct.is_some()),
         ("engine", config.engine.is_some()),
+        ("block_size", config.block_size.is_some()),
     ] {
         if given {
             let detail =
@@ -220,6 +221,12 @@ fn file(config: &DiskConfig, at: &JsonPointer, problems: &mut Problems) -> Optio
         let detail = "qcow2 images have threads; leave engine out";
         problems.add(at.key("engine"), ProblemCode::Conflict, detail);
     }
+    if format == ImageFormat::Qcow2 && config.block_size.is_some() {
+        let detail = "the blocks of a qcow2 image have 512 bytes; leave block_size out";
+        problems.add(at.key("block_size"), ProblemCode::Conflict, detail);
+    }
+    let size = config.block_size;
+    let block_size = optional(problems, &at.key("block_size"), size, block_size);
     let overlay = (format, config.backing.as_deref());
     let backing = backing(overlay, 1, &at.key("backing"), problems)?;
     Some(DiskFile {
@@ -228,7 +235,19 @@ fn file(config: &DiskConfig, at: &JsonPointer, problems: &mut Problems) -> Optio
         backing,
         direct: config.direct.unwrap_or_default(),
         engine: config.engine.unwrap_or_default(),
+        block_size: block_size?,
     })
+}
+
+/// The sizes that disks are made with.
+fn block_size(size: u64) -> Result<u32, ValueError> {
+    match size {
+        512 => Ok(512),
+        4096 => Ok(4096),
+        _ => Err(ValueError::out_of_range(format!(
+            "blocks have 512 or 4096 bytes, not {size}"
+        ))),
+    }
 }
 
 /// What an image of this format is an overlay of, and how many images there are before that.

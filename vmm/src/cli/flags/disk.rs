@@ -36,6 +36,7 @@ pub const DISK: Flag = Flag {
         "readonly",
         "direct",
         "engine",
+        "block-size",
         "queues",
         "queue-size",
         "serial",
@@ -76,6 +77,7 @@ pub fn disk(text: &str) -> Parsed<DiskConfig> {
                 ("threads", DiskEngine::Threads),
             ],
         ),
+        block_size: list.integer("block-size"),
         queues: list.integer("queues"),
         queue_size: list.integer("queue-size"),
         serial: list.text("serial"),
@@ -173,7 +175,7 @@ mod tests {
     fn disks() {
         assert_eq!(
             disk(
-                "path=a.img,format=qcow2,readonly=on,id=x,serial=S 1,queues=2,queue-size=64,direct=off,engine=threads"
+                "path=a.img,format=qcow2,readonly=on,id=x,serial=S 1,queues=2,queue-size=64,direct=off,engine=threads,block-size=4096"
             ),
             Ok(DiskConfig {
                 id: Some("x".into()),
@@ -182,6 +184,7 @@ mod tests {
                 read_only: Some(true),
                 direct: Some(DirectIo::Off),
                 engine: Some(DiskEngine::Threads),
+                block_size: Some(4096),
                 queues: Some(2),
                 queue_size: Some(64),
                 serial: Some("S 1".into()),

@@ -66,9 +66,9 @@ pub struct AddDiskArgs {
     /// The disk: PATH, or path=PATH with any of the keys below
     ///
     /// readonly=on|off, id=ID, serial=TEXT, queues=N, queue-size=N, direct=auto|on|off (bypass the host's page cache),
-    /// engine=auto|io_uring|threads, on-error=report|stop|retry (when the host fails: tell the guest, pause the VM, try again for
-    /// retry-deadline=SECONDS). A comma in a value is written twice. A relative PATH starts here, not where the process of the
-    /// VM does.
+    /// engine=auto|io_uring|threads, block-size=512|4096 (of a raw image), on-error=report|stop|retry (when the host fails: tell the
+    /// guest, pause the VM, try again for retry-deadline=SECONDS). A comma in a value is written twice. A relative PATH starts here, not
+    /// where the process of the VM does.
     ///
     /// In place of a path, volume=NAME,replica=HOST:PORT for a replicated volume, with a replica= for each replica, and size=SIZE, timeout=SECONDS (8 to 30),
     /// revision-counter=on|off, salvage=on|off, record=FILE (of the replicas that have everything),
