@@ -7,7 +7,7 @@
 
 mod limits;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
