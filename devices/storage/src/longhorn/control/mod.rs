@@ -8,6 +8,7 @@ mod closing;
 mod expand;
 mod history;
 pub(super) mod judge;
+mod lease;
 pub(super) mod limits;
 pub(super) mod open;
 pub(super) mod peer;
@@ -239,6 +240,9 @@ impl Control {
             }
         }
         drop(frozen);
+        if let Some(record) = &self.record {
+            record.release();
+        }
         Ok(())
     }
 
@@ -346,7 +350,7 @@ pub(super) async fn open(
     mut options: VolumeOptions,
     listener: Arc<dyn Listener>,
 ) -> Result<Arc<Control>, VolumeError> {
-    let record = Record::of(&options);
+    let record = Record::of(&options)?;
     let recorded = match &record {
         Some(record) => record.choose(&options)?,
         None => None,

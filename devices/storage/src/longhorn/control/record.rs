@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::lease::Lease;
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::Mode;
 use crate::longhorn::options::{ReplicaAddress, Taking, VolumeOptions};
@@ -35,16 +36,40 @@ pub(super) struct Record {
     path: PathBuf,
     /// What was written last. Locked while it is.
     written: Mutex<Option<Content>>,
+    /// While the volume is open.
+    lease: Mutex<Option<Lease>>,
 }
 
 impl Record {
-    /// The one that a volume is to have, if any.
-    pub(super) fn of(options: &VolumeOptions) -> Option<Self> {
-        Some(Self {
+    /// The one that a volume is to have, if any. Nobody else has it from now on.
+    ///
+    /// # Errors
+    /// When another engine has it, of this process or of another.
+    pub(super) fn of(options: &VolumeOptions) -> Result<Option<Self>, VolumeError> {
+        let Some(path) = options.record.clone() else {
+            return Ok(None);
+        };
+        let record = Self {
             volume: options.name.clone(),
-            path: options.record.clone()?,
+            path,
             written: Mutex::default(),
-        })
+            lease: Mutex::default(),
+        };
+        let lease = Lease::take(&record.path);
+        match lease.map_err(|error| record.error(&format!("it cannot be locked: {error}")))? {
+            Some(lease) => *record.lease.lock() = Some(lease),
+            None => {
+                return Err(record.error(
+                    "it is in use: the volume is open elsewhere; end that VM or command first",
+                ));
+            }
+        }
+        Ok(Some(record))
+    }
+
+    /// The volume is closed, and others may have it.
+    pub(super) fn release(&self) {
+        *self.lease.lock() = None;
     }
 
     fn error(&self, problem: &str) -> VolumeError {
@@ -167,6 +192,7 @@ impl Record {
             tracing::warn!(volume = self.volume, record = %self.path.display(), %error,
                 "the record is not removed; remove it before the volume is used here again");
         }
+        self.release();
     }
 }
 
@@ -186,6 +212,11 @@ mod tests {
         }
     }
 
+    fn chosen_while_held(options: &VolumeOptions) -> String {
+        let error = Record::of(options).expect_err("another has it");
+        error.to_string()
+    }
+
     fn status(address: &str, mode: Mode) -> ReplicaStatus {
         ReplicaStatus {
             address: address.parse().expect("an address"),
@@ -194,8 +225,13 @@ mod tests {
         }
     }
 
+    fn record(options: &VolumeOptions) -> Record {
+        let record = Record::of(options).expect("nobody has it");
+        record.expect("a record")
+    }
+
     fn chosen(options: &VolumeOptions) -> Result<Vec<String>, String> {
-        let record = Record::of(options).expect("a record");
+        let record = record(options);
         let chosen = record.choose(options).map_err(|error| error.to_string())?;
         let chosen = chosen.unwrap_or_else(|| options.replicas.clone());
         Ok(chosen.iter().map(ToString::to_string).collect())
@@ -210,16 +246,16 @@ mod tests {
             chosen(&all).expect("before a record"),
             ["a:1", "b:1", "c:1"]
         );
-        let record = Record::of(&all).expect("a record");
         let modes = [
             status("a:1", Mode::ReadWrite),
             status("b:1", Mode::Failed),
             status("c:1", Mode::WriteOnly),
         ];
-        record.write(&modes).expect("written");
+        record(&all).write(&modes).expect("written");
         assert_eq!(chosen(&all).expect("one"), ["a:1"]);
         // Once all have failed, nothing is acknowledged.
-        record.write(&[status("a:1", Mode::Failed)]).expect("kept");
+        let failed = [status("a:1", Mode::Failed)];
+        record(&all).write(&failed).expect("kept");
         assert_eq!(chosen(&all).expect("one"), ["a:1"]);
         let none = chosen(&options(&path, &["b:1", "d:1"])).expect_err("none of them");
         assert!(
@@ -231,7 +267,10 @@ mod tests {
             ..options(&path, &["b:1"])
         };
         assert_eq!(chosen(&salvage).expect("whatever is there"), ["b:1"]);
-        record.forget();
+        let held = record(&all);
+        let error = chosen_while_held(&all);
+        assert!(error.contains("open elsewhere"), "{error}");
+        held.forget();
         assert_eq!(chosen(&all).expect("all again").len(), 3);
         assert_eq!(
             fs::read_dir(&directory).expect("it").count(),
@@ -275,10 +314,7 @@ mod tests {
         let error = chosen(&wanted).expect_err("a pipe");
         assert!(error.contains("no regular file"), "{error}");
         let nowhere = directory.path().join("none/v.json");
-        let record = Record::of(&options(&nowhere, &["a:1"])).expect("a record");
-        let error = record
-            .write(&[status("a:1", Mode::ReadWrite)])
-            .expect_err("no directory");
-        assert!(error.to_string().contains("cannot be written"), "{error}");
+        let error = Record::of(&options(&nowhere, &["a:1"])).expect_err("no directory");
+        assert!(error.to_string().contains("cannot be locked"), "{error}");
     }
 }
