@@ -33,6 +33,9 @@ pub struct Volume {
     pub(super) table: Arc<Table>,
     pub(super) counter: Option<Arc<Counter>>,
     pub(super) flags: Arc<Flags>,
+    /// Why there is nothing but the head in the chain, in a replica that is marked as being rebuilt. In a rebuild the head's metadata come first, and name files
+    /// that are still to come, so that a process that dies then leaves a chain with a hole.
+    pub(super) hole: Option<String>,
 }
 
 /// Reads `volume.meta`; `None` where there is none, or an empty one.
@@ -113,14 +116,17 @@ impl Volume {
             None => {}
         }
         clean(&directory, &meta.head, &mut disks, alone)?;
+        let mut hole = None;
         let layers = match open_chain(&directory, &meta.head, &disks, bytes) {
             Err(error @ Error::Broken { .. }) if meta.rebuilding && alone => {
+                let layers = open_head(&directory, &meta.head, &disks, bytes)?;
+                let error = error.text();
                 tracing::warn!(
-                    error = error.text(),
-                    "a rebuild came to no end; the next begins with the head alone"
+                    error,
+                    "a rebuild came to no end; only another makes it whole"
                 );
-                stand_alone(&directory, &meta.head, &mut disks)?;
-                open_chain(&directory, &meta.head, &disks, bytes)?
+                hole = Some(error);
+                layers
             }
             layers => layers?,
         };
@@ -142,6 +148,7 @@ impl Volume {
             backing,
             counter,
             flags,
+            hole,
         };
         // Others may open it as well, to take it over.
         volume.share()?;
@@ -392,18 +399,19 @@ pub(super) fn remove_disk(directory: &Directory, name: &str) -> Result<()> {
     directory.sync()
 }
 
-/// Puts the head on nothing. In a rebuild its metadata come first, and name files that are still to come, so that a process that dies then leaves a chain
-/// with holes. Nobody reads from a replica that is marked as being rebuilt, and the next rebuild brings all that is below the head.
-fn stand_alone(
+/// Opens the head alone, on nothing.
+fn open_head(
     directory: &Directory,
     head: &str,
-    disks: &mut BTreeMap<String, DiskMeta>,
-) -> Result<()> {
-    let Some(disk) = disks.get_mut(head) else {
-        return Ok(());
-    };
-    disk.parent.clear();
-    directory.replace(&[(&format!("{head}{META}"), metadata::format(disk))])
+    disks: &BTreeMap<String, DiskMeta>,
+    size: u64,
+) -> Result<Vec<Arc<Image>>> {
+    let alone = disks.get(head).map(|disk| DiskMeta {
+        parent: String::new(),
+        ..disk.clone()
+    });
+    let alone = alone.map(|disk| (head.to_owned(), disk));
+    open_chain(directory, head, &alone.into_iter().collect(), size)
 }
 
 /// Opens the layers from the head down.

@@ -378,6 +378,11 @@ impl Replica {
             )));
         }
         self.change(|volume| {
+            if let Some(hole) = &volume.hole {
+                return Err(Error::refused(format!(
+                    "a rebuild came to no end here: {hole}; rebuild it again, or empty its directory"
+                )));
+            }
             let before = std::mem::replace(&mut volume.meta.rebuilding, rebuilding);
             // What was received is on stable storage before it counts as complete.
             let synced = volume.sync();

@@ -72,7 +72,10 @@ impl Candidate {
         };
         let info = &candidate.info;
         if !is_open(&info.state) {
-            let problem = format!("it is {}: it was not rebuilt to the end", info.state);
+            let problem = format!(
+                "it is {}: it was not rebuilt to the end; name one that is complete, or salvage this one alone",
+                info.state
+            );
             candidate.leave(problem);
         } else if info.sector_size != SECTOR_SIZE {
             let problem = format!("its sectors have {} bytes instead of 512", info.sector_size);
@@ -183,8 +186,9 @@ async fn open_one(
             return Err(Unopened { error, in_use });
         }
     }
-    if options.replicas.len() == 1 && before.rebuilding {
-        // There is nothing more complete.
+    let alone = options.replicas.len() == 1;
+    if alone && before.rebuilding && options.taking == Taking::Salvage {
+        // There is nothing more complete, and whoever asks for it knows that.
         peer.set_rebuilding(false).await?;
     }
     let info = peer.get().await?;

@@ -35,26 +35,44 @@ fn error_after(spoil: impl FnOnce(&Path)) -> String {
 fn a_rebuild_that_came_to_no_end_can_begin_anew() {
     for lost in [".img", ".img.meta"] {
         let place = place();
+        let path = |name: &str| place.path().join(name);
         let options = Options::new(place.path());
         let replica = open(&options, MIB);
         replica.snapshot(&snapshot("a")).unwrap();
         replica.snapshot(&snapshot("b")).unwrap();
         replica.set_rebuilding(true).unwrap();
         drop(replica);
-        std::fs::remove_file(place.path().join(format!("volume-snap-a{lost}"))).unwrap();
+        let head = "volume-head-002.img.meta";
+        let before = std::fs::read(path(head)).unwrap();
+        let lost = path(&format!("volume-snap-a{lost}"));
+        std::fs::rename(&lost, path("away")).unwrap();
+        let mut heads = ["volume-head-002.img", "volume-head-003.img"].into_iter();
         for round in ["c", "d"] {
             let replica = Replica::new(options.clone());
             replica.open().unwrap();
             let status = replica.status();
             assert_eq!(status.state, State::Rebuilding);
             let chain = status.open.unwrap().chain;
-            let below: Vec<_> = chain[1..].iter().map(String::as_str).collect();
-            let expected: &[&str] = match round {
-                "c" => &[],
-                _ => &["volume-snap-c.img"],
-            };
-            assert_eq!(below, expected);
-            replica.snapshot(&snapshot(round)).unwrap();
+            assert_eq!(chain, [heads.next().unwrap()]);
+            let refused = replica.set_rebuilding(false).unwrap_err().text();
+            assert!(refused.contains("rebuild it again"), "{refused}");
+            if round == "c" {
+                assert_eq!(
+                    std::fs::read(path(head)).unwrap(),
+                    before,
+                    "nothing is changed"
+                );
+                // As the next rebuild begins, and that may be interrupted, too.
+                replica.snapshot(&snapshot(round)).unwrap();
+            } else {
+                replica.reload().unwrap_err();
+                std::fs::rename(path("away"), &lost).unwrap();
+                replica.reload().unwrap();
+                replica.set_rebuilding(false).unwrap();
+                let chain = replica.status().open.unwrap().chain;
+                let expected = ["head-003", "snap-c", "snap-b", "snap-a"];
+                assert_eq!(chain, expected.map(|name| format!("volume-{name}.img")));
+            }
         }
     }
 }

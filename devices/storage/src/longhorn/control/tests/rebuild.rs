@@ -209,3 +209,18 @@ fn one_that_tools_were_about_to_rebuild_is_not_complete_once_the_volume_is_close
     volume.call(create).map(drop).expect("created");
     assert!(!set.replicas[1].state().rebuilding);
 }
+
+/// Nothing is below the head of one whose rebuild was interrupted: a guest would read zeros.
+#[test]
+fn one_that_did_not_get_everything_is_no_volume_by_itself() {
+    let set = Set::holding(1, 2);
+    set.replicas[0].change(|state| state.rebuilding = true);
+    let open = |taking| Volume::open(set.options(taking), Arc::new(Nobody));
+    let error = open(Taking::Open).expect_err("it is not complete");
+    assert!(error.to_string().contains("salvage this one"), "{error}");
+    assert!(set.replicas[0].state().rebuilding);
+    let volume = open(Taking::Salvage).expect("it is all there is");
+    assert_eq!(modes(&volume), [ReadWrite]);
+    assert_eq!(read(&volume), [2]);
+    assert!(!set.replicas[0].state().rebuilding);
+}
