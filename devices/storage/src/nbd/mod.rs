@@ -24,6 +24,8 @@
 //! - A request may be carried out twice. A server that was cut off or stuck, and not dead, may carry out an old request after its
 //!   repetition; NBD has nothing against that. What is still in this host's buffers is at least dropped with the connection.
 //! - What was acknowledged and not flushed is lost when server and client die, as with any disk with a volatile cache.
+//! - A server's death that nobody is told of, as when its host loses power and another takes its address, is noticed by a queue when that uses its connection
+//!   next. A queue that got its connection later, from the new server, reads until then what is there, and is told that it has flushed.
 //! - The server that comes back must have the same export, with all that was flushed. That its size and abilities are the same is checked; its
 //!   contents cannot be.
 

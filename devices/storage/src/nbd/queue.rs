@@ -27,6 +27,9 @@ const WATCHED: u64 = 3;
 /// The longest time between two looks at deadlines.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
 
+/// How long a queue waits for another to flush, which may have nothing to do, and then looks at nothing.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+
 /// So many times the inactivity deadline a request may take when the server answers others.
 const STARVED: u32 = 10;
 
@@ -48,6 +51,8 @@ pub(super) struct NbdQueue {
     broken: Option<io::Error>,
     requests: Requests,
     done: Vec<Completion>,
+    /// Since when another queue is to flush so that this one may write.
+    starves: Option<Instant>,
     /// When something last came.
     heard: Instant,
     /// Since when there is no server that answers; `None` while there is one, and while nobody wants any.
@@ -79,6 +84,7 @@ impl NbdQueue {
             broken: None,
             requests,
             done: Vec::new(),
+            starves: None,
             heard: Instant::now(),
             down: None,
             abandoned: false,
@@ -237,18 +243,23 @@ impl NbdQueue {
         let sent = connection.send();
         let polled = sent.and_then(|()| self.poll_room());
         self.note(polled);
-        if starves && !self.requests.has_own_flush() {
-            match self.handle.0.starve(number) {
-                Starved::Fed | Starved::Waits => {}
-                Starved::Flush => {
-                    self.requests.submit_own_flush();
-                    self.mailbox.ring();
-                }
-                Starved::Forever => {
-                    let text = "nobody can flush any more what was written before this connection";
-                    self.note(Err(io::Error::other(text)));
-                }
-            }
+        let starved = match starves && !self.requests.has_own_flush() {
+            true => self.handle.0.starve(number),
+            false => Starved::Fed,
+        };
+        let since = match starved {
+            Starved::Waits => Some(*self.starves.get_or_insert_with(Instant::now)),
+            Starved::Fed | Starved::Flush => None,
+        };
+        self.starves = since;
+        if starved == Starved::Flush {
+            self.requests.submit_own_flush();
+            self.mailbox.ring();
+        }
+        if since.is_some_and(|since| since.elapsed() >= FLUSH_PATIENCE) {
+            self.starves = None;
+            let text = "nobody flushes what was written before this connection was made";
+            self.note(Err(io::Error::other(text)));
         }
     }
 

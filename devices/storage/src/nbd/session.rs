@@ -133,10 +133,8 @@ pub(super) enum Starved {
     Fed,
     /// Flush.
     Flush,
-    /// Wait, until a queue flushes whose connection is old enough for that; it was asked to.
+    /// Wait for a while until a queue flushes whose connection is old enough for that; it was asked to.
     Waits,
-    /// There is no such queue any more: a new epoch.
-    Forever,
 }
 
 /// An export, and its connections.
@@ -274,22 +272,19 @@ impl Session {
             state.flushing = false;
             self.feed(&state);
         }
-        let (connection, rest) = match connection.or_else(|| mailbox.take()) {
+        let rest = match connection.or_else(|| mailbox.take()) {
             Some((epoch, connection))
                 if epoch == state.epoch
                     && state.begun
-                    && state.spare.is_none()
-                    && connection.is_quiet() =>
+                    && connection.is_quiet()
+                    && is_older(&connection, state.spare.as_ref()) =>
             {
-                (Some(connection), None)
+                state.spare.replace(connection)
             }
-            other => (None, other),
+            other => other.map(|(_, connection)| connection),
         };
-        if connection.is_some() {
-            state.spare = connection;
-        }
         drop(state);
-        if let Some((_, connection)) = rest {
+        if let Some(connection) = rest {
             connection.close();
         }
     }
@@ -394,22 +389,20 @@ impl Session {
             state.flushing = true;
             return Starved::Flush;
         }
-        match self.want_flush(&state) {
-            true => Starved::Waits,
-            false => Starved::Forever,
-        }
+        self.want_flush(&state);
+        Starved::Waits
     }
 
-    /// Asks queues for a flush whose connections are old enough to cover the oldest of the journal. Whether there are any.
-    fn want_flush(&self, state: &State) -> bool {
+    /// Asks queues for a flush whose connections are old enough to cover the oldest of the journal.
+    fn want_flush(&self, state: &State) {
         let oldest = state.journal.oldest();
-        let old = |seat: &&Seat| seat.served == state.epoch && seat.number <= oldest;
-        let mut old = state.seats.iter().filter(old).peekable();
-        let any = old.peek().is_some();
-        if any && !self.flush_wanted.swap(true, Ordering::AcqRel) {
-            old.for_each(|seat| seat.mailbox.ring());
+        if self.flush_wanted.swap(true, Ordering::AcqRel) {
+            return;
         }
-        any
+        let old = |seat: &&Seat| seat.served == state.epoch && seat.number <= oldest;
+        for seat in state.seats.iter().filter(old) {
+            seat.mailbox.ring();
+        }
     }
 
     /// Whether it is this connection's queue that is asked for a flush.
@@ -540,6 +533,11 @@ impl Session {
         }
         Ok(connection)
     }
+}
+
+/// Whether a connection can flush more than the spare one.
+fn is_older(connection: &Connection, spare: Option<&Connection>) -> bool {
+    spare.is_none_or(|spare| connection.number < spare.number)
 }
 
 /// Whether there is somebody without a connection.
