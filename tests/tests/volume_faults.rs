@@ -90,9 +90,14 @@ impl<'a> Saboteur<'a> {
     /// The next thing that is told of any replica.
     #[track_caller]
     fn next_event(&mut self) -> Value {
-        let is_told = |event: &Value| event["type"].as_str().unwrap().starts_with("replica-");
-        let told = self.events.by_ref().find(is_told);
-        told.expect("something is told of a replica")
+        let end = Instant::now() + SOON;
+        loop {
+            let event = self.events.next().expect("the stream goes on");
+            if event["type"].as_str().unwrap().starts_with("replica-") {
+                return event;
+            }
+            assert!(Instant::now() < end, "nothing is told of a replica");
+        }
     }
 
     /// The replica that is at an address.
