@@ -1,16 +1,18 @@
 """Runs one command in a guest through the probe in it, then powers the guest off.
 
-usage: exec.py SOCKET PADDOCK_PID COMMAND [ARGUMENT...]
+usage: exec.py [--stdin] SOCKET PADDOCK_PID COMMAND [ARGUMENT...]
 
-The command's output is passed on as it comes; the exit status is the command's, 128+N if signal N ended it, 125 if it could not be run. Speaks
-the line protocol of paddock-probe (guests/probe/src/protocol).
+With --stdin, what comes on standard input is passed on to the command. Its output is passed on as it comes; the exit status is the command's,
+128+N if signal N ended it, 125 if it could not be run. Speaks the line protocol of paddock-probe (guests/probe/src/protocol).
 """
 
 import base64
+import itertools
 import json
 import os
 import socket
 import sys
+import threading
 import time
 from typing import Any, BinaryIO
 
@@ -67,12 +69,35 @@ def lines(stream: BinaryIO) -> Any:
             yield message
 
 
+SENDING = threading.Lock()
+"""Requests are lines: one at a time."""
+
+
+def send(link: socket.socket, request: dict[str, Any]) -> None:
+    """Sends a request to the probe."""
+    with SENDING:
+        link.sendall(json.dumps(request).encode() + b"\n")
+
+
 def decoded(value: Any) -> bytes:
     """Bytes as the protocol carries them: text, or {"base64": ...} where they are not."""
     return base64.b64decode(value["base64"]) if isinstance(value, dict) else str(value).encode()
 
 
-def run(link: socket.socket, command: list[str]) -> int:
+def pass_input(link: socket.socket) -> None:
+    """Passes standard input on to the command, until it ends or the guest is gone."""
+    identifiers = itertools.count(10)
+    try:
+        while data := os.read(0, 4096):
+            text = base64.b64encode(data).decode()
+            send(link, {"id": next(identifiers), "op": "exec.stdin", "exec": 1, "data": {"base64": text}})
+        send(link, {"id": next(identifiers), "op": "exec.stdin", "exec": 1, "close": True})
+    except OSError:
+        # The other side of the connection tells what became of it.
+        pass
+
+
+def run(link: socket.socket, command: list[str], with_input: bool) -> int:
     """Waits for the probe, runs the command, passes its output on, and returns its exit status."""
     link.settimeout(BOOT_DEADLINE)
     stream = link.makefile("rb")
@@ -81,8 +106,10 @@ def run(link: socket.socket, command: list[str]) -> int:
         if message.get("event") == "hello":
             break
     link.settimeout(COMMAND_DEADLINE)
-    request = {"id": 1, "op": "exec", "command": {"argv": command}, "stream": True, "timeout_ms": int(COMMAND_DEADLINE * 1000)}
-    link.sendall(json.dumps(request).encode() + b"\n")
+    request = {"id": 1, "op": "exec", "command": {"argv": command}, "stream": True, "keep_stdin": with_input, "timeout_ms": int(COMMAND_DEADLINE * 1000)}
+    send(link, request)
+    if with_input:
+        threading.Thread(target=pass_input, args=[link], daemon=True).start()
     outputs = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     for message in messages:
         if message.get("event") == "output":
@@ -105,7 +132,7 @@ def run(link: socket.socket, command: list[str]) -> int:
 
 def power_off(link: socket.socket, pid: int) -> None:
     """Powers the guest off and waits for paddock to end."""
-    link.sendall(b'{"id":2,"op":"poweroff"}\n')
+    send(link, {"id": 2, "op": "poweroff"})
     end = time.monotonic() + END_DEADLINE
     while alive(pid):
         if time.monotonic() > end:
@@ -115,15 +142,17 @@ def power_off(link: socket.socket, pid: int) -> None:
 
 def main() -> int:
     """See the module's text."""
-    path, pid, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    arguments = sys.argv[1:]
+    with_input = arguments[:1] == ["--stdin"]
+    path, pid, *command = arguments[with_input:]
     try:
-        link = connect(path, pid)
-        status = run(link, command)
+        link = connect(path, int(pid))
+        status = run(link, command, with_input)
     except (Failure, OSError, KeyError, TypeError, ValueError) as error:
         print(f"guests/run: {error}", file=sys.stderr)
         return FAILED
     try:
-        power_off(link, pid)
+        power_off(link, int(pid))
     except (Failure, OSError) as error:
         print(f"guests/run: {error}", file=sys.stderr)
     return status
