@@ -138,7 +138,8 @@ pub struct VolumeOptions {
     pub timeout: Duration,
     /// Where it is recorded which replicas have everything: a file that the volume makes and keeps. What is on the replicas themselves does not tell it, unless they
     /// count writes: one that failed looks like the others, once none of them runs. Those that are not in it are not taken, except by
-    /// [`Taking::Salvage`] and [`Taking::HandedOver`]. `None` where somebody else keeps such a record.
+    /// [`Taking::Salvage`] and [`Taking::HandedOver`]. One engine at a time has it: a file beside it, with `.lock` behind its name, is locked. `None` where somebody
+    /// else keeps such a record.
     pub record: Option<PathBuf>,
     /// Whether the guest may only read.
     pub read_only: bool,

@@ -153,7 +153,9 @@ impl Record {
     pub(super) fn write(&self, replicas: &[ReplicaStatus]) -> Result<(), VolumeError> {
         let complete = replicas.iter().filter(|one| one.mode == Mode::ReadWrite);
         let complete: Vec<String> = complete.map(|one| one.address.to_string()).collect();
-        if complete.is_empty() {
+        let lease = self.lease.lock();
+        // Somebody else's, once the volume is closed or handed over.
+        if complete.is_empty() || lease.is_none() {
             return Ok(());
         }
         let content = Content {
@@ -187,12 +189,13 @@ impl Record {
 
     /// Another engine has the volume from now on: whoever runs that knows who has everything, and this would not hear of it.
     pub(super) fn forget(&self) {
+        let mut lease = self.lease.lock();
         *self.written.lock() = None;
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(volume = self.volume, record = %self.path.display(), %error,
                 "the record is not removed; remove it before the volume is used here again");
         }
-        self.release();
+        *lease = None;
     }
 }
 
@@ -271,6 +274,7 @@ mod tests {
         let error = chosen_while_held(&all);
         assert!(error.contains("open elsewhere"), "{error}");
         held.forget();
+        held.write(&modes).expect("nothing is written");
         assert_eq!(chosen(&all).expect("all again").len(), 3);
         assert_eq!(
             fs::read_dir(&directory).expect("it").count(),
