@@ -86,8 +86,6 @@ enum Next {
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// Which connection of the export's it is, counted from 1 in the order in which they were made known.
-    pub number: u64,
     link: Link,
     next: Next,
     structured: bool,
@@ -96,7 +94,6 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(connected: Connected) -> (Self, Export) {
         let connection = Self {
-            number: 0,
             link: Link::new(connected.transport),
             next: Next::Header,
             structured: connected.export.structured,

@@ -16,7 +16,7 @@ use rustix::time::{
 use super::connection::Connection;
 use super::protocol;
 use super::requests::{CANCELED, Requests};
-use super::session::{Acknowledged, Handle, Mailbox, Starved};
+use super::session::{Acknowledged, Handle, Mailbox};
 use crate::{Completion, DiskQueue, IoError, Operation, Request};
 
 const SOCKET: u64 = 0;
@@ -26,9 +26,6 @@ const WATCHED: u64 = 3;
 
 /// The longest time between two looks at deadlines.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
-
-/// How long a queue waits for another to flush, which may have nothing to do, and then looks at nothing.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// So many times the inactivity deadline a request may take when the server answers others.
 const STARVED: u32 = 10;
@@ -51,8 +48,6 @@ pub(super) struct NbdQueue {
     broken: Option<io::Error>,
     requests: Requests,
     done: Vec<Completion>,
-    /// Since when another queue is to flush so that this one may write.
-    starves: Option<Instant>,
     /// When something last came.
     heard: Instant,
     /// Since when there is no server that answers; `None` while there is one, and while nobody wants any.
@@ -84,7 +79,6 @@ impl NbdQueue {
             broken: None,
             requests,
             done: Vec::new(),
-            starves: None,
             heard: Instant::now(),
             down: None,
             abandoned: false,
@@ -140,19 +134,24 @@ impl NbdQueue {
         if !self.mailbox.heard() {
             return;
         }
+        // In this order: an epoch that begins in between is not taken for one that has ended.
+        let mail = self.mailbox.take();
         let now = self.handle.0.epoch();
         if self.connection.is_some() && now != Some(self.epoch) {
             self.hang_up();
         }
-        if let Some((epoch, connection)) = self.mailbox.take() {
+        if let Some((epoch, connection)) = mail {
             // It may have come from an epoch that has ended since.
             if now == Some(epoch) {
                 self.adopt(epoch, connection);
             }
         }
-        let number = self.connection.as_ref().map(|connection| connection.number);
-        let asked = number.is_some_and(|number| self.handle.0.asks_flush(number));
-        if asked && !self.requests.has_own_flush() {
+    }
+
+    /// Flushes if somebody asks for that.
+    fn flush_for_others(&mut self) {
+        let able = || self.connection.is_some() && !self.requests.has_own_flush();
+        if self.handle.0.asks_for_flush(able) {
             self.requests.submit_own_flush();
         }
     }
@@ -163,8 +162,8 @@ impl NbdQueue {
         self.polls_room = false;
         self.heard = Instant::now();
         let polled = self.poll(connection.fd(), SOCKET);
-        let moment = self.handle.0.moment();
-        self.requests.resend(&mut connection, moment);
+        let mark = self.handle.0.mark();
+        self.requests.resend(&mut connection, mark);
         self.connection = Some(connection);
         self.note(polled);
     }
@@ -209,10 +208,7 @@ impl NbdQueue {
         let session = Arc::clone(&self.handle.0);
         let flushed = self.requests.flushed();
         let entries = self.requests.entries();
-        // Without a connection nothing was flushed.
-        let connection = self.connection.as_ref().map(|connection| connection.number);
-        let connection = connection.unwrap_or(u64::MAX);
-        let acknowledged = session.acknowledge(self.epoch, connection, entries, flushed.mark);
+        let acknowledged = session.acknowledge(self.epoch, entries, flushed.mark);
         if acknowledged == Acknowledged::TooLate {
             self.hang_up();
             return;
@@ -237,29 +233,15 @@ impl NbdQueue {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        let (session, number) = (&self.handle.0, connection.number);
+        let session = &self.handle.0;
         let full = session.is_full();
-        let starves = self.requests.cut(connection, full, || session.moment());
+        let starves = self.requests.cut(connection, full, || session.mark());
         let sent = connection.send();
         let polled = sent.and_then(|()| self.poll_room());
         self.note(polled);
-        let starved = match starves && !self.requests.has_own_flush() {
-            true => self.handle.0.starve(number),
-            false => Starved::Fed,
-        };
-        let since = match starved {
-            Starved::Waits => Some(*self.starves.get_or_insert_with(Instant::now)),
-            Starved::Fed | Starved::Flush => None,
-        };
-        self.starves = since;
-        if starved == Starved::Flush {
+        if starves && !self.requests.has_own_flush() && self.handle.0.starve() {
             self.requests.submit_own_flush();
             self.mailbox.ring();
-        }
-        if since.is_some_and(|since| since.elapsed() >= FLUSH_PATIENCE) {
-            self.starves = None;
-            let text = "nobody flushes what was written before this connection was made";
-            self.note(Err(io::Error::other(text)));
         }
     }
 
@@ -373,6 +355,7 @@ impl DiskQueue for NbdQueue {
         if let Some(error) = self.broken.take() {
             self.lose(&error);
         }
+        self.flush_for_others();
         self.send();
         self.set_timer();
         completions.append(&mut self.done);

@@ -57,15 +57,6 @@ struct Active {
     error: Option<IoError>,
 }
 
-/// Where an export is when a part is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moment {
-    /// The [mark](super::journal::Journal::mark) of the journal: what a flush covers.
-    pub mark: u64,
-    /// How many connections have been made.
-    pub connections: u64,
-}
-
 #[derive(Debug)]
 struct Part {
     request: u64,
@@ -74,8 +65,8 @@ struct Part {
     asked: Asked,
     sent: Instant,
     sends: u32,
-    /// When it was sent.
-    moment: Moment,
+    /// Of a flush: what it covers of the journal.
+    mark: u64,
     answer: Option<Result<(), IoError>>,
 }
 
@@ -170,16 +161,14 @@ impl Requests {
         self.parts.values().next().map(|part| part.sent)
     }
 
-    /// Puts parts on their way as long as there is room. `full` says whether no more writes are to be made; `moment` when that is. Returns
+    /// Puts parts on their way as long as there is room. `full` says whether no more writes are to be made; `mark` what a flush covers. Returns
     /// whether a write was held back by `full`.
     pub(super) fn cut(
         &mut self,
         connection: &mut Connection,
         full: bool,
-        moment: impl Fn() -> Moment,
+        mark: impl Fn() -> u64,
     ) -> bool {
-        // Of the first of them: fewer writes are covered, and fewer connections known, than may be.
-        let mut first = None;
         while let Some(&id) = self.waiting.front() {
             let Some(active) = self.active.get_mut(&id) else {
                 self.waiting.pop_front();
@@ -206,15 +195,18 @@ impl Requests {
             active.parts += 1;
             self.payloads += payload(&asked);
             let cookie = self.number();
-            let moment = *first.get_or_insert_with(&moment);
             connection.ask(cookie, &asked);
+            let mark = match asked.command {
+                protocol::CMD_FLUSH => mark(),
+                _ => 0,
+            };
             let part = Part {
                 request: id,
                 at,
                 asked,
                 sent: Instant::now(),
                 sends: 1,
-                moment,
+                mark,
                 answer: None,
             };
             self.parts.insert(cookie, part);
@@ -223,13 +215,13 @@ impl Requests {
     }
 
     /// Sends all parts again, in order, on a new connection.
-    pub(super) fn resend(&mut self, connection: &mut Connection, moment: Moment) {
+    pub(super) fn resend(&mut self, connection: &mut Connection, mark: u64) {
         let now = Instant::now();
         for (cookie, part) in &mut self.parts {
             connection.ask(*cookie, &part.asked);
             part.sent = now;
             part.sends += 1;
-            part.moment = moment;
+            part.mark = mark;
         }
     }
 
@@ -271,7 +263,7 @@ impl Requests {
     /// What of the answers is to be remembered until a flush.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
         let worked = self.answers().filter(|(_, answer)| answer.is_ok());
-        worked.filter_map(|(part, _)| Entry::of(&part.asked, part.moment.connections))
+        worked.filter_map(|(part, _)| Entry::of(&part.asked))
     }
 
     /// What the answers say about flushes.
@@ -286,7 +278,7 @@ impl Requests {
             flushed.own |= own;
             flushed.failed |= answer.is_err();
             if answer.is_ok() {
-                flushed.mark = flushed.mark.max(Some(part.moment.mark));
+                flushed.mark = flushed.mark.max(Some(part.mark));
             }
         }
         flushed

@@ -20,7 +20,6 @@ use super::error::{Failure, NbdErrorKind};
 use super::handshake::Export;
 use super::journal::{Entry, Journal};
 use super::requests::Limits;
-use super::requests::Moment;
 use super::{NbdError, NbdOptions, replay, tls};
 use crate::Capabilities;
 
@@ -31,6 +30,9 @@ const STACK_SIZE: usize = 1 << 20;
 /// the most that a disk takes of the process's memory.
 const JOURNAL_FLUSH: usize = 8 << 20;
 const JOURNAL_FULL: usize = 16 << 20;
+
+/// How long a flush is waited for by which the server of the other connections shows that it lives. Queues with nothing to do look at nothing.
+const VOUCHING: Duration = Duration::from_secs(1);
 
 /// Time before the second attempt to connect; doubled with each that fails, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -86,8 +88,6 @@ struct Seat {
     mailbox: Arc<Mailbox>,
     /// The epoch of the last connection it was given; 0 for none.
     served: u64,
-    /// That connection's number.
-    number: u64,
 }
 
 #[derive(Debug)]
@@ -106,12 +106,12 @@ struct State {
     failures: u32,
     /// Epochs that ended, one after the other, without a single answer.
     barren: u32,
-    /// Connections that were made.
-    connections: u64,
     /// Whether a server has answered in this epoch.
     answered: bool,
     /// Whether a queue is about to flush the journal.
     flushing: bool,
+    /// Whether the thread that connects waits for a flush.
+    vouching: bool,
     closed: bool,
 }
 
@@ -124,17 +124,6 @@ pub(super) enum Acknowledged {
     Flush,
     /// The epoch has ended: the answers do not count.
     TooLate,
-}
-
-/// What a queue that waits for room in the journal is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Starved {
-    /// Go on: there is room.
-    Fed,
-    /// Flush.
-    Flush,
-    /// Wait for a while until a queue flushes whose connection is old enough for that; it was asked to.
-    Waits,
 }
 
 /// An export, and its connections.
@@ -152,7 +141,7 @@ pub(super) struct Session {
     journal_bytes: AtomicUsize,
     /// Whether a queue waits for the journal to have room.
     starved: AtomicBool,
-    /// Whether a flush is wanted of a queue with an older connection.
+    /// Whether a queue is asked for a flush, whichever looks first.
     flush_wanted: AtomicBool,
 }
 
@@ -194,8 +183,7 @@ impl Session {
     /// Connects for the first time.
     pub(super) fn open(options: NbdOptions) -> Result<Handle, NbdError> {
         let opened = dial(&options).and_then(|connected| {
-            let (mut connection, export) = Connection::new(connected);
-            connection.number = 1;
+            let (connection, export) = Connection::new(connected);
             let (capabilities, limits) = super::examine(&export, &options)?;
             Ok((connection, export, capabilities, limits))
         });
@@ -210,9 +198,9 @@ impl Session {
             connects: false,
             failures: 0,
             barren: 0,
-            connections: 1,
             answered: true,
             flushing: false,
+            vouching: false,
             closed: false,
         };
         Ok(Handle(Arc::new(Self {
@@ -248,7 +236,6 @@ impl Session {
         state.seats.push(Seat {
             mailbox: Arc::clone(&mailbox),
             served: 0,
-            number: 0,
         });
         if let Some(spare) = state.spare.take() {
             self.serve(&mut state, spare);
@@ -272,19 +259,22 @@ impl Session {
             state.flushing = false;
             self.feed(&state);
         }
-        let rest = match connection.or_else(|| mailbox.take()) {
+        let (connection, rest) = match connection.or_else(|| mailbox.take()) {
             Some((epoch, connection))
                 if epoch == state.epoch
                     && state.begun
-                    && connection.is_quiet()
-                    && is_older(&connection, state.spare.as_ref()) =>
+                    && state.spare.is_none()
+                    && connection.is_quiet() =>
             {
-                state.spare.replace(connection)
+                (Some(connection), None)
             }
-            other => other.map(|(_, connection)| connection),
+            other => (None, other),
         };
+        if connection.is_some() {
+            state.spare = connection;
+        }
         drop(state);
-        if let Some(connection) = rest {
+        if let Some((_, connection)) = rest {
             connection.close();
         }
     }
@@ -303,6 +293,15 @@ impl Session {
         }
         let uri = &self.options.uri;
         tracing::warn!(%uri, %error, unflushed = state.journal.bytes(), "connection lost; connecting again");
+        self.end_epoch(&mut state);
+        self.reconnect(&mut state);
+    }
+
+    /// No answer counts any more that comes by a connection there is.
+    fn end_epoch(&self, state: &mut State) {
+        if state.vouching {
+            self.wake.notify_all();
+        }
         state.epoch += 1;
         state.begun = false;
         state.barren = match state.answered {
@@ -316,14 +315,12 @@ impl Session {
         for seat in &state.seats {
             seat.mailbox.ring();
         }
-        self.reconnect(&mut state);
     }
 
-    /// Takes note of answers, before anybody hears of them: what was written, and what was flushed by the connection, up to a mark.
+    /// Takes note of answers, before anybody hears of them: what was written and `mark`, what was flushed.
     pub(super) fn acknowledge(
         &self,
         epoch: u64,
-        connection: u64,
         entries: impl Iterator<Item = Entry>,
         mark: Option<u64>,
     ) -> Acknowledged {
@@ -337,18 +334,17 @@ impl Session {
         }
         entries.for_each(|entry| state.journal.push(entry));
         if let Some(mark) = mark {
-            state.journal.flushed(mark, connection);
+            state.journal.flushed(mark);
+            if state.vouching {
+                self.wake.notify_all();
+            }
         }
         let bytes = state.journal.bytes();
         self.journal_bytes.store(bytes, Ordering::Release);
         if bytes < JOURNAL_FLUSH {
             self.feed(&state);
-        } else if !state.flushing {
-            if connection <= state.journal.oldest() {
-                state.flushing = true;
-                return Acknowledged::Flush;
-            }
-            self.want_flush(&state);
+        } else if !std::mem::replace(&mut state.flushing, true) {
+            return Acknowledged::Flush;
         }
         Acknowledged::Fine
     }
@@ -362,13 +358,9 @@ impl Session {
         self.feed(&state);
     }
 
-    /// What is true of a request that is sent now.
-    pub(super) fn moment(&self) -> Moment {
-        let state = self.lock();
-        Moment {
-            mark: state.journal.mark(),
-            connections: state.connections,
-        }
+    /// What a flush that is sent now covers.
+    pub(super) fn mark(&self) -> u64 {
+        self.lock().journal.mark()
     }
 
     /// Whether nothing more is to be written before the journal has been flushed.
@@ -376,48 +368,17 @@ impl Session {
         self.journal_bytes.load(Ordering::Acquire) >= JOURNAL_FULL
     }
 
-    /// A queue waits for room in the journal; it is rung for then. It is to flush it also where another queue does already, for that hears of the answer
-    /// only when its user looks.
-    pub(super) fn starve(&self, connection: u64) -> Starved {
+    /// A queue waits for room in the journal; it is rung for then. Whether it is to flush it: also where another queue does already, for that hears of
+    /// the answer only when its user looks.
+    pub(super) fn starve(&self) -> bool {
         self.starved.store(true, Ordering::Release);
         let mut state = self.lock();
         if state.journal.bytes() < JOURNAL_FULL {
             self.feed(&state);
-            return Starved::Fed;
-        }
-        if connection <= state.journal.oldest() {
-            state.flushing = true;
-            return Starved::Flush;
-        }
-        self.want_flush(&state);
-        Starved::Waits
-    }
-
-    /// Asks queues for a flush whose connections are old enough to cover the oldest of the journal.
-    fn want_flush(&self, state: &State) {
-        let oldest = state.journal.oldest();
-        if self.flush_wanted.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let old = |seat: &&Seat| seat.served == state.epoch && seat.number <= oldest;
-        for seat in state.seats.iter().filter(old) {
-            seat.mailbox.ring();
-        }
-    }
-
-    /// Whether it is this connection's queue that is asked for a flush.
-    pub(super) fn asks_flush(&self, connection: u64) -> bool {
-        if !self.flush_wanted.load(Ordering::Acquire) {
             return false;
         }
-        let mut state = self.lock();
-        let needed = state.journal.bytes() >= JOURNAL_FLUSH;
-        let asked = needed && connection <= state.journal.oldest();
-        if asked || !needed {
-            self.flush_wanted.store(false, Ordering::Release);
-            state.flushing |= asked;
-        }
-        asked
+        state.flushing = true;
+        true
     }
 
     fn feed(&self, state: &State) {
@@ -434,7 +395,6 @@ impl Session {
         match state.seats.iter_mut().find(|seat| seat.served != epoch) {
             Some(seat) => {
                 seat.served = epoch;
-                seat.number = connection.number;
                 *lock(&seat.mailbox.connection) = Some((epoch, connection));
                 seat.mailbox.ring();
             }
@@ -488,14 +448,16 @@ impl Session {
             state = self.lock();
             match result {
                 // The epoch may have ended meanwhile; then this connection is of no use.
-                Ok(mut connection) if state.epoch == epoch && state.begun == begun => {
+                Ok(connection) if state.epoch == epoch && state.begun == begun => {
                     state.failures = 0;
-                    state.connections += 1;
-                    connection.number = state.connections;
-                    if !begun {
+                    if begun {
+                        state = self.vouch(state);
+                    } else {
                         self.begin(&mut state);
                     }
-                    self.serve(&mut state, connection);
+                    if state.begun && state.epoch == epoch {
+                        self.serve(&mut state, connection);
+                    }
                 }
                 Ok(_) => {}
                 Err(failure) => {
@@ -513,9 +475,44 @@ impl Session {
         state.connects = false;
     }
 
+    /// A connection was made in an epoch that had begun. It may be to a server that took the place of one whose death nobody has noticed, as when a host loses
+    /// power and another gets its address: what that had acknowledged is not there, and would be read as it was before, and taken for flushed. So this waits until
+    /// what was acknowledged before is flushed by the other connections. Whoever has something to do flushes soon; where nobody has, the epoch ends.
+    fn vouch<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let (epoch, mark) = (state.epoch, state.journal.mark());
+        let is_open = |state: &mut State| {
+            !state.closed && state.epoch == epoch && state.journal.first() < mark
+        };
+        if !is_open(&mut state) {
+            return state;
+        }
+        self.flush_wanted.store(true, Ordering::Release);
+        for seat in state.seats.iter().filter(|seat| seat.served == epoch) {
+            seat.mailbox.ring();
+        }
+        state.vouching = true;
+        let waited = self.wake.wait_timeout_while(state, VOUCHING, is_open);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.vouching = false;
+        self.flush_wanted.store(false, Ordering::Release);
+        if is_open(&mut state) {
+            let uri = &self.options.uri;
+            tracing::info!(%uri, unflushed = state.journal.bytes(), "a connection more, while the others are idle; all are made anew");
+            self.end_epoch(&mut state);
+        }
+        state
+    }
+
+    /// Whether a flush is wanted of whoever calls this first, and is `able` to.
+    pub(super) fn asks_for_flush(&self, able: impl Fn() -> bool) -> bool {
+        let wanted = &self.flush_wanted;
+        wanted.load(Ordering::Acquire) && able() && wanted.swap(false, Ordering::AcqRel)
+    }
+
     /// Begins an epoch: everything that was acknowledged is on stable storage.
     fn begin(&self, state: &mut State) {
-        state.journal.clear();
+        let mark = state.journal.mark();
+        state.journal.flushed(mark);
         self.journal_bytes.store(0, Ordering::Release);
         state.begun = true;
         self.feed(state);
@@ -533,11 +530,6 @@ impl Session {
         }
         Ok(connection)
     }
-}
-
-/// Whether a connection can flush more than the spare one.
-fn is_older(connection: &Connection, spare: Option<&Connection>) -> bool {
-    spare.is_none_or(|spare| connection.number < spare.number)
 }
 
 /// Whether there is somebody without a connection.

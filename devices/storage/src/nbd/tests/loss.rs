@@ -170,71 +170,55 @@ fn what_was_acknowledged_survives_the_servers_cache() {
     assert_eq!(read(queue, 0, 1536), Ok(expected));
 }
 
-/// A server's host dies, so that nobody hears of it, and another takes its address. Who connects to that and has it flush has not flushed what the other
-/// was given.
+/// A server's host dies, so that nobody hears of it, and another takes its address. Who connects to that finds what the other was given, whether somebody uses a
+/// connection to the other meanwhile or not.
 #[test]
-fn a_connection_made_later_flushes_nothing_from_before_it() {
+fn a_connection_made_later_is_to_a_server_that_has_everything() {
+    for used in [true, false] {
+        let server = Server::new(Manner::default());
+        let disk = open(&options(&server.uri()));
+        let mut first = disk.open_queue(4).unwrap();
+        assert_eq!(write(first.as_mut(), 0, vec![1; 4096]), Ok(()));
+        server.forget();
+        let mut second = disk.open_queue(4).unwrap();
+        std::thread::scope(|scope| {
+            let using = used.then(|| scope.spawn(|| read(first.as_mut(), 0, 4096)));
+            assert_eq!(read(second.as_mut(), 0, 4096), Ok(vec![1; 4096]));
+            assert_eq!(write(second.as_mut(), 8192, vec![2; 4096]), Ok(()));
+            assert_eq!(super::one(second.as_mut(), Operation::Flush), Ok(()));
+            if let Some(using) = using {
+                assert_eq!(using.join().unwrap(), Ok(vec![1; 4096]));
+            }
+        });
+        let state = server.state.lock().unwrap();
+        assert_eq!(state.committed[..4096], [1; 4096]);
+        assert_eq!(state.committed[8192..][..4096], [2; 4096]);
+    }
+}
+
+/// A server that lives shows that by a flush of those who use it; nobody is cut off for a connection more.
+#[test]
+fn a_connection_more_costs_the_others_a_flush() {
     let server = Server::new(Manner::default());
     let disk = open(&options(&server.uri()));
     let mut first = disk.open_queue(4).unwrap();
     assert_eq!(write(first.as_mut(), 0, vec![1; 4096]), Ok(()));
-    server.forget();
     let mut second = disk.open_queue(4).unwrap();
-    assert_eq!(write(second.as_mut(), 8192, vec![2; 4096]), Ok(()));
-    assert_eq!(super::one(second.as_mut(), Operation::Flush), Ok(()));
-    // Here it is noticed.
-    assert_eq!(read(first.as_mut(), 0, 4096), Ok(vec![1; 4096]));
-    assert_eq!(read(second.as_mut(), 8192, 4096), Ok(vec![2; 4096]));
-    let state = server.state.lock().unwrap();
-    assert_eq!(state.committed[..4096], [1; 4096]);
-    assert_eq!(state.committed[8192..][..4096], [2; 4096]);
-}
-
-/// A queue that waits for room, and cannot make it because all was written before it had a connection, has another make it, or has all connections made
-/// anew where nobody looks at that.
-#[test]
-fn an_older_queue_makes_room_for_a_later_one() {
-    for looks in [true, false] {
-        let server = Server::new(Manner {
-            size: 64 << 20,
-            odd: false,
-            ..Manner::default()
-        });
-        let disk = open(&options(&server.uri()));
-        let mut first = disk.open_queue(8).unwrap();
-        assert_eq!(read(first.as_mut(), 0, 512), Ok(vec![0; 512]));
-        let mut deaf = disk.open_queue(8).unwrap();
-        let piece = |mib: u64| (mib << 20, vec![1; 1 << 20]);
-        // This one is to flush it, but does not look any more.
-        for (offset, bytes) in (0..8).map(piece) {
-            assert_eq!(write(deaf.as_mut(), offset, bytes), Ok(()));
-        }
-        for (offset, bytes) in (8..16).map(piece) {
-            assert_eq!(write(first.as_mut(), offset, bytes), Ok(()));
-        }
-        let mut late = disk.open_queue(8).unwrap();
-        let (offset, bytes) = piece(16);
-        late.submit(Request {
-            tag: 1,
-            operation: Operation::Write {
-                offset,
-                buffer: Buffer::from(bytes),
-            },
-        });
-        late.kick();
-        let (mut done, end) = (Vec::new(), Instant::now() + super::PATIENCE);
-        while done.is_empty() {
-            assert!(Instant::now() < end, "nobody makes room");
-            late.reap(&mut done);
-            if looks {
-                first.reap(&mut done);
+    let (over, end) = (AtomicBool::new(false), Instant::now() + super::PATIENCE);
+    std::thread::scope(|scope| {
+        let using = scope.spawn(|| {
+            while !over.load(Ordering::Acquire) && Instant::now() < end {
+                assert_eq!(write(first.as_mut(), 0, vec![1; 4096]), Ok(()));
             }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!((done[0].tag, done[0].result), (1, Ok(())));
-        let connections = server.state.lock().unwrap().connections;
-        assert_eq!(connections == 3, looks, "{connections} connections");
-    }
+        });
+        assert_eq!(read(second.as_mut(), 0, 4096), Ok(vec![1; 4096]));
+        over.store(true, Ordering::Release);
+        using.join().unwrap();
+    });
+    let state = server.state.lock().unwrap();
+    assert_eq!(state.connections, 2);
+    let flushes = state.seen.iter().filter(|seen| seen.0 == CMD_FLUSH);
+    assert_eq!(flushes.count(), 1);
 }
 
 #[test]
