@@ -54,7 +54,9 @@ fn console_and_channel_carry_data_both_ways() {
     assert_eq!(linux.read(AGENT), b"{\"ping\"}");
     linux.write(AGENT, b"{\"pong\"}");
     assert_eq!(read_exactly(&mut client, 8), b"{\"pong\"}");
-    assert!(linux.queues[usize::from(tx_queue(AGENT))].interrupts() > 0);
+    let queue = &linux.queues[usize::from(tx_queue(AGENT))];
+    // It comes after the data.
+    wait_for("an interrupt", || (queue.interrupts() > 0).then_some(()));
     linux.stop(&mut device);
 }
 
