@@ -15,8 +15,7 @@
 //! storage that are nowhere. So what is acknowledged is kept, too, until a flush on the same server has covered it, and written anew,
 //! in the order of acknowledgement, and flushed, before anything else is sent to the server that comes back; NFS clients do that since version 3
 //! (RFC 1813, §4.8). A server's death is not visible to the guest then, and a flush that succeeded says the truth. What is kept is limited:
-//! beyond 8 MiB the client flushes by itself, beyond 16 MiB writes wait for that. A connection that is made while others are used is used itself once these
-//! have flushed what they were told before, for it may be to a server that took the place of one whose death nobody has noticed. A flush that fails is answered with its
+//! beyond 8 MiB the client flushes by itself, beyond 16 MiB writes wait for that. A flush that fails is answered with its
 //! error and taken for a loss, so that the next one that succeeds can be believed. A server without `NBD_FLAG_SEND_FLUSH` says that it
 //! has no cache; nothing is kept for it.
 //!
@@ -24,6 +23,8 @@
 //! - A request may be carried out twice. A server that was cut off or stuck, and not dead, may carry out an old request after its
 //!   repetition; NBD has nothing against that. What is still in this host's buffers is at least dropped with the connection.
 //! - What was acknowledged and not flushed is lost when server and client die, as with any disk with a volatile cache.
+//! - A server whose host dies without a word, and whose address another takes, is found out by a queue when that uses its connection next. A queue that
+//!   connects in between, to the other, reads what that has, and its flush is taken for one of all that was acknowledged before.
 //! - The server that comes back must have the same export, with all that was flushed. That its size and abilities are the same is checked; its
 //!   contents cannot be.
 

@@ -148,14 +148,6 @@ impl NbdQueue {
         }
     }
 
-    /// Flushes if somebody asks for that.
-    fn flush_for_others(&mut self) {
-        let able = || self.connection.is_some() && !self.requests.has_own_flush();
-        if self.handle.0.asks_for_flush(able) {
-            self.requests.submit_own_flush();
-        }
-    }
-
     /// Goes on with a new connection.
     fn adopt(&mut self, epoch: u64, mut connection: Connection) {
         self.epoch = epoch;
@@ -355,7 +347,6 @@ impl DiskQueue for NbdQueue {
         if let Some(error) = self.broken.take() {
             self.lose(&error);
         }
-        self.flush_for_others();
         self.send();
         self.set_timer();
         completions.append(&mut self.done);

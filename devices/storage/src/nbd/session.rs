@@ -31,9 +31,6 @@ const STACK_SIZE: usize = 1 << 20;
 const JOURNAL_FLUSH: usize = 8 << 20;
 const JOURNAL_FULL: usize = 16 << 20;
 
-/// How long a flush is waited for by which the server of the other connections shows that it lives. Queues with nothing to do look at nothing.
-const VOUCHING: Duration = Duration::from_secs(1);
-
 /// Time before the second attempt to connect; doubled with each that fails, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
@@ -110,8 +107,6 @@ struct State {
     answered: bool,
     /// Whether a queue is about to flush the journal.
     flushing: bool,
-    /// Whether the thread that connects waits for a flush.
-    vouching: bool,
     closed: bool,
 }
 
@@ -141,8 +136,6 @@ pub(super) struct Session {
     journal_bytes: AtomicUsize,
     /// Whether a queue waits for the journal to have room.
     starved: AtomicBool,
-    /// Whether a queue is asked for a flush, whichever looks first.
-    flush_wanted: AtomicBool,
 }
 
 /// A [`Session`] that ends with the last of its users.
@@ -200,7 +193,6 @@ impl Session {
             barren: 0,
             answered: true,
             flushing: false,
-            vouching: false,
             closed: false,
         };
         Ok(Handle(Arc::new(Self {
@@ -213,7 +205,6 @@ impl Session {
             wake: Condvar::new(),
             journal_bytes: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
-            flush_wanted: AtomicBool::new(false),
         })))
     }
 
@@ -293,15 +284,6 @@ impl Session {
         }
         let uri = &self.options.uri;
         tracing::warn!(%uri, %error, unflushed = state.journal.bytes(), "connection lost; connecting again");
-        self.end_epoch(&mut state);
-        self.reconnect(&mut state);
-    }
-
-    /// No answer counts any more that comes by a connection there is.
-    fn end_epoch(&self, state: &mut State) {
-        if state.vouching {
-            self.wake.notify_all();
-        }
         state.epoch += 1;
         state.begun = false;
         state.barren = match state.answered {
@@ -315,6 +297,7 @@ impl Session {
         for seat in &state.seats {
             seat.mailbox.ring();
         }
+        self.reconnect(&mut state);
     }
 
     /// Takes note of answers, before anybody hears of them: what was written and `mark`, what was flushed.
@@ -335,9 +318,6 @@ impl Session {
         entries.for_each(|entry| state.journal.push(entry));
         if let Some(mark) = mark {
             state.journal.flushed(mark);
-            if state.vouching {
-                self.wake.notify_all();
-            }
         }
         let bytes = state.journal.bytes();
         self.journal_bytes.store(bytes, Ordering::Release);
@@ -450,14 +430,10 @@ impl Session {
                 // The epoch may have ended meanwhile; then this connection is of no use.
                 Ok(connection) if state.epoch == epoch && state.begun == begun => {
                     state.failures = 0;
-                    if begun {
-                        state = self.vouch(state);
-                    } else {
+                    if !begun {
                         self.begin(&mut state);
                     }
-                    if state.begun && state.epoch == epoch {
-                        self.serve(&mut state, connection);
-                    }
+                    self.serve(&mut state, connection);
                 }
                 Ok(_) => {}
                 Err(failure) => {
@@ -473,40 +449,6 @@ impl Session {
             }
         }
         state.connects = false;
-    }
-
-    /// A connection was made in an epoch that had begun. It may be to a server that took the place of one whose death nobody has noticed, as when a host loses
-    /// power and another gets its address: what that had acknowledged is not there, and would be read as it was before, and taken for flushed. So this waits until
-    /// what was acknowledged before is flushed by the other connections. Whoever has something to do flushes soon; where nobody has, the epoch ends.
-    fn vouch<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let (epoch, mark) = (state.epoch, state.journal.mark());
-        let is_open = |state: &mut State| {
-            !state.closed && state.epoch == epoch && state.journal.first() < mark
-        };
-        if !is_open(&mut state) {
-            return state;
-        }
-        self.flush_wanted.store(true, Ordering::Release);
-        for seat in state.seats.iter().filter(|seat| seat.served == epoch) {
-            seat.mailbox.ring();
-        }
-        state.vouching = true;
-        let waited = self.wake.wait_timeout_while(state, VOUCHING, is_open);
-        state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        state.vouching = false;
-        self.flush_wanted.store(false, Ordering::Release);
-        if is_open(&mut state) {
-            let uri = &self.options.uri;
-            tracing::info!(%uri, unflushed = state.journal.bytes(), "a connection more, while the others are idle; all are made anew");
-            self.end_epoch(&mut state);
-        }
-        state
-    }
-
-    /// Whether a flush is wanted of whoever calls this first, and is `able` to.
-    pub(super) fn asks_for_flush(&self, able: impl Fn() -> bool) -> bool {
-        let wanted = &self.flush_wanted;
-        wanted.load(Ordering::Acquire) && able() && wanted.swap(false, Ordering::AcqRel)
     }
 
     /// Begins an epoch: everything that was acknowledged is on stable storage.

@@ -170,57 +170,6 @@ fn what_was_acknowledged_survives_the_servers_cache() {
     assert_eq!(read(queue, 0, 1536), Ok(expected));
 }
 
-/// A server's host dies, so that nobody hears of it, and another takes its address. Who connects to that finds what the other was given, whether somebody uses a
-/// connection to the other meanwhile or not.
-#[test]
-fn a_connection_made_later_is_to_a_server_that_has_everything() {
-    for used in [true, false] {
-        let server = Server::new(Manner::default());
-        let disk = open(&options(&server.uri()));
-        let mut first = disk.open_queue(4).unwrap();
-        assert_eq!(write(first.as_mut(), 0, vec![1; 4096]), Ok(()));
-        server.forget();
-        let mut second = disk.open_queue(4).unwrap();
-        std::thread::scope(|scope| {
-            let using = used.then(|| scope.spawn(|| read(first.as_mut(), 0, 4096)));
-            assert_eq!(read(second.as_mut(), 0, 4096), Ok(vec![1; 4096]));
-            assert_eq!(write(second.as_mut(), 8192, vec![2; 4096]), Ok(()));
-            assert_eq!(super::one(second.as_mut(), Operation::Flush), Ok(()));
-            if let Some(using) = using {
-                assert_eq!(using.join().unwrap(), Ok(vec![1; 4096]));
-            }
-        });
-        let state = server.state.lock().unwrap();
-        assert_eq!(state.committed[..4096], [1; 4096]);
-        assert_eq!(state.committed[8192..][..4096], [2; 4096]);
-    }
-}
-
-/// A server that lives shows that by a flush of those who use it; nobody is cut off for a connection more.
-#[test]
-fn a_connection_more_costs_the_others_a_flush() {
-    let server = Server::new(Manner::default());
-    let disk = open(&options(&server.uri()));
-    let mut first = disk.open_queue(4).unwrap();
-    assert_eq!(write(first.as_mut(), 0, vec![1; 4096]), Ok(()));
-    let mut second = disk.open_queue(4).unwrap();
-    let (over, end) = (AtomicBool::new(false), Instant::now() + super::PATIENCE);
-    std::thread::scope(|scope| {
-        let using = scope.spawn(|| {
-            while !over.load(Ordering::Acquire) && Instant::now() < end {
-                assert_eq!(write(first.as_mut(), 0, vec![1; 4096]), Ok(()));
-            }
-        });
-        assert_eq!(read(second.as_mut(), 0, 4096), Ok(vec![1; 4096]));
-        over.store(true, Ordering::Release);
-        using.join().unwrap();
-    });
-    let state = server.state.lock().unwrap();
-    assert_eq!(state.connections, 2);
-    let flushes = state.seen.iter().filter(|seen| seen.0 == CMD_FLUSH);
-    assert_eq!(flushes.count(), 1);
-}
-
 #[test]
 fn without_a_cache_there_is_nothing_to_replay() {
     let server = Server::new(Manner {

@@ -156,13 +156,6 @@ impl Server {
         self.state.lock().unwrap().die();
     }
 
-    /// Dies, and another takes its place, with nobody being told.
-    pub(super) fn forget(&self) {
-        let mut state = self.state.lock().unwrap();
-        state.life += 1;
-        state.cached = state.committed.clone();
-    }
-
     /// Only the connections are gone.
     pub(super) fn cut(&self) {
         hang_up(&mut self.state.lock().unwrap());
