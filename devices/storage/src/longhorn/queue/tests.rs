@@ -45,6 +45,20 @@ enum Manner {
     Short,
 }
 
+impl Manner {
+    /// Whether an engine has reason to leave a replica that answers a write or a read so.
+    fn spoils(self, writes: bool) -> bool {
+        match self {
+            Self::Well => false,
+            Self::Full => writes,
+            Self::Short => !writes,
+            Self::Refuse | Self::DoneAndGone | Self::Gone | Self::OtherSequence | Self::Garbage => {
+                true
+            }
+        }
+    }
+}
+
 /// A request that a replica has.
 #[derive(Debug)]
 struct Pending {
@@ -69,6 +83,8 @@ struct Replica {
     bytes: Vec<u8>,
     wires: Vec<Wire>,
     pending: Vec<Pending>,
+    /// It has not always answered well.
+    spoiled: bool,
     /// While it is being rebuilt: what was there at the beginning, and the blocks that were written since.
     base: Option<(Vec<u8>, BTreeSet<usize>)>,
 }
@@ -80,6 +96,7 @@ impl Replica {
             bytes: vec![0; size],
             wires: Vec::new(),
             pending: Vec::new(),
+            spoiled: false,
             base: None,
         }
     }
@@ -149,6 +166,7 @@ impl Replica {
         };
         let mut payload = Vec::new();
         let writes = header.kind == Kind::Write;
+        self.spoiled |= manner.spoils(writes);
         if let (Some((_, written)), true) = (&mut self.base, writes) {
             assert!(
                 start.is_multiple_of(4096) && end.is_multiple_of(4096),

@@ -1,6 +1,6 @@
 //! Random requests, faults and control operations against a model: what may be read where, and that replicas that are read end up the same.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use proptest::prelude::*;
@@ -83,6 +83,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// A write, as the guest sees it. Times are counted in steps.
 #[derive(Debug)]
 struct Written {
+    queue: usize,
     units: Range<usize>,
     /// What each word of it is.
     value: u32,
@@ -102,17 +103,20 @@ struct Reading {
 #[derive(Debug, Default)]
 struct Guest {
     writes: Vec<Written>,
-    /// Of what has not been answered: which write, what was read, which writes came before.
+    /// Of what has not been answered: which write, what was read, the writes of the queue that were not answered before.
     writing: HashMap<u64, usize>,
     reading: HashMap<u64, Reading>,
-    flushing: HashMap<u64, Vec<usize>>,
+    flushing: HashMap<u64, HashSet<u64>>,
+    /// Of what has not been answered, too: the replicas that had never answered but well, by id, and could be read.
+    sound: HashMap<u64, Vec<u32>>,
     tags: u64,
     /// Where writes failed: replicas may differ there.
     undefined: Vec<Range<usize>>,
 }
 
 impl Guest {
-    fn submit(&mut self, step: &Step, now: usize) -> Option<(usize, Request)> {
+    /// What a step asks for, while these replicas are sound.
+    fn submit(&mut self, step: &Step, now: usize, sound: Vec<u32>) -> Option<(usize, Request)> {
         let at = |unit: usize, units: usize| unit..(unit + units).min(SIZE / UNIT);
         self.tags += 1;
         let tag = self.tags;
@@ -129,6 +133,7 @@ impl Guest {
                 let length = units.len() * UNIT;
                 self.writing.insert(tag, self.writes.len());
                 self.writes.push(Written {
+                    queue,
                     units,
                     value,
                     submitted: now,
@@ -158,12 +163,14 @@ impl Guest {
                 (queue, operation)
             }
             Step::Flush { queue } => {
-                // Those of other queues, too, if they have been answered, which those in `writing` have not.
-                self.flushing.insert(tag, Vec::new());
+                let mut before = self.writing.clone();
+                before.retain(|_, write| self.writes[*write].queue == queue);
+                self.flushing.insert(tag, before.into_keys().collect());
                 (queue, Operation::Flush)
             }
             _ => return None,
         };
+        self.sound.insert(tag, sound);
         Some((queue, Request { tag, operation }))
     }
 
@@ -183,7 +190,24 @@ impl Guest {
         })
     }
 
-    fn completed(&mut self, completion: &Completion, now: usize) -> Result<(), TestCaseError> {
+    /// Takes note of an answer, while these replicas are sound.
+    fn completed(
+        &mut self,
+        completion: &Completion,
+        now: usize,
+        sound: &[u32],
+    ) -> Result<(), TestCaseError> {
+        let before = self.sound.remove(&completion.tag).unwrap_or_default();
+        if let Err(error) = completion.result {
+            // One that was there all the time would have done it.
+            let could = before.iter().any(|id| sound.contains(id));
+            prop_assert!(
+                !could,
+                "{completion:?}, and {before:?} of which {sound:?} are sound"
+            );
+            let is_known = matches!(error, IoError::Os(libc::EIO | libc::ENOSPC));
+            prop_assert!(is_known, "{completion:?}");
+        }
         if let Some(write) = self.writing.remove(&completion.tag) {
             match completion.result {
                 Ok(()) => self.writes[write].acknowledged = Some(now),
@@ -195,11 +219,19 @@ impl Guest {
                 self.check(&bytes, reading.units, reading.submitted, now)?;
             }
         } else {
-            let flush = self.flushing.remove(&completion.tag);
+            let Some(before) = self.flushing.remove(&completion.tag) else {
+                let wrong = format!("{completion:?} was never asked for, or comes twice");
+                return Err(TestCaseError::fail(wrong));
+            };
+            let open: Vec<_> = before
+                .iter()
+                .filter(|tag| self.writing.contains_key(tag))
+                .collect();
             prop_assert!(
-                flush.is_some(),
-                "{completion:?} was never asked for, or comes twice"
+                open.is_empty(),
+                "{completion:?} comes before writes {open:?}"
             );
+            prop_assert!(completion.result.is_ok(), "{completion:?}");
         }
         Ok(())
     }
@@ -240,6 +272,7 @@ impl World {
     fn new() -> Self {
         let mut guest = Guest::default();
         guest.writes.push(Written {
+            queue: 0,
             units: 0..SIZE / UNIT,
             value: 0,
             submitted: 0,
@@ -268,8 +301,27 @@ impl World {
     fn reap(&mut self, queue: usize) -> Result<(), TestCaseError> {
         let mut done = Vec::new();
         self.bench.queues[queue].reap(&mut done);
+        let sound = self.sound();
         for completion in done {
-            self.guest.completed(&completion, self.now)?;
+            self.guest.completed(&completion, self.now, &sound)?;
+        }
+        Ok(())
+    }
+
+    /// The replicas that have never answered but well, and that may be read: there was no reason to leave them.
+    fn sound(&self) -> Vec<u32> {
+        let sound = |replica: &&Replica| !replica.spoiled && replica.base.is_none();
+        let replicas = self.bench.replicas.iter().filter(sound);
+        replicas.map(|replica| replica.member.id).collect()
+    }
+
+    /// Whether those are still there.
+    fn check_sound(&self) -> Result<(), TestCaseError> {
+        let sound = self.sound();
+        for member in self.bench.replicas.iter().map(|replica| &replica.member) {
+            let left = member.mode() == Mode::Failed;
+            let wrong = left && sound.contains(&member.id);
+            prop_assert!(!wrong, "it has always answered well: {member:?}");
         }
         Ok(())
     }
@@ -277,6 +329,7 @@ impl World {
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         self.now += 1;
         self.do_step(step)?;
+        self.check_sound()?;
         if self.frozen.is_some() {
             for replica in &mut self.bench.replicas {
                 replica.receive();
@@ -288,7 +341,8 @@ impl World {
     }
 
     fn do_step(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        if let Some((queue, request)) = self.guest.submit(step, self.now) {
+        let sound = self.sound();
+        if let Some((queue, request)) = self.guest.submit(step, self.now, sound) {
             self.bench.queues[queue].submit(request);
             self.bench.queues[queue].kick();
             return Ok(());
@@ -430,9 +484,12 @@ impl World {
         self.frozen = None;
         self.freezing = None;
         self.now += 1;
-        for (_, completion) in self.bench.settle() {
-            self.guest.completed(&completion, self.now)?;
+        let completions = self.bench.settle();
+        let sound = self.sound();
+        for (_, completion) in completions {
+            self.guest.completed(&completion, self.now, &sound)?;
         }
+        self.check_sound()?;
         let guest = &self.guest;
         prop_assert!(
             guest.writing.is_empty() && guest.reading.is_empty() && guest.flushing.is_empty()
