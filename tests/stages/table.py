@@ -244,7 +244,7 @@ NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", 
 
 def native(command: list[str], *, deadline: float) -> list[str]:
     """What runs a program as root, with all that it starts ended at the deadline. A user's runner may not end what is root's, hence `timeout`."""
-    as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CI,PADDOCK_BIN,PADDOCK_SOAK"]
+    as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CI,PADDOCK_BIN,PADDOCK_SEED,PADDOCK_SOAK"]
     return [*as_root, "timeout", "--signal=KILL", f"{deadline:.0f}", *NAMESPACE, *command]
 
 

@@ -1,6 +1,6 @@
 //! Engines that are killed in the middle of writing, a hundred times on Paddock's replicas: nothing that was acknowledged is lost, nothing old comes back, and the replicas
 //! that are read are the same in the end. They are killed while all is well, while a replica is away, while replicas are compared after another crash, in
-//! a snapshot, and in a rebuild.
+//! a snapshot, and in a rebuild; each run has moments of its own for that.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
@@ -10,6 +10,7 @@
     reason = "not every test file has such a helper"
 )]
 
+mod moments;
 mod world;
 
 use std::thread;
@@ -21,6 +22,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use self::world::Expected::{Any, Left, Used};
 use self::world::{DEPTH, Said, World, Writer};
 
+/// How long an engine that lost a replica goes on, at most.
+const LOSING: Duration = Duration::from_millis(50);
+
 /// A volume on Paddock's replicas.
 fn world(name: &str, revision_counter: bool) -> World {
     World::new(name, |volume| ReplicaOptions {
@@ -29,16 +33,12 @@ fn world(name: &str, revision_counter: bool) -> World {
     })
 }
 
-/// Never the same one in the time.
-fn moment(round: usize, time: Duration) -> Duration {
-    time * u32::try_from(round * 7919 % 1000).unwrap() / 1000
-}
-
 /// From the first requests on to some hundreds of them.
 fn crash_while_writing(world: &mut World, round: usize, time: Duration) -> Said {
     let mut writer = world.write(None);
     world.until(&mut writer, |said| said.done > 0);
-    world.go_on(&mut writer, moment(round, time));
+    let moment = world.moments.of((time, world.queues), round, time);
+    world.go_on(&mut writer, moment);
     world.crash(writer)
 }
 
@@ -82,7 +82,8 @@ fn lose(world: &mut World, index: usize) -> (Writer, usize) {
 fn lose_and_crash(world: &mut World, index: usize, round: usize) {
     let (mut writer, missed) = lose(world, index);
     world.until(&mut writer, |said| said.done >= missed);
-    world.go_on(&mut writer, moment(round, Duration::from_millis(50)));
+    let moment = world.moments.of("losing", round, LOSING);
+    world.go_on(&mut writer, moment);
     world.crash(writer);
 }
 
@@ -91,7 +92,8 @@ fn crash_with_a_record(world: &mut World, rounds: usize) {
     for round in 0..rounds {
         let index = round % 3;
         let (mut writer, missed) = lose(world, index);
-        world.go_on(&mut writer, moment(round, Duration::from_millis(50)));
+        let moment = world.moments.of("losing", round, LOSING);
+        world.go_on(&mut writer, moment);
         let said = world.crash(writer);
         let mut expected = [Used; 3];
         expected[index] = if said.done >= missed { Left } else { Any };
@@ -183,7 +185,8 @@ fn crash_in(world: &mut World, rounds: usize, task: impl Fn(&World, usize) -> St
             world.until(&mut writer, |said| said.ended > 0);
             time = begun.elapsed() * 5 / 4;
         }
-        world.go_on(&mut writer, moment(round, time));
+        let moment = world.moments.of("a task", round, time);
+        world.go_on(&mut writer, moment);
         let said = world.crash(writer);
         interrupted += said.begun - said.ended;
         left += world.check([Any; 3]);

@@ -17,6 +17,8 @@ use paddock_storage::{Buffer, Disk, Operation, Request};
 use paddock_tests::longhorn::{Replica, ReplicaOptions, directory, volume_name};
 use tempfile::TempDir;
 
+use crate::moments::Moments;
+
 /// As `volume-writer` has them.
 const BLOCK: u64 = 6144;
 pub const DEPTH: usize = 16;
@@ -65,6 +67,8 @@ pub struct Said {
 /// A volume, and what may be in each of its sectors.
 pub struct World {
     volume: String,
+    /// When its engines crash.
+    pub moments: Moments,
     pub replicas: Vec<Replica>,
     /// How many queues the engines write by.
     pub queues: usize,
@@ -87,6 +91,7 @@ impl World {
         });
         Self {
             volume,
+            moments: Moments::new(name),
             replicas: replicas.into(),
             queues: 1,
             record: None,
