@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 
 use paddock_probe::blocks;
 use paddock_storage::hold::{News, Opener, Policy, Retry, Then};
-use paddock_storage::longhorn::{Mode, Nobody, Volume, VolumeError};
+use paddock_storage::longhorn::{EngineSocket, Mode, Nobody, Volume, VolumeError};
 use paddock_storage::{
     Buffer, Capabilities, Disk, DiskQueue, HoldingDisk, Operation, Request, ResizeError,
 };
-use paddock_tests::longhorn::{BLOCK, SIZE, SOON, Set, own_replica, program, stamp};
+use paddock_tests::longhorn::{
+    BLOCK, Engine, EngineOptions, Replica, SIZE, SOON, Set, own_replica, program, stamp,
+};
 use paddock_tests::within;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -175,11 +177,11 @@ fn check(queue: &mut dyn DiskQueue, share: u64, generation: u64) {
 }
 
 /// Has two queues write while something happens, then looks at all they wrote once more.
-fn while_written(held: &Held, happens: impl FnOnce()) {
+fn while_written(disk: &HoldingDisk, happens: impl FnOnce()) {
     let end = AtomicBool::new(false);
     thread::scope(|scope| {
         let writers = [0, 1].map(|share| {
-            let (disk, end) = (&held.disk, &end);
+            let end = &end;
             scope.spawn(move || write_on(disk, share, end))
         });
         thread::sleep(Duration::from_millis(300));
@@ -188,7 +190,7 @@ fn while_written(held: &Held, happens: impl FnOnce()) {
         end.store(true, Ordering::Relaxed);
         for (share, writer) in (0..).zip(writers) {
             let generation = writer.join().unwrap();
-            let mut queue = held.disk.open_queue(64).unwrap();
+            let mut queue = disk.open_queue(64).unwrap();
             // By each of the replicas.
             for _ in 0..3 {
                 check(&mut *queue, share, generation);
@@ -226,10 +228,10 @@ fn restart_all(set: &mut Set) {
 
 fn lost_and_found(mut set: Set) {
     let held = Held::open(&set, Policy::Stop);
-    while_written(&held, || ());
+    while_written(&held.disk, || ());
     // While nothing is written: all have everything.
     kill_all(&mut set);
-    while_written(&held, || {
+    while_written(&held.disk, || {
         held.wait_for_stop(1);
         // They are not back: it stops again, and what is held stays so.
         held.disk.resume().unwrap();
@@ -240,7 +242,7 @@ fn lost_and_found(mut set: Set) {
         assert_eq!(held.modes(), [Mode::ReadWrite; 3]);
     });
     // One after the other under writes: the last has everything, and those before it may.
-    while_written(&held, || {
+    while_written(&held.disk, || {
         kill_all(&mut set);
         held.wait_for_stop(3);
         restart_all(&mut set);
@@ -274,9 +276,9 @@ fn a_volume_that_is_tried_again_finds_its_replicas() {
         then: Then::Stop,
     });
     let held = Held::open(&set, policy);
-    while_written(&held, || ());
+    while_written(&held.disk, || ());
     kill_all(&mut set);
-    while_written(&held, || {
+    while_written(&held.disk, || {
         let failed = || held.disk.status().failure.is_some();
         assert!(within(SOON, failed));
         // One after the other: the first is not opened before the others had time to come.
@@ -292,7 +294,7 @@ fn who_missed_a_write_is_not_opened_again() {
     let programs = [own_replica(), own_replica(), own_replica()];
     let mut set = Set::of("behind", false, programs);
     let held = Held::open(&set, Policy::Stop);
-    while_written(&held, || {
+    while_written(&held.disk, || {
         for replica in &mut set.replicas[..2] {
             replica.kill();
         }
@@ -326,7 +328,7 @@ fn a_replica_that_still_has_the_volume_open_is_refused() {
     let programs = [own_replica(), own_replica(), own_replica()];
     let mut set = Set::of("stopped", false, programs);
     let held = Held::open(&set, Policy::Stop);
-    while_written(&held, || {
+    while_written(&held.disk, || {
         set.replicas[0].kill();
         set.replicas[1].kill();
         set.replicas[2].freeze();
@@ -341,4 +343,42 @@ fn a_replica_that_still_has_the_volume_open_is_refused() {
         held.disk.resume().unwrap();
         held.wait_until_well();
     });
+}
+
+/// Longhorn's engine on the replicas of a set.
+fn engine(set: &Set) -> Engine {
+    let replicas: Vec<&Replica> = set.replicas.iter().collect();
+    Engine::start(&set.volume, SIZE, &replicas, &EngineOptions::default())
+}
+
+/// The engine dies under writes, of which any replica may have any, and another takes its place at the same socket.
+#[test]
+fn a_stopped_volume_behind_longhorns_engine_goes_on_with_the_next_engine() {
+    let mut set = Set::start("engine", false);
+    let one = engine(&set);
+    let path = one.socket();
+    let mut current = Some(one);
+    let open = move || EngineSocket::open(&path, SIZE, false);
+    let first = Arc::new(open().unwrap());
+    let opener: Opener = Box::new(move || Ok(Arc::new(open().map_err(io::Error::other)?)));
+    let disk = HoldingDisk::new(first, Policy::Stop, Some(opener), Box::new(|_| ()));
+    let stopped = |attempts: u32| {
+        let status = disk.status();
+        status.stopped && status.attempts == attempts
+    };
+    for _ in 0..2 {
+        while_written(&disk, || {
+            // It is killed, and its socket goes with it.
+            drop(current.take());
+            assert!(within(SOON, || stopped(0)), "{disk:?}");
+            // There is no other yet: it stops again, and what is held stays so.
+            disk.resume().unwrap();
+            assert!(within(SOON, || stopped(1)), "{disk:?}");
+            restart_all(&mut set);
+            current = Some(engine(&set));
+            disk.resume().unwrap();
+            assert!(within(SOON, || disk.status().failure.is_none()), "{disk:?}");
+        });
+        set.assert_alike(&[0, 1, 2]);
+    }
 }
