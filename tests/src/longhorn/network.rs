@@ -1,4 +1,4 @@
-//! A network of two hosts, this machine and a network namespace, whose cable can lose everything.
+//! A network of two hosts, this machine and a network namespace, whose cable can lose everything, and whose connections can be reset.
 
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
@@ -86,6 +86,23 @@ impl Network {
             "blackhole",
             &self.near(),
         ]);
+    }
+
+    /// Resets all TCP connections that the host has now, as one does that has forgotten them: both ends hear of it, and none is there to go on with.
+    ///
+    /// # Panics
+    /// When it cannot be done: it takes a kernel with `CONFIG_INET_DIAG_DESTROY`, and there has to be one.
+    pub fn reset(&self) {
+        let mut command = self.command("ss");
+        command.args(["--no-header", "--kill", "--tcp", "state", "established"]);
+        let output = command
+            .output()
+            .unwrap_or_else(|error| panic!("ss: {error}"));
+        let killed = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+        assert!(
+            output.status.success() && killed > 0,
+            "ss --kill has reset {killed} connections: {output:?}"
+        );
     }
 
     /// This machine, as seen from there.
