@@ -117,11 +117,12 @@ fn check(options: &str, direct: Direct, operations: &[(u64, u64, Op)]) {
     assert!(again == seen, "qemu sees something else");
 }
 
-fn check_all(mixes: impl IntoIterator<Item = String>) {
+/// Each mix, with so many different sequences of operations.
+fn check_all(cases: u32, mixes: impl IntoIterator<Item = String>) {
     for (index, options) in mixes.into_iter().enumerate() {
         let direct = [Direct::Auto, Direct::Off][index % 2];
         let config = Config {
-            cases: 2,
+            cases,
             failure_persistence: None,
             ..Config::default()
         };
@@ -135,37 +136,57 @@ fn check_all(mixes: impl IntoIterator<Item = String>) {
 
 const CLUSTERS: [&str; 5] = ["512", "4k", "64k", "256k", "2M"];
 const PREALLOCATIONS: [&str; 4] = ["off", "metadata", "falloc", "full"];
+const REFERENCE_COUNT_BITS: [&str; 7] = ["1", "2", "4", "8", "16", "32", "64"];
 
 #[test]
 fn images_of_version_2() {
-    check_all(CLUSTERS.iter().flat_map(|cluster| {
-        PREALLOCATIONS.map(|preallocation| {
-            format!("compat=0.10,cluster_size={cluster},preallocation={preallocation}")
-        })
-    }));
+    check_all(
+        2,
+        CLUSTERS.iter().flat_map(|cluster| {
+            PREALLOCATIONS.map(|preallocation| {
+                format!("compat=0.10,cluster_size={cluster},preallocation={preallocation}")
+            })
+        }),
+    );
 }
 
 #[test]
 fn images_of_version_3() {
-    check_all(CLUSTERS.iter().flat_map(|cluster| {
-        PREALLOCATIONS.map(|preallocation| {
-            format!("compat=1.1,cluster_size={cluster},preallocation={preallocation}")
-        })
-    }));
+    check_all(
+        2,
+        CLUSTERS.iter().flat_map(|cluster| {
+            PREALLOCATIONS.map(|preallocation| {
+                format!("compat=1.1,cluster_size={cluster},preallocation={preallocation}")
+            })
+        }),
+    );
 }
 
 #[test]
 fn reference_counts_of_all_widths() {
     let clusters = ["512", "64k", "2M"];
-    check_all(clusters.into_iter().flat_map(|cluster| {
-        ["1", "2", "4", "8", "16", "32", "64"]
-            .map(|bits| format!("cluster_size={cluster},refcount_bits={bits}"))
-    }));
+    check_all(
+        2,
+        clusters.into_iter().flat_map(|cluster| {
+            REFERENCE_COUNT_BITS.map(|bits| format!("cluster_size={cluster},refcount_bits={bits}"))
+        }),
+    );
 }
 
+/// Each of these three with each; the sizes of clusters take turns, as all of them with all would take too long.
 #[test]
-fn lazy_reference_counts() {
-    check_all(CLUSTERS.map(|cluster| format!("cluster_size={cluster},lazy_refcounts=on")));
+fn reference_counts_lazy_and_preallocated() {
+    let mut clusters = CLUSTERS.into_iter().cycle();
+    let mut mixes = Vec::new();
+    for lazy in ["on", "off"] {
+        for preallocation in PREALLOCATIONS {
+            for bits in REFERENCE_COUNT_BITS {
+                let cluster = clusters.next().unwrap();
+                mixes.push(format!("cluster_size={cluster},refcount_bits={bits},lazy_refcounts={lazy},preallocation={preallocation}"));
+            }
+        }
+    }
+    check_all(1, mixes);
 }
 
 #[test]
