@@ -88,7 +88,7 @@ fn random_writes_on_4_queues_with_io_uring() {
 }
 
 #[test]
-fn what_the_file_holds_is_what_the_guest_reads() {
+fn blocks_of_4096_bytes_are_the_same_from_both_sides() {
     let (_directory, path) = image(64 * MIB);
     let file = File::options().write(true).open(&path).unwrap();
     let stamp = Stamp {
@@ -101,7 +101,7 @@ fn what_the_file_holds_is_what_the_guest_reads() {
         file.write_all_at(&block, index * BLOCK as u64).unwrap();
     }
     let more = ",block-size=4096";
-    let vm = Vm::builder().cpus(&2).args(disk(&path, more)).boot();
+    let vm = Vm::builder().cpus(&4).args(disk(&path, more)).boot();
     let block = vm.shell("cat /sys/block/vda/queue/logical_block_size");
     assert_eq!(block, "4096\n");
     let mut area = Area::new("/dev/vda", 64 * MIB, 7);
@@ -111,6 +111,16 @@ fn what_the_file_holds_is_what_the_guest_reads() {
     let reply = vm.call_within(verify, LONG);
     assert!(reply.is_clean(), "{reply:?}");
     assert_eq!(reply.bytes, 64 * MIB);
+    // And the other way round.
+    let area = Area {
+        generation: 4,
+        count: Some(amount(400, 8000)),
+        ..Area::new("/dev/vda", 64 * MIB, 7)
+    };
+    blocks::write(&vm, &area);
+    blocks::verify(&vm, &area);
+    let file = File::open(&path).unwrap();
+    assert_eq!(Some(blocks::verify_file(&file, &area)), area.count);
     vm.power_off();
 }
 
