@@ -17,10 +17,13 @@ use std::time::{Duration, Instant};
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite};
 use paddock_tests::Vm;
 use paddock_tests::host::{SmallFileSystem, run, shell};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(300);
+
+/// Requests that a guest has on their way: on a slow host they are still more than a limit lets through.
+const JOBS: u32 = 8;
 
 /// A VM with an API and a disk.
 fn boot(path: &Path, more: &str) -> Vm {
@@ -44,10 +47,13 @@ fn area(offset: u64, length: u64) -> Area {
 
 fn write_and_verify(vm: &Vm, area: &Area) {
     let mut write = BlocksWrite::new(area.clone());
+    write.issue.jobs = JOBS;
     write.flush = true;
     let written = vm.call_within(write, LONG);
     assert!(written.is_clean(), "{written:?}");
-    let verified = vm.call_within(BlocksVerify::new(area.clone()), LONG);
+    let mut verify = BlocksVerify::new(area.clone());
+    verify.issue.jobs = JOBS;
+    let verified = vm.call_within(verify, LONG);
     assert!(verified.is_clean(), "{verified:?}");
 }
 
@@ -140,31 +146,43 @@ fn a_disk_grows_and_the_guest_uses_what_is_new() {
     vm.power_off();
 }
 
+/// Sets the limits of a disk that is used. Returns how long the guest then takes for an area, and how many of its requests were made to wait.
+fn limited(vm: &Vm, limits: &Value, area: &Area) -> (Duration, f64) {
+    let api = vm.api();
+    let answer = api.request("PUT", "/vm/disks/data/limits", Some(limits));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let waited = || {
+        let name = "paddock_disk_throttled_requests_total{disk=\"data\"}";
+        api.metrics().get(name)
+    };
+    let (before, since) = (waited(), Instant::now());
+    write_and_verify(vm, area);
+    (since.elapsed(), waited() - before)
+}
+
 #[test]
-fn a_limited_disk_takes_its_time() {
+fn a_disk_takes_the_time_of_the_limits_that_it_has_now() {
     let directory = tempfile::tempdir().unwrap();
     let vm = boot(&image(directory.path(), 64 * MIB), "");
-    let limits = json!({"bandwidth": "4MiB"});
-    let answer = vm
-        .api()
-        .request("PUT", "/vm/disks/data/limits", Some(&limits));
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let before = Instant::now();
-    write_and_verify(&vm, &area(0, 12 * MIB));
     // Twice 12 MiB at 4 MiB a second, less what may come at once.
+    let limits = json!({"bandwidth": "4MiB"});
+    let (took, waited) = limited(&vm, &limits, &area(0, 12 * MIB));
     assert!(
-        before.elapsed() > Duration::from_secs(3),
-        "{:?}",
-        before.elapsed()
+        took > Duration::from_secs(3) && waited > 0.0,
+        "{took:?}, {waited}"
     );
-    // It is these limits that it waited for.
-    let waited = "paddock_disk_throttled_requests_total{disk=\"data\"}";
-    let metrics = vm.api().metrics();
-    assert!(metrics.get(waited) > 0.0, "{metrics:?}");
-    let answer = vm
-        .api()
-        .request("PUT", "/vm/disks/data/limits", Some(&json!({})));
-    assert_eq!(answer.status, 200, "{answer:?}");
+    // Twice 40 requests at 15 a second: of so few bytes that the limit of before would let them pass.
+    let small = Area {
+        block_size: 4096,
+        ..area(0, 40 * 4096)
+    };
+    let (took, waited) = limited(&vm, &json!({"iops": 15}), &small);
+    assert!(
+        took > Duration::from_secs(3) && waited > 40.0,
+        "{took:?}, {waited}"
+    );
+    let (_, waited) = limited(&vm, &json!({}), &small);
+    assert!(waited < 1.0, "no limit is left: {waited}");
     vm.power_off();
 }
 
