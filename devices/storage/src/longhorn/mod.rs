@@ -34,6 +34,7 @@ mod shared;
 mod socket;
 mod status;
 mod text;
+mod torn;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -32,6 +32,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::counters::{Counters, Totals};
 use super::member::{Member, Mode, Socket};
 use super::ranges::{Range, Ranges, Writer};
+use super::torn::Torn;
 
 /// What a queue is told by others.
 #[derive(Debug, Default)]
@@ -125,6 +126,8 @@ pub(super) struct Shared {
     undecided: AtomicU32,
     /// The id of the only replica that is read, plus one, while not all of them are known to have the same; or 0.
     primary: AtomicU32,
+    /// Where they may not.
+    pub torn: Torn,
     /// Held while a replica is left: who takes the place of the primary is not to be on its way out, too.
     failing: Mutex<()>,
     frozen: AtomicBool,
@@ -157,6 +160,7 @@ impl Shared {
             members: Mutex::default(),
             undecided: AtomicU32::new(0),
             primary: AtomicU32::new(0),
+            torn: Torn::default(),
             failing: Mutex::default(),
             frozen: AtomicBool::new(false),
             quiet: Notify::new(),
@@ -262,7 +266,42 @@ impl Shared {
         self.primary.load(Ordering::SeqCst).checked_sub(1)
     }
 
+    /// Has only that replica read, until all of the volume is the same on all of them; or, with `None`, all.
     pub(super) fn set_primary(&self, id: Option<u32>) {
+        self.torn.set_whole(id.is_some());
+        self.read_only(id);
+    }
+
+    /// All of the volume was made the same on all replicas, except where they were torn meanwhile. Whether all of them are read from now on.
+    pub(super) fn settle(&self) -> bool {
+        self.torn.set_whole(false);
+        self.read_all()
+    }
+
+    /// Has all replicas read, if they are the same. Whether they are.
+    pub(super) fn read_all(&self) -> bool {
+        self.torn.if_none(|| self.read_only(None))
+    }
+
+    /// No replica had space for a write, and each may have kept another part of it: one is read, until they have been made the same there.
+    pub(super) fn tear(&self, range: Range) {
+        // Whoever is read now is not on its way out.
+        let _failing = self.failing.lock();
+        let members = self.members.lock();
+        let mut complete = members.iter().filter(|member| member.is_complete());
+        let (Some(first), Some(_)) = (complete.next(), complete.next()) else {
+            return;
+        };
+        let id = first.id;
+        // In this order: whoever finds that they are the same everywhere does not have all of them read after that.
+        self.torn.add(range);
+        if self.primary().is_none() {
+            tracing::warn!(volume = %self.name, replica = %first.address, "a write had no space on any replica: only one is read until they are the same again");
+            self.read_only(Some(id));
+        }
+    }
+
+    fn read_only(&self, id: Option<u32>) {
         let number = id.map_or(0, |id| id.saturating_add(1));
         self.primary.store(number, Ordering::SeqCst);
     }
@@ -325,7 +364,7 @@ impl Shared {
         let members = self.members.lock();
         let good = |member: &&Arc<Member>| member.id != id && member.is_complete();
         if let Some(member) = members.iter().find(good) {
-            self.set_primary(Some(member.id));
+            self.read_only(Some(member.id));
         }
     }
 

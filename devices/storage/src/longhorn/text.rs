@@ -3,6 +3,11 @@
 /// The most bytes that are kept of a text, before what says that there was more.
 const MOST: usize = 1000;
 
+/// Whether an answer says that there is no space left. Longhorn's replicas have no other way to say so.
+pub(super) fn tells_no_space(answer: &str) -> bool {
+    answer.contains("no space left on device")
+}
+
 /// A text, or its beginning.
 pub(super) fn shortened(mut text: String) -> String {
     if text.len() > MOST {

@@ -64,10 +64,13 @@ impl DataClient {
             Kind::Error | Kind::Eof | Kind::NoSpace if answer.payload <= MAX_TEXT => {
                 let mut text = vec![0; usize::try_from(answer.payload).unwrap_or(0)];
                 stream.read_exact(&mut text).await.map_err(broken)?;
-                Err(format!(
-                    "it answered: {}",
-                    String::from_utf8_lossy(&text).trim()
-                ))
+                let text = String::from_utf8_lossy(&text);
+                Err(match answer.kind {
+                    Kind::NoSpace => {
+                        format!("it answered: no space left on device {}", text.trim())
+                    }
+                    _ => format!("it answered: {}", text.trim()),
+                })
             }
             kind => Err(format!(
                 "it answered with a frame of type {kind:?} and {} bytes",

@@ -221,7 +221,7 @@ impl Control {
         if frozen.is_none() {
             tracing::error!(volume = %self.options.name, "its requests do not end: its replicas are not closed, and will be compared the next time");
         } else if self.shared.primary().is_some() {
-            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared: they will be the next time");
+            tracing::warn!(volume = %self.options.name, "closed before its replicas were compared, or while they differ for want of space: they stay open, and will be compared the next time");
         } else {
             for (member, peer) in live {
                 closing.spawn(async move {

@@ -8,11 +8,14 @@
 //! they bear the mark of those that are not complete until then, also for who opens the volume after another crash. Where the last that has everything
 //! cannot be read, it is they who are left.
 //!
+//! Replicas that a write without space left torn ([`Torn`]) are made the same there in the same way, as soon as there is space.
+//!
 //! [`Shared::fail`]: super::super::shared::Shared::fail
+//! [`Torn`]: super::super::torn::Torn
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use paddock_longhorn::wire::MAX_DATA;
@@ -25,6 +28,7 @@ use crate::longhorn::member::{Member, Mode};
 use crate::longhorn::ranges::{Range, Writer};
 use crate::longhorn::shared::Post;
 use crate::longhorn::status::{Activity, Progress};
+use crate::longhorn::text::tells_no_space;
 
 /// Bytes that are compared at once. Less in tests, whose volumes are small.
 pub(super) const PIECE: u32 = if cfg!(test) { 64 << 10 } else { MAX_DATA };
@@ -32,8 +36,31 @@ pub(super) const PIECE: u32 = if cfg!(test) { 64 << 10 } else { MAX_DATA };
 /// How long until the gate, or a range, is looked at again.
 const AGAIN: Duration = Duration::from_millis(2);
 
+/// How long until replicas without space are given again what they lack.
+const FULL_AGAIN: Duration = Duration::from_secs(2);
+
 /// The only request that it has.
 const REQUEST: u32 = 0;
+
+/// What came of making a piece the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// It is.
+    Same,
+    /// It is not: something else came first.
+    Not,
+    /// It is not: one that differs has no space.
+    NoSpace,
+}
+
+/// What becomes of a replica that differs and has no space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    /// It is left.
+    Leave,
+    /// It stays, to be given again later what it lacks.
+    Keep,
+}
 
 /// Compares all of the volume, as it was opened that time.
 pub(super) async fn run(control: Arc<Control>, opening: u32) {
@@ -66,7 +93,13 @@ pub(super) async fn run(control: Arc<Control>, opening: u32) {
             }));
         }
         let length = u32::try_from(size - offset).map_or(PIECE, |left| left.min(PIECE));
-        if compare(&control, opening, &post, &mut clients, offset, length).await {
+        let piece = Piece {
+            opening,
+            offset,
+            length,
+            full: Full::Leave,
+        };
+        if compare(&control, piece, &post, &mut clients).await == Made::Same {
             offset += u64::from(length);
         }
     }
@@ -74,6 +107,63 @@ pub(super) async fn run(control: Arc<Control>, opening: u32) {
     control
         .compared(opening, offset >= control.shared.size())
         .await;
+}
+
+/// Makes the same, as soon as they can be, what writes without space leave torn. Ends with the volume.
+pub(super) async fn mend(control: Weak<Control>) {
+    loop {
+        let Some(shared) = control.upgrade().map(|control| Arc::clone(&control.shared)) else {
+            return;
+        };
+        shared.torn.added().await;
+        drop(shared);
+        loop {
+            let Some(control) = control.upgrade().filter(|control| !control.is_closed()) else {
+                return;
+            };
+            if mend_now(&control).await {
+                break;
+            }
+            drop(control);
+            sleep(FULL_AGAIN).await;
+        }
+    }
+}
+
+/// Makes it the same as far as it can be now. Whether that is everywhere.
+async fn mend_now(control: &Control) -> bool {
+    let Ok(post) = control.shared.add_own_post() else {
+        return false;
+    };
+    let mut clients = HashMap::new();
+    while let Some(torn) = control.shared.torn.first() {
+        let end = torn.end.min(control.shared.size());
+        let length = u32::try_from(end.saturating_sub(torn.start))
+            .unwrap_or(PIECE)
+            .min(PIECE);
+        let done = Range {
+            start: torn.start,
+            end: torn.start + u64::from(length),
+        };
+        // The last block may be a part of one.
+        let done = if done.end == end { torn } else { done };
+        let piece = Piece {
+            opening: *control.opening.lock().await,
+            offset: torn.start,
+            length,
+            full: Full::Keep,
+        };
+        let differ = control.shared.readable().len() > 1;
+        if differ && length > 0 && compare(control, piece, &post, &mut clients).await != Made::Same
+        {
+            return false;
+        }
+        control.shared.torn.remove(done);
+    }
+    if control.shared.read_all() {
+        tracing::info!(volume = %control.options.name, "the replicas are the same again");
+    }
+    true
 }
 
 impl Control {
@@ -101,8 +191,9 @@ impl Control {
             tracing::warn!(volume = %self.options.name, "all replicas failed before they were compared");
             return;
         }
-        self.shared.set_primary(None);
-        tracing::info!(volume = %self.options.name, "the replicas are the same");
+        if self.shared.settle() {
+            tracing::info!(volume = %self.options.name, "the replicas are the same");
+        }
         self.listener.compared();
     }
 
@@ -129,18 +220,26 @@ impl Control {
     }
 }
 
-/// Makes a piece the same on all replicas, while nobody writes it. Whether it is.
-async fn compare(
-    control: &Control,
+/// What is to be made the same.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// While the replicas are those that were opened that time.
     opening: u32,
-    post: &Post,
-    clients: &mut HashMap<u32, DataClient>,
     offset: u64,
     length: u32,
-) -> bool {
+    full: Full,
+}
+
+/// Makes a piece the same on all replicas, while nobody writes it.
+async fn compare(
+    control: &Control,
+    piece: Piece,
+    post: &Post,
+    clients: &mut HashMap<u32, DataClient>,
+) -> Made {
     let range = Range {
-        start: offset,
-        end: offset + u64::from(length),
+        start: piece.offset,
+        end: piece.offset + u64::from(piece.length),
     };
     let writer = Writer {
         queue: post.id,
@@ -152,16 +251,18 @@ async fn compare(
             sleep(AGAIN).await;
         }
     }
-    let same = pass(control, post).await && {
+    let mut made = Made::Not;
+    if pass(control, post).await {
         let present = control.opening.lock().await;
-        let same = *present == opening && make_same(control, clients, offset, length).await;
+        if *present == piece.opening {
+            made = make_same(control, clients, piece).await;
+        }
         control.shared.leave(post);
-        same
-    };
+    }
     control
         .shared
         .release(range, REQUEST, post, &mut Vec::new());
-    same
+    made
 }
 
 /// Waits until the gate is open, and goes in. `false` when the volume was closed before that.
@@ -178,20 +279,20 @@ async fn pass(control: &Control, post: &Post) -> bool {
 async fn make_same(
     control: &Control,
     clients: &mut HashMap<u32, DataClient>,
-    offset: u64,
-    length: u32,
-) -> bool {
+    piece: Piece,
+) -> Made {
+    let Piece { offset, length, .. } = piece;
     let good = control.shared.readable();
     let primary = control.shared.primary();
     let Some(primary) = good.iter().find(|member| Some(member.id) == primary) else {
         // It has just failed: another has taken its place.
-        return false;
+        return Made::Not;
     };
     let right = match read(control, clients, primary, offset, length).await {
         Ok(right) => right,
         Err(reason) => {
             leave_unreadable(control, primary, &good, &reason);
-            return false;
+            return Made::Not;
         }
     };
     let mut differs = false;
@@ -210,6 +311,7 @@ async fn make_same(
     }
     // Those that have it, too: good replicas are known by when they were last written, where nothing else tells. So the one to believe comes last.
     let others = good.iter().filter(|member| member.id != primary.id);
+    let mut made = Made::Same;
     for member in others.chain([primary]).filter(|_| differs) {
         let Some(client) = clients.get_mut(&member.id) else {
             continue;
@@ -217,11 +319,15 @@ async fn make_same(
         let deadline = control.options.timeout;
         if let Err(reason) = client.write(deadline, offset, &right).await {
             clients.remove(&member.id);
+            if piece.full == Full::Keep && tells_no_space(&reason) {
+                made = Made::NoSpace;
+                continue;
+            }
             let reason = format!("it cannot be made like the others: {reason}");
             control.shared.fail(member, &reason);
         }
     }
-    true
+    made
 }
 
 /// The primary could not be read. Another takes its place, if one has everything; else the others cannot be given what they may lack. The last that has

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::Control;
 use super::client::DataClient;
-use super::closing;
+use super::{Control, closing, resync};
 use crate::longhorn::error::VolumeError;
 use crate::longhorn::member::{Failure, Member, Mode};
 use crate::longhorn::shared::Event;
@@ -33,6 +32,7 @@ const RECORD_AGAIN: Duration = Duration::from_secs(1);
 pub(super) fn start(control: &Arc<Control>, events: UnboundedReceiver<Event>) {
     tokio::spawn(listen(Arc::downgrade(control), events));
     tokio::spawn(look(Arc::downgrade(control)));
+    tokio::spawn(resync::mend(Arc::downgrade(control)));
     for member in control.shared.members() {
         watch(control, &member);
     }

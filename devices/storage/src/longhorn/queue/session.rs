@@ -10,6 +10,7 @@ use bytes::Bytes;
 use paddock_longhorn::wire::{HEADER, Header, Kind, MAX_TEXT};
 
 use super::super::member::{Connection, Member, Socket};
+use super::super::text::tells_no_space;
 use super::epochs::Epochs;
 use crate::Buffer;
 use crate::link::{Link, Received};
@@ -240,8 +241,7 @@ impl Session {
                         return Ok(());
                     }
                     let text = String::from_utf8_lossy(&text);
-                    // Longhorn's replicas have no other way to say so.
-                    let outcome = if text.contains("no space left on device") {
+                    let outcome = if tells_no_space(&text) {
                         Outcome::NoSpace
                     } else {
                         Outcome::Refused(text.trim().to_owned())

@@ -235,10 +235,14 @@ impl VolumeQueue {
             return;
         };
         let verdict = request.judge();
+        let piece = Range::of_blocks(request.position(), request.piece, SECTOR);
         request.done += request.piece;
         let complete = request.done == request.length;
         for (member, reason) in &verdict.failed {
             self.leave(*member, reason);
+        }
+        if verdict.result == Err(IoError::Os(libc::ENOSPC)) {
+            self.shared.tear(piece);
         }
         let result = match verdict.result {
             // Those that have it failed elsewhere meanwhile: others may miss it that had something else.

@@ -83,6 +83,8 @@ pub(super) struct State {
     pub silent: bool,
     /// What is there cannot be read.
     pub bad: Option<usize>,
+    /// There is no space for what is there or behind it: of a write that reaches it only the beginning is kept.
+    pub full: Option<usize>,
     /// Whoever reads what is there gets no answer.
     pub hangs_at: Option<usize>,
     /// What its data port has not answered.
@@ -112,6 +114,7 @@ impl State {
             manners: HashMap::new(),
             silent: false,
             bad: None,
+            full: None,
             hangs_at: None,
             asked: 0,
         }
@@ -220,6 +223,12 @@ impl State {
             Kind::Ping => Some(Vec::new()),
             Kind::Read if Self::reads(header, self.bad) => None,
             Kind::Read => Some(self.bytes.get(start..end)?.to_vec()),
+            Kind::Write if self.full.is_some_and(|full| end > full) => {
+                let kept = self.full?.clamp(start, end);
+                let (bytes, data) = (self.bytes.get_mut(start..kept)?, data.get(..kept - start)?);
+                bytes.copy_from_slice(data);
+                None
+            }
             Kind::Write => {
                 self.bytes.get_mut(start..end)?.copy_from_slice(data);
                 self.dirty = true;
@@ -275,6 +284,7 @@ impl Fake {
         self.change(|state| {
             state.manners.clear();
             state.silent = false;
+            state.full = None;
             state.hangs_at = None;
         });
     }
@@ -346,11 +356,14 @@ async fn serve_data(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io::Resu
             sleep(Duration::from_millis(10)).await;
         }
         let answer = state.lock().serve(&header, &data);
-        let kind = match answer {
-            Some(_) => Kind::Response,
-            None => Kind::Error,
+        let (kind, data) = match answer {
+            Some(data) => (Kind::Response, data),
+            None if header.kind == Kind::Write && state.lock().full.is_some() => (
+                Kind::Error,
+                b"write volume-head-000.img: no space left on device".to_vec(),
+            ),
+            None => (Kind::Error, Vec::new()),
         };
-        let data = answer.unwrap_or_default();
         let payload = u32::try_from(data.len()).map_err(io::Error::other)?;
         let header = Header {
             kind,

@@ -17,6 +17,7 @@ mod services;
 mod silence;
 #[cfg(feature = "controller")]
 mod tools;
+mod torn;
 mod words;
 
 use std::sync::Arc;
