@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::metrics::Metrics;
 
+/// Events shown of those that came instead of the one that was waited for.
+const SHOWN: usize = 10;
+
 /// How long any answer may take.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -250,21 +253,32 @@ impl Iterator for Events {
 }
 
 impl Events {
-    /// Waits for an event with this `type`, and gives it.
+    /// Waits for an event with this `type`, and gives it. A job that gets on is waited for longer.
     ///
     /// # Panics
     /// When it does not come in time.
     pub fn wait_for(&mut self, kind: &str) -> Value {
-        let end = Instant::now() + EVENT_DEADLINE;
-        let mut before = Vec::new();
+        let mut end = Instant::now() + EVENT_DEADLINE;
+        let (mut before, mut most) = (Vec::new(), None);
         while Instant::now() < end {
-            match self.next() {
-                Some(event) if event["type"] == kind => return event,
-                Some(event) => before.push(event),
-                None => break,
+            let Some(event) = self.next() else {
+                break;
+            };
+            if event["type"] == kind {
+                return event;
             }
+            let done = event["job"]["progress"]["done"].as_u64();
+            if done > most {
+                most = done;
+                end = Instant::now() + EVENT_DEADLINE;
+            }
+            before.push(event);
         }
-        panic!("no event {kind:?} came, but {before:?}");
+        let last = &before[before.len().saturating_sub(SHOWN)..];
+        panic!(
+            "no event {kind:?} came, but {}, at last {last:?}",
+            before.len()
+        );
     }
 
     /// Waits until the VM has this state, which is not `ended`.

@@ -32,8 +32,8 @@ pub fn write(vm: &Vm, area: &Area) {
     assert_eq!(written.cpus, [0, 1, 2, 3], "every queue was used");
 }
 
-/// Has a guest write an area again and again, each time with the next generation, until something is done to what is below; once more then. Returns the
-/// area as it was written last.
+/// Has a guest write an area again and again, each time with the next generation, and read it back each time, until something is done to what is below;
+/// once more then. Returns the area as it was written last.
 ///
 /// # Panics
 /// When it sees an error, or not all queues were used.
@@ -46,6 +46,8 @@ pub fn write_during(vm: &Vm, area: &Area, disturb: impl FnOnce()) -> Area {
                 // Before: what is written last has seen it all.
                 let last = over.load(Ordering::SeqCst);
                 write(vm, &area);
+                // Each time: what is written next hides what was lost.
+                verify(vm, &area);
                 if last {
                     return area;
                 }
