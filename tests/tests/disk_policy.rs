@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use paddock_probe::protocol::{Area, BlocksVerify, BlocksWrite};
-use paddock_tests::Vm;
 use paddock_tests::host::{SmallFileSystem, run, shell};
+use paddock_tests::{Ctl, Vm};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -127,16 +127,8 @@ fn a_disk_grows_and_the_guest_uses_what_is_new() {
     let directory = tempfile::tempdir().unwrap();
     let vm = boot(&image(directory.path(), 64 * MIB), "");
     assert_eq!(vm.info().disks[0].size, 64 * MIB);
-    let answer = vm.api().request(
-        "PUT",
-        "/vm/disks/data/size",
-        Some(&json!({"size": "96MiB"})),
-    );
-    assert_eq!(
-        (answer.status, &answer.body["size"]),
-        (200, &json!(96 * MIB)),
-        "{answer:?}"
-    );
+    let grown = Ctl::at(vm.api().socket()).json(&["disks", "resize", "data", "96MiB"]);
+    assert_eq!(grown["size"], 96 * MIB, "{grown}");
     vm.wait_until(
         "the guest does not see the new size",
         Duration::from_secs(30),

@@ -18,7 +18,7 @@ use paddock_probe::protocol::Area;
 use paddock_tests::host::run;
 use paddock_tests::longhorn::GuestVolume;
 use paddock_tests::longhorn::guest::{self, modes, wait_for_modes, wait_until_compared};
-use paddock_tests::{Vm, amount, blocks};
+use paddock_tests::{Ctl, Vm, amount, blocks};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
@@ -247,6 +247,24 @@ fn longhorns_tools_drive_the_volume_of_a_running_guest() {
     blocks::verify(&vm, &all);
     let snapshots = vm.api().get("/vm/disks/data/snapshots").body;
     assert_eq!(snapshots[0]["name"], "by-tool", "{snapshots}");
+    let ctl = Ctl::at(vm.api().socket());
+    ctl.well(&["snapshots", "create", "data", "by-ctl"]);
+    let names = |snapshots: Value| -> Vec<String> {
+        let snapshots = snapshots.as_array().cloned().unwrap_or_default();
+        let name = |snapshot: &Value| snapshot["name"].as_str().map(str::to_owned);
+        // Growing takes one, too.
+        let asked_for = |name: &String| name.starts_with("by-");
+        snapshots
+            .iter()
+            .filter_map(name)
+            .filter(asked_for)
+            .collect()
+    };
+    let listed = names(ctl.json(&["snapshots", "list", "data"]));
+    assert_eq!(listed, ["by-tool", "by-ctl"]);
+    ctl.well(&["snapshots", "remove", "data", "by-tool"]);
+    assert_eq!(names(ctl.json(&["snapshots", "list", "data"])), ["by-ctl"]);
+    blocks::verify(&vm, &all);
     vm.power_off();
 }
 

@@ -345,6 +345,18 @@ impl<T> Running<T> {
     }
 }
 
+/// Where nothing but the time of the last write will tell after a crash which replica has everything, hosts whose clocks differ may have the wrong one believed.
+fn warn_of_clocks(options: &VolumeOptions, counts_revisions: bool) {
+    let hosts: HashSet<&str> = options.replicas.iter().map(ReplicaAddress::host).collect();
+    if options.record.is_none() && !counts_revisions && hosts.len() > 1 {
+        tracing::warn!(
+            volume = %options.name,
+            "its replicas do not count writes, and nothing records which of them have everything: should this host crash after one of them has \
+             failed, the clocks of their hosts decide which is believed; name a record, or leave to whoever starts the VM which replicas it is given"
+        );
+    }
+}
+
 /// Opens a volume, on the control thread.
 pub(super) async fn open(
     mut options: VolumeOptions,
@@ -358,6 +370,7 @@ pub(super) async fn open(
     let is_recorded = recorded.is_some();
     options.replicas = recorded.unwrap_or(options.replicas);
     let opened = open::open(&options, is_recorded).await?;
+    warn_of_clocks(&options, opened.counts_revisions);
     let (sender, events) = unbounded_channel();
     let shared = Shared::new(options.name.clone(), opened.size, record.is_some(), sender);
     let shared = Arc::new(shared);
