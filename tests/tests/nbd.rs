@@ -90,7 +90,8 @@ fn killed_under_writes(command: &[&str], socket_flag: &str) {
         ..Area::new("/dev/vda", SIZE, 42)
     };
     let area = blocks::write_during(&vm, &area, || {
-        for _ in 0..2 {
+        // At some moments only there is something that it has acknowledged and not flushed.
+        for _ in 0..6 {
             sleep(Duration::from_millis(300));
             server.kill();
             // Requests come meanwhile, and wait.
