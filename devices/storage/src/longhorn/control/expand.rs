@@ -120,7 +120,7 @@ impl Control {
         }
         // Replicas take one.
         self.ensure_room(&admin, None).await?;
-        let frozen = self.shared.freeze().await;
+        let frozen = self.freeze_alike().await?;
         let grown = self
             .on_all(
                 &admin,

@@ -48,7 +48,7 @@ use self::record::Record;
 use super::error::VolumeError;
 use super::member::{Failure, Member, Mode, Socket};
 use super::options::{ReplicaAddress, Taking, VolumeOptions};
-use super::shared::{Registered, Shared};
+use super::shared::{Frozen, Registered, Shared};
 use super::status::{Listener, Progress};
 
 /// What only one task at a time may change.
@@ -157,10 +157,23 @@ impl Control {
         if self.shared.members().iter().any(rebuilt) {
             return Err(self.state_error("a replica is being rebuilt; wait for that, or remove it"));
         }
-        if self.shared.primary().is_some() {
-            return Err(self.state_error("its replicas are being compared; wait for that"));
-        }
+        self.ensure_alike()?;
         Ok(admin)
+    }
+
+    /// Refuses what is to be done to replicas that are the same only.
+    fn ensure_alike(&self) -> Result<(), VolumeError> {
+        match self.shared.primary() {
+            None => Ok(()),
+            Some(_) => Err(self.state_error("its replicas are being compared; wait for that")),
+        }
+    }
+
+    /// Shuts the gate, for what is to be done to replicas that are the same: the last write before it may have left them torn.
+    async fn freeze_alike(&self) -> Result<Frozen, VolumeError> {
+        let frozen = self.shared.freeze().await;
+        self.ensure_alike()?;
+        Ok(frozen)
     }
 
     pub(super) fn progress(&self) -> Option<Progress> {
@@ -249,7 +262,7 @@ impl Control {
     /// Waits until replicas have answered what they were sent, and leaves them open. Returns those that have everything. One that was left may look no different.
     pub(super) async fn hand_over(&self) -> Result<Vec<ReplicaAddress>, VolumeError> {
         let admin = self.administrate_complete().await?;
-        let frozen = self.shared.freeze().await;
+        let frozen = self.freeze_alike().await?;
         let live = self.end(&admin);
         drop(frozen);
         if let Some(record) = &self.record {

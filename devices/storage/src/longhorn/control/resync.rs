@@ -146,7 +146,7 @@ async fn mend_now(control: &Control) -> bool {
             end: torn.start + u64::from(length),
         };
         // The last block may be a part of one.
-        let done = if done.end == end { torn } else { done };
+        let done = if done.end >= end { torn } else { done };
         let piece = Piece {
             opening: *control.opening.lock().await,
             offset: torn.start,
@@ -272,6 +272,11 @@ async fn pass(control: &Control, post: &Post) -> bool {
         if control.is_closed() {
             return false;
         }
+    }
+    // It was closed, or handed over, before the gate was opened again: the replicas may be somebody else's.
+    if control.is_closed() {
+        control.shared.leave(post);
+        return false;
     }
     true
 }

@@ -81,7 +81,7 @@ impl Control {
         self.ensure_room(&admin, Some(&snapshot.name)).await?;
         // From here on nothing more is sent, and what replicas have is waited for.
         let since = Instant::now();
-        let frozen = self.shared.freeze().await;
+        let frozen = self.freeze_alike().await?;
         let taken = self.snapshot_all(&admin, &snapshot).await;
         drop(frozen);
         let frozen = since.elapsed();

@@ -114,7 +114,7 @@ impl Control {
         admin.next_id += 1;
         let member = Arc::new(Member::new(id, peer.address.to_string(), Mode::WriteOnly));
         let since = Instant::now();
-        let frozen = self.shared.freeze().await;
+        let frozen = self.freeze_alike().await?;
         self.snapshot_all(&admin, snapshot).await?;
         for (post, socket) in posts.iter().zip(sockets) {
             member.adopt(&socket);

@@ -1,5 +1,7 @@
 //! Replicas that a write without space left with different parts of it.
 
+use std::collections::HashMap;
+
 use super::*;
 
 use Mode::ReadWrite;
@@ -63,4 +65,48 @@ fn the_last_one_has_nothing_to_be_like() {
     wait_until("reads the one that is left", || volume.is_compared());
     assert_eq!(read_at(&volume, 4096), Ok(vec![2]));
     volume.close().expect("closed");
+}
+
+/// A write is on its way when replicas are to be handed over, or to take a snapshot, and tears them.
+#[test]
+fn the_last_write_before_the_gate_shuts_counts() {
+    type Change = fn(&Volume) -> Result<(), VolumeError>;
+    let changes: [Change; 2] = [
+        |volume| volume.hand_over().map(drop),
+        |volume| volume.snapshot(None, HashMap::new()).map(drop),
+    ];
+    for change in changes {
+        let set = Set::holding(2, 1);
+        let volume = set.open();
+        for (replica, full) in set.replicas.iter().zip([4096, 4096 + 512]) {
+            replica.change(|state| {
+                state.full = Some(full);
+                state.silent = true;
+            });
+        }
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| write_at(&volume, 4096, 2));
+            let asked = |replica: &Fake| replica.state().asked > 0;
+            wait_until("is written", || set.replicas.iter().all(asked));
+            let changing = scope.spawn(|| change(&volume));
+            std::thread::sleep(Duration::from_millis(100));
+            for replica in &set.replicas {
+                replica.change(|state| state.silent = false);
+            }
+            assert_eq!(writing.join().expect("no panic"), Err(ENOSPC));
+            let changed = changing.join().expect("no panic");
+            assert!(
+                matches!(changed, Err(VolumeError::State { .. })),
+                "{changed:?}"
+            );
+        });
+        assert!(
+            set.replicas
+                .iter()
+                .all(|replica| replica.state().chain.is_empty())
+        );
+        // It can be used as before.
+        set.replicas.iter().for_each(Fake::mend);
+        assert_eq!(write_at(&volume, 4096, 3), Ok(()));
+    }
 }
