@@ -8,6 +8,9 @@
     reason = "not every test file has such a helper"
 )]
 
+mod interrupted;
+mod network;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +21,7 @@ use paddock_storage::longhorn::{
 };
 use paddock_storage::{Buffer, Disk, IoError, Operation};
 use paddock_tests::longhorn::{
-    BLOCK, Engine, EngineOptions, Host, Network, Replica, SIZE, SOON, Set, User, own_replica,
-    program, stamp,
+    BLOCK, Engine, EngineOptions, Replica, SIZE, SOON, Set, User, own_replica, program, stamp,
 };
 use paddock_tests::within;
 
@@ -445,86 +447,6 @@ fn a_volume_is_handed_over_open() {
     User::new(&set.open()).check(0, SIZE, 3);
 }
 
-/// Three replicas, of which the last is on another host.
-fn far(name: &str) -> (Set, Arc<Network>) {
-    let mut set = Set::start(name, false);
-    let network = Arc::new(Network::new());
-    set.options.host = Host::Far(Arc::clone(&network));
-    set.replicas.pop();
-    set.add();
-    (set, network)
-}
-
-#[test]
-fn a_replica_whose_connections_are_reset_is_left_at_once() {
-    let (set, network) = far("reset");
-    let volume = set.open();
-    let mut user = User::new(&volume);
-    user.write(0, MIB, 1).unwrap();
-    let mut generation = 1;
-    let since = Instant::now();
-    std::thread::scope(|scope| {
-        let reset = scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(100));
-            network.reset();
-        });
-        while !reset.is_finished() || modes(&volume)[2] == Mode::ReadWrite {
-            generation += 1;
-            user.write(0, MIB, generation).unwrap();
-            let took = since.elapsed();
-            assert!(took < Duration::from_secs(7), "it is waited for: {took:?}");
-        }
-    });
-    assert!(generation > 2, "nothing was written meanwhile");
-    assert_eq!(
-        modes(&volume),
-        [Mode::ReadWrite, Mode::ReadWrite, Mode::Failed]
-    );
-    // The host was there all the time: it is not for its silence.
-    let reason = volume.replicas()[2].failure.clone().unwrap().reason;
-    assert!(reason.contains("onnection"), "{reason}");
-    for _ in 0..3 {
-        user.check(0, MIB, generation);
-    }
-    assert_eq!(modes(&volume)[2], Mode::Failed);
-    drop(user);
-    volume.close().unwrap();
-}
-
-#[test]
-fn a_replica_whose_answers_are_lost_is_left_after_the_timeout() {
-    let (set, network) = far("cable");
-    let volume = set.open();
-    let mut user = User::new(&volume);
-    user.write(0, MIB, 1).unwrap();
-    network.cut();
-    let before = Instant::now();
-    user.write(0, MIB, 2).unwrap();
-    let took = before.elapsed();
-    assert!(
-        took > Duration::from_secs(7) && took < Duration::from_secs(14),
-        "{took:?}"
-    );
-    assert_eq!(
-        modes(&volume),
-        [Mode::ReadWrite, Mode::ReadWrite, Mode::Failed]
-    );
-    let before = Instant::now();
-    user.write(0, MIB, 3).unwrap();
-    assert!(
-        before.elapsed() < Duration::from_secs(7),
-        "it is still waited for"
-    );
-    // It is back, and behind: nobody reads it.
-    network.mend();
-    for _ in 0..3 {
-        user.check(0, MIB, 3);
-    }
-    assert_eq!(modes(&volume)[2], Mode::Failed);
-    drop(user);
-    volume.close().unwrap();
-}
-
 #[test]
 fn two_of_three_replicas_may_go_at_once() {
     let mut set = Set::start("two", false);
@@ -543,36 +465,6 @@ fn two_of_three_replicas_may_go_at_once() {
     assert_eq!(user.write(0, MIB, 3), Err(EIO));
 }
 
-/// Rebuilds replica 2 after it was killed, and does something to the set while that is under way.
-fn interrupt_a_rebuild(name: &str, interrupt: impl FnOnce(&mut Set)) -> (Set, Volume) {
-    let mut set = Set::start(name, false);
-    let volume = set.open();
-    let mut user = User::new(&volume);
-    user.write(0, SIZE, 1).unwrap();
-    set.replicas[2].kill();
-    user.write(0, MIB, 2).unwrap();
-    let address = set.address(2);
-    volume.remove_replica(&address).unwrap();
-    set.replicas[2].restart();
-    let rebuilt = std::thread::scope(|scope| {
-        let rebuild = scope.spawn(|| volume.add_replica(address.clone()));
-        assert!(
-            within(SOON, || volume.progress().is_some()),
-            "it does not begin"
-        );
-        interrupt(&mut set);
-        user.write(0, MIB, 3).unwrap();
-        rebuild.join().unwrap()
-    });
-    assert!(rebuilt.is_err(), "{rebuilt:?}");
-    assert_eq!(modes(&volume)[2], Mode::Failed);
-    assert_eq!(volume.progress(), None);
-    user.write(MIB, 2 * MIB, 3).unwrap();
-    user.check(0, 2 * MIB, 3);
-    (set, volume)
-}
-
-/// Longhorn's engine does it all, and Paddock is its client.
 #[test]
 fn a_volume_behind_longhorns_own_engine() {
     let mut set = Set::start("behind", false);
@@ -593,34 +485,4 @@ fn a_volume_behind_longhorns_own_engine() {
     drop(engine);
     let failed = one.write(0, MIB, 4);
     assert_eq!(failed, Err(EIO), "there is nobody any more");
-}
-
-#[test]
-fn a_rebuild_whose_replica_dies_is_begun_anew() {
-    let (mut set, volume) = interrupt_a_rebuild("interrupted", |set| set.replicas[2].kill());
-    let address = set.address(2);
-    volume.remove_replica(&address).unwrap();
-    set.replicas[2].restart();
-    volume.add_replica(address).unwrap();
-    assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
-    set.assert_alike(&[0, 1, 2]);
-    volume.close().unwrap();
-}
-
-#[test]
-fn a_rebuild_whose_source_dies_goes_on_from_another_when_it_is_begun_anew() {
-    let (mut set, volume) = interrupt_a_rebuild("source", |set| set.replicas[0].kill());
-    assert_eq!(
-        modes(&volume),
-        [Mode::Failed, Mode::ReadWrite, Mode::Failed]
-    );
-    for index in [0, 2] {
-        let address = set.address(index);
-        volume.remove_replica(&address).unwrap();
-        set.replicas[index].restart();
-        volume.add_replica(address).unwrap();
-    }
-    assert_eq!(modes(&volume), [Mode::ReadWrite; 3]);
-    set.assert_alike(&[0, 1, 2]);
-    volume.close().unwrap();
 }
